@@ -1,0 +1,47 @@
+"""Everything compiled: the same kernels once per instruction-set level, one level chosen at import.
+
+``FASTCE_LEVEL=baseline|v3|v4`` in the environment forces a level.
+"""
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+from . import cpu
+
+__all__ = ["LEVELS", "built", "kernels", "load", "runnable"]
+
+_V3 = {"avx2", "fma", "f16c", "bmi2"}
+
+#: Levels from the least to the most demanding, with the CPU features each needs (setup.py has the flags).
+LEVELS = {
+    "baseline": set(),
+    "v3": _V3,
+    "v4": _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
+
+
+def built() -> tuple[str, ...]:
+    """Levels this installation was built with."""
+    return tuple(n for n in LEVELS if importlib.util.find_spec(f"{__name__}._kernels_{n}"))
+
+
+def runnable() -> tuple[str, ...]:
+    """Levels that were built and that this machine can run, least demanding first."""
+    present = cpu.features()
+    return tuple(name for name in built() if LEVELS[name] <= present)
+
+
+def load(level: str) -> ModuleType:
+    """Return the kernels of one runnable level."""
+    if level not in runnable():
+        raise ImportError(
+            f"fastce level {level!r} cannot be used here: possible are {', '.join(runnable())} "
+            f"(built: {', '.join(built())}; check the environment variable FASTCE_LEVEL)"
+        )
+    return importlib.import_module(f"{__name__}._kernels_{level}")
+
+
+#: The kernels in use. Public functions look them up here at each call.
+kernels = load(os.environ.get("FASTCE_LEVEL") or runnable()[-1])

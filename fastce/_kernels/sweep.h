@@ -1,0 +1,549 @@
+/* Sweep and write: everything that touches the logits and the gradient of a tile.
+ *
+ * Included once per REAL_BITS, after simd.h, vmath.h and formats.h. For a row x with target y
+ *
+ *     sweep   m = max_j x_j,   r = sum_{j != y} exp(x_j - m),   x_y      -> Rows
+ *     write   g_j = alpha exp(x_j - m),   g_y = beta                     <- Rows
+ *
+ * The target's own term never enters r, so loss and gradient lose no digits where the model is
+ * sure. Two walks do the same work:
+ *
+ *     along    the row lies along the vectors    class axis contiguous, many classes
+ *     across   a row in every lane               few classes, or rows adjacent in memory
+ *
+ * Both go through a row in chunks. A row of one chunk stages its exps, in the gradient itself
+ * where that is contiguous native memory, else in the scratch, and write only scales them. For a
+ * longer row write computes the exps again, which moves fewer bytes than storing and reloading
+ * them; along the row its chunks are each swept against their own maximum, while they are in cache,
+ * and combined in the end.
+ *
+ * Sums have the same tree at every place in a batch: groups of four vectors are added in REAL,
+ * the groups in more than REAL (sum_vec). That is two REAL roundings, however many classes.
+ */
+#ifndef FASTCE_SWEEP_H
+#define FASTCE_SWEEP_H
+
+/* The memory of a tile. `grad` is NULL where only the loss is wanted. */
+typedef struct {
+    ptrdiff_t n_rows, n_classes;
+    const char *logits;
+    char *grad;
+    Layout logits_layout, grad_layout;
+    double *scratch; /* SCRATCH_LENGTH */
+} Tile;
+
+enum {
+    CHUNK_ACROSS = CHUNK / TILE,                /* classes of a chunk when rows lie across */
+    SCRATCH_LENGTH = CHUNK + TILE * FEW_CLASSES /* a chunk, and rows on their way to lanes */
+};
+
+/* A long row is swept in pieces, which threads may share: chunks, or more where it would be more than
+ * MAX_PIECES. They depend on its length alone, so a sum has the same tree whoever computes it. */
+INLINE ptrdiff_t piece_length(ptrdiff_t n_classes)
+{
+    const ptrdiff_t at_most = (ptrdiff_t)CHUNK * MAX_PIECES;
+    return CHUNK * ((n_classes + at_most - 1) / at_most);
+}
+
+#endif
+
+#undef REAL_FORMAT
+#if REAL_BITS == 64
+#define REAL_FORMAT FORMAT_F64
+#else
+#define REAL_FORMAT FORMAT_F32
+#endif
+
+INLINE int FN(is_native)(const Layout *layout)
+{
+    return layout->format == REAL_FORMAT && !layout->swapped;
+}
+
+INLINE int FN(is_contiguous)(const Layout *layout)
+{
+    return FN(is_native)(layout) && layout->class_stride == sizeof(REAL);
+}
+
+INLINE ptrdiff_t FN(smaller)(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* ---- What the loops multiply exps by ------------------------------------------------------ */
+
+/* alpha / EXP_SCALE as a product, b a power of two and nearly always 1: as one factor it could
+ * be subnormal in REAL and cost a normal gradient its digits. */
+typedef struct { REAL a, b; } FN(Factor);
+
+INLINE FN(Factor) FN(factor)(double alpha)
+{
+    double scaled = alpha / EXP_SCALE;
+    int normal = fabs(scaled) >= (REAL_BITS == 64 ? 0x1p-1022 : 0x1p-126);
+    return (FN(Factor)){(REAL)(normal ? scaled : alpha), normal ? 1 : 1 / EXP_SCALE};
+}
+
+/* ---- Along the row ------------------------------------------------------------------------ */
+
+static REAL FN(chunk_max)(const REAL *x, ptrdiff_t n)
+{
+    const vec lowest = FN(splat)(-INFINITY);
+    vec m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
+    ptrdiff_t j = 0;
+    for (; j + 4 * LANES <= n; j += 4 * LANES) {
+        m0 = FN(larger)(FN(load)(x + j), m0); /* a NaN is passed over here and met by chunk_sum */
+        m1 = FN(larger)(FN(load)(x + j + LANES), m1);
+        m2 = FN(larger)(FN(load)(x + j + 2 * LANES), m2);
+        m3 = FN(larger)(FN(load)(x + j + 3 * LANES), m3);
+    }
+    for (; j + LANES <= n; j += LANES) m0 = FN(larger)(FN(load)(x + j), m0);
+    if (j < n) m1 = FN(larger)(FN(load_n)(x + j, n - j, -INFINITY), m1);
+    return FN(largest_lane)(FN(larger)(FN(larger)(m0, m1), FN(larger)(m2, m3)));
+}
+
+/* A group that is not full or holds the target; what is missing counts as +0. */
+static void FN(sum_partial_group)(const REAL *x, REAL *e, ptrdiff_t n, vec m, ptrdiff_t y, sum_vec *sum)
+{
+    vec group[4] = {{0}};
+    for (ptrdiff_t k = 0; k < 4 && n > 0; k++, n -= LANES, y -= LANES, x += LANES) {
+        ptrdiff_t count = FN(smaller)(n, LANES);
+        vec v = FN(exp_from)(count == LANES ? FN(load)(x) : FN(load_n)(x, count, -INFINITY), m);
+        if (e) {
+            if (count == LANES) FN(store)(e, v);
+            else FN(store_n)(e, count, v);
+            e += LANES;
+        }
+        group[k] = y >= 0 && y < LANES ? FN(unless_equal)(v, FN(iota)(), (ivec){0} + (INT)y) : v;
+    }
+    FN(add)(sum, (group[0] + group[1]) + (group[2] + group[3]));
+}
+
+INLINE void FN(sum_groups)(const REAL *x, REAL *e, ptrdiff_t n, vec m, sum_vec *sum)
+{
+    for (ptrdiff_t j = 0; j < n; j += 4 * LANES) {
+        vec e0 = FN(exp_from)(FN(load)(x + j), m);
+        vec e1 = FN(exp_from)(FN(load)(x + j + LANES), m);
+        vec e2 = FN(exp_from)(FN(load)(x + j + 2 * LANES), m);
+        vec e3 = FN(exp_from)(FN(load)(x + j + 3 * LANES), m);
+        if (e) {
+            FN(store)(e + j, e0);
+            FN(store)(e + j + LANES, e1);
+            FN(store)(e + j + 2 * LANES, e2);
+            FN(store)(e + j + 3 * LANES, e3);
+        }
+        FN(add)(sum, (e0 + e1) + (e2 + e3));
+    }
+}
+
+/* Sum of exp(x_j - m) over j != y; y outside [0, n): over all. Stages the exps in e unless NULL. */
+static double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, ptrdiff_t y)
+{
+    const ptrdiff_t group = 4 * LANES, full = n - n % group;
+    const vec m = FN(splat)(maximum);
+    const ptrdiff_t at = y >= 0 && y < full ? y - y % group : full; /* group of the target */
+    sum_vec sum = {{0}, {0}};
+    if (e) FN(sum_groups)(x, e, at, m, &sum);
+    else FN(sum_groups)(x, NULL, at, m, &sum);
+    if (at < full) {
+        ptrdiff_t next = at + group;
+        FN(sum_partial_group)(x + at, e ? e + at : NULL, group, m, y - at, &sum);
+        if (e) FN(sum_groups)(x + next, e + next, full - next, m, &sum);
+        else FN(sum_groups)(x + next, NULL, full - next, m, &sum);
+    }
+    if (full < n) FN(sum_partial_group)(x + full, e ? e + full : NULL, n - full, m, y - full, &sum);
+    return FN(total)(sum) / EXP_SCALE;
+}
+
+/* g = alpha * exps, from the staged exps, or from the logits where `staged` is 0. */
+INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, int staged, REAL maximum, FN(Factor) f)
+{
+    const vec m = FN(splat)(maximum);
+    ptrdiff_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
+        vec v = FN(load)(x + j);
+        FN(store)(g + j, (staged ? v : FN(exp_from)(v, m)) * f.a * f.b);
+    }
+    if (j < n) {
+        vec v = FN(load_n)(x + j, n - j, 0);
+        FN(store_n)(g + j, n - j, (staged ? v : FN(exp_from)(v, m)) * f.a * f.b);
+    }
+}
+
+/* n classes of a row from `start` on, as contiguous REALs: in place where they are that, else in scratch. */
+INLINE const REAL *FN(contiguous_run)(const char *row, const Layout *from, ptrdiff_t start, ptrdiff_t n,
+                                      REAL *scratch)
+{
+    const char *run = row + start * from->class_stride;
+    if (FN(is_contiguous)(from)) return (const REAL *)run;
+    FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
+    return scratch;
+}
+
+/* A chunk whose maximum is -inf sums to 0 against any finite shift, and NaN stays NaN. */
+INLINE REAL FN(shift)(REAL maximum) { return maximum == -INFINITY ? 0 : maximum; }
+
+/* m and r of the classes start .. end of row i alone. */
+static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end,
+                            double *max, double *rest)
+{
+    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
+    const char *row = tile->logits + i * from->row_stride;
+    const int stage = tile->grad && tile->n_classes <= CHUNK;
+    REAL *scratch = (REAL *)tile->scratch + (stage ? i * tile->n_classes : 0);
+    REAL *exps = !stage ? NULL
+               : FN(is_contiguous)(to) ? (REAL *)(tile->grad + i * to->row_stride) : scratch;
+    const REAL *x = NULL;
+    REAL m = -INFINITY;
+
+    for (ptrdiff_t at = start; at < end; at += CHUNK) {
+        const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
+        x = FN(contiguous_run)(row, from, at, n, scratch);
+        const REAL chunk_max = FN(chunk_max)(x, n);
+        m = chunk_max > m ? chunk_max : m;
+    }
+    *max = m;
+    *rest = 0;
+    for (ptrdiff_t at = start; at < end; at += CHUNK) {
+        const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
+        if (end - start > CHUNK) x = FN(contiguous_run)(row, from, at, n, scratch);
+        *rest += FN(chunk_sum)(x, exps, n, FN(shift)(m), rows->label[i] - at);
+    }
+}
+
+/* Writes the gradient of the classes start .. end of row i, the target's excepted. */
+static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end)
+{
+    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
+    const char *row = tile->logits + i * from->row_stride;
+    const int staged = tile->n_classes <= CHUNK, direct = FN(is_contiguous)(to);
+    const REAL m = (REAL)rows->max[i];
+    const FN(Factor) factor = FN(factor)(rows->alpha[i]);
+    REAL *scratch = (REAL *)tile->scratch + (staged ? i * tile->n_classes : 0);
+
+    for (; start < end; start += CHUNK) {
+        const ptrdiff_t n = FN(smaller)(end - start, CHUNK);
+        char *grad = tile->grad + i * to->row_stride + start * to->class_stride;
+        REAL *g = direct ? (REAL *)grad : scratch;
+        if (rows->label[i] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
+        else if (staged) FN(chunk_write)(g, g, n, 1, m, factor);
+        else FN(chunk_write)(FN(contiguous_run)(row, from, start, n, scratch), g, n, 0, m, factor);
+        if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
+    }
+}
+
+INLINE void FN(write_target)(const Tile *tile, const Rows *rows, ptrdiff_t i)
+{
+    const Layout *to = &tile->grad_layout;
+    if (rows->label[i] < 0) return;
+    if (FN(is_native)(to))
+        FN(store_one)(tile->grad + i * to->row_stride + rows->label[i] * to->class_stride,
+                      (REAL)rows->beta[i], REAL_FORMAT, 0);
+    else
+        FN(store_one)(tile->grad + i * to->row_stride + rows->label[i] * to->class_stride,
+                      (REAL)rows->beta[i], to->format, to->swapped);
+}
+
+static void FN(sweep_along)(const Tile *tile, Rows *rows)
+{
+    const ptrdiff_t n_classes = tile->n_classes, length = piece_length(n_classes);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        rows->max[i] = rows->rest[i] = 0;
+        if (rows->label[i] < 0) continue;
+        if (n_classes <= length) {
+            FN(sweep_piece)(tile, rows, i, 0, n_classes, &rows->max[i], &rows->rest[i]);
+            continue;
+        }
+        double max[MAX_PIECES], rest[MAX_PIECES];
+        ptrdiff_t n = 0;
+        for (ptrdiff_t start = 0; start < n_classes; start += length, n++)
+            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n]);
+        combine_parts(max, rest, n, &rows->max[i], &rows->rest[i]);
+    }
+}
+
+static void FN(write_along)(const Tile *tile, const Rows *rows)
+{
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        FN(write_piece)(tile, rows, i, 0, tile->n_classes);
+        FN(write_target)(tile, rows, i);
+    }
+}
+
+/* ---- Across rows -------------------------------------------------------------------------- */
+
+/* A plane holds classes x rows: element (c, i) at data + c * stride + i * sizeof(REAL). */
+typedef struct { char *data; ptrdiff_t stride; } FN(Plane);
+
+INLINE vec FN(load_lanes)(FN(Plane) plane, ptrdiff_t c, ptrdiff_t i, ptrdiff_t count)
+{
+    const REAL *p = (const REAL *)(plane.data + c * plane.stride) + i;
+    return count == LANES ? FN(load)(p) : FN(load_n)(p, count, 0);
+}
+
+INLINE void FN(store_lanes)(FN(Plane) plane, ptrdiff_t c, ptrdiff_t i, ptrdiff_t count, vec a)
+{
+    REAL *p = (REAL *)(plane.data + c * plane.stride) + i;
+    if (count == LANES) FN(store)(p, a);
+    else FN(store_n)(p, count, a);
+}
+
+/* max_c of the rows i .. i + count, joined with what max holds. */
+INLINE void FN(lanes_max)(FN(Plane) x, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count, REAL *max)
+{
+    vec m = FN(load)(max + i);
+    for (ptrdiff_t c = 0; c < n; c++) m = FN(larger)(FN(load_lanes)(x, c, i, count), m);
+    FN(store)(max + i, m);
+}
+
+/* Adds exp(x - max) over the classes but the target, staging the exps in e unless that is empty. */
+INLINE void FN(lanes_sum)(FN(Plane) x, FN(Plane) e, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count,
+                          const INT *target, const REAL *max, double *rest, double *error)
+{
+    vec m = FN(load)(max + i);
+    m = (vec)((ivec)m & ~(ivec)(m == -INFINITY)); /* as shift() above */
+    ivec y;
+    memcpy(&y, target + i, sizeof y);
+    sum_vec sum = FN(load_sums)(rest + i, error + i);
+    for (ptrdiff_t c = 0; c < n; c += 4) {
+        vec group[4] = {{0}};
+        for (ptrdiff_t k = 0; k < 4; k++) {
+            if (c + k == n) break;
+            vec v = FN(exp_from)(FN(load_lanes)(x, c + k, i, count), m);
+            if (e.data) FN(store_lanes)(e, c + k, i, count, v);
+            group[k] = FN(unless_equal)(v, y, (ivec){0} + (INT)(c + k));
+        }
+        FN(add)(&sum, (group[0] + group[1]) + (group[2] + group[3]));
+    }
+    FN(store_sums)(rest + i, error + i, sum);
+}
+
+/* Gradient of the rows i .. i + count off their targets; 0 in ignored rows. */
+INLINE void FN(lanes_write)(FN(Plane) x, FN(Plane) g, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count, int staged,
+                            const REAL *max, const REAL *a, const REAL *b, const INT *ignored)
+{
+    const vec m = FN(load)(max + i), fa = FN(load)(a + i), fb = FN(load)(b + i);
+    ivec ignore;
+    memcpy(&ignore, ignored + i, sizeof ignore);
+    for (ptrdiff_t c = 0; c < n; c++) {
+        vec v = FN(load_lanes)(x, c, i, count);
+        v = (staged ? v : FN(exp_from)(v, m)) * fa * fb;
+        FN(store_lanes)(g, c, i, count, (vec)((ivec)v & ~ignore));
+    }
+}
+
+typedef struct __attribute__((packed, may_alias)) { REAL value; } FN(Loose); /* perhaps unaligned */
+
+/* Adjacent rows of so few classes that moving elements one by one beats a transpose; the compiler
+ * knows n and makes shuffles of it. */
+#define FOR_VERY_FEW_CLASSES(n, action) \
+    switch (n) { \
+    case 1: action(1); return; \
+    case 2: action(2); return; \
+    case 3: action(3); return; \
+    case 4: action(4); return; \
+    }
+
+/* Rows of at most FEW_CLASSES contiguous REALs to a plane, through registers. Reading a whole vector
+ * where the row is shorter stays inside the tile: it ends in the next row. */
+static void FN(rows_to_plane)(const char *rows, ptrdiff_t row_stride, ptrdiff_t n_rows, ptrdiff_t n,
+                              FN(Plane) plane)
+{
+    const ptrdiff_t size = sizeof(REAL), end = (n_rows - 1) * row_stride + n * size;
+#define SCATTER(n) \
+    for (ptrdiff_t i = 0; i < n_rows; i++) \
+        for (ptrdiff_t c = 0; c < n; c++) \
+            ((REAL *)(plane.data + c * TILE * sizeof(REAL)))[i] = ((const FN(Loose) *)rows)[i * n + c].value;
+    if (row_stride == n * size) FOR_VERY_FEW_CLASSES(n, SCATTER)
+#undef SCATTER
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES)
+        for (ptrdiff_t c = 0; c < n; c += LANES) {
+            vec block[LANES_COUNT] = {{0}};
+            for (ptrdiff_t k = 0; k < LANES; k++) {
+                if (i + k >= n_rows) break;
+                ptrdiff_t offset = (i + k) * row_stride + c * size;
+                const REAL *p = (const REAL *)(rows + offset);
+                block[k] = row_stride > 0 && offset + VECTOR_BYTES <= end ? FN(load)(p)
+                         : FN(load_n)(p, FN(smaller)(n - c, LANES), 0);
+            }
+            FN(transpose)(block);
+            for (ptrdiff_t k = 0; k < LANES && c + k < n; k++)
+                FN(store)((REAL *)(plane.data + (c + k) * plane.stride) + i, block[k]);
+        }
+}
+
+/* The way back. Where rows are adjacent a whole vector may be stored: what it spills into the
+ * next row is overwritten by that row. */
+static void FN(plane_to_rows)(FN(Plane) plane, char *rows, ptrdiff_t row_stride, ptrdiff_t n_rows, ptrdiff_t n)
+{
+    const ptrdiff_t size = sizeof(REAL), end = n_rows * n * size;
+    const int adjacent = row_stride == n * size && n <= LANES;
+#define GATHER(n) \
+    for (ptrdiff_t i = 0; i < n_rows; i++) \
+        for (ptrdiff_t c = 0; c < n; c++) \
+            ((FN(Loose) *)rows)[i * n + c].value = ((const REAL *)(plane.data + c * TILE * sizeof(REAL)))[i];
+    if (row_stride == n * size) FOR_VERY_FEW_CLASSES(n, GATHER)
+#undef GATHER
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES)
+        for (ptrdiff_t c = 0; c < n; c += LANES) {
+            vec block[LANES_COUNT] = {{0}};
+            for (ptrdiff_t k = 0; k < LANES && c + k < n; k++)
+                block[k] = FN(load)((const REAL *)(plane.data + (c + k) * plane.stride) + i);
+            FN(transpose)(block);
+            for (ptrdiff_t k = 0; k < LANES; k++) {
+                if (i + k >= n_rows) break;
+                ptrdiff_t offset = (i + k) * row_stride + c * size;
+                REAL *p = (REAL *)(rows + offset);
+                if (n - c >= LANES || (adjacent && offset + VECTOR_BYTES <= end)) FN(store)(p, block[k]);
+                else FN(store_n)(p, n - c, block[k]);
+            }
+        }
+}
+#undef FOR_VERY_FEW_CLASSES
+
+/* How a tile's memory becomes a plane. */
+INLINE int FN(is_plane)(const Layout *layout)
+{
+    return FN(is_native)(layout) && layout->row_stride == sizeof(REAL);
+}
+
+INLINE FN(Plane) FN(scratch_plane)(const Tile *tile)
+{
+    return (FN(Plane)){(char *)tile->scratch, TILE * sizeof(REAL)};
+}
+
+static FN(Plane) FN(fetch_plane)(const Tile *tile, ptrdiff_t start, ptrdiff_t n)
+{
+    const Layout *from = &tile->logits_layout;
+    const ptrdiff_t element = (ptrdiff_t)format_size(from->format);
+    const char *logits = tile->logits + start * from->class_stride;
+    FN(Plane) plane = FN(scratch_plane)(tile);
+    if (FN(is_plane)(from)) return (FN(Plane)){(char *)logits, from->class_stride};
+    if (FN(is_contiguous)(from)) {
+        FN(rows_to_plane)(logits, from->row_stride, tile->n_rows, n, plane);
+    } else if (from->class_stride == element && n <= FEW_CLASSES) {
+        REAL *rows = (REAL *)(tile->scratch + CHUNK);
+        ptrdiff_t at_once = from->row_stride == n * element ? tile->n_rows : 1; /* adjacent rows: one run */
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += at_once)
+            FN(fetch)(logits + i * from->row_stride, from->format, from->swapped, element,
+                      at_once * n, rows + i * n);
+        FN(rows_to_plane)((char *)rows, n * sizeof(REAL), tile->n_rows, n, plane);
+    } else {
+        for (ptrdiff_t c = 0; c < n; c++)
+            FN(fetch)(logits + c * from->class_stride, from->format, from->swapped, from->row_stride,
+                      tile->n_rows, (REAL *)(plane.data + c * plane.stride));
+    }
+    return plane;
+}
+
+static void FN(put_plane)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, FN(Plane) plane)
+{
+    const Layout *to = &tile->grad_layout;
+    const ptrdiff_t element = (ptrdiff_t)format_size(to->format);
+    char *grad = tile->grad + start * to->class_stride;
+    if (FN(is_contiguous)(to)) {
+        FN(plane_to_rows)(plane, grad, to->row_stride, tile->n_rows, n);
+    } else if (to->class_stride == element && n <= FEW_CLASSES) {
+        REAL *rows = (REAL *)(tile->scratch + CHUNK);
+        ptrdiff_t at_once = to->row_stride == n * element ? tile->n_rows : 1;
+        FN(plane_to_rows)(plane, (char *)rows, n * sizeof(REAL), tile->n_rows, n);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += at_once)
+            FN(put)(rows + i * n, to->format, to->swapped, element, at_once * n, grad + i * to->row_stride);
+    } else {
+        for (ptrdiff_t c = 0; c < n; c++)
+            FN(put)((const REAL *)(plane.data + c * plane.stride), to->format, to->swapped,
+                    to->row_stride, tile->n_rows, grad + c * to->class_stride);
+    }
+}
+
+static void FN(sweep_across)(const Tile *tile, Rows *rows)
+{
+    const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
+    const int stage = tile->grad && n_classes <= CHUNK_ACROSS;
+    INT target[TILE];
+    REAL max[TILE];
+    double rest[TILE] = {0}, error[TILE] = {0};
+    FN(Plane) x = {NULL, 0}, e = {NULL, 0};
+    if (stage) e = FN(is_plane)(&tile->grad_layout)
+                 ? (FN(Plane)){tile->grad, tile->grad_layout.class_stride} : FN(scratch_plane)(tile);
+
+    for (ptrdiff_t i = 0; i < TILE; i++) max[i] = -INFINITY;
+    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
+        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
+        x = FN(fetch_plane)(tile, start, n);
+        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+            ptrdiff_t count = FN(smaller)(n_rows - i, LANES);
+            if (count == LANES) FN(lanes_max)(x, n, i, LANES, max);
+            else FN(lanes_max)(x, n, i, count, max);
+        }
+    }
+    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
+        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
+        if (n_classes > CHUNK_ACROSS) x = FN(fetch_plane)(tile, start, n);
+        for (ptrdiff_t i = 0; i < n_rows; i++) {
+            int64_t y = rows->label[i] - start;
+            target[i] = (INT)(y < n ? y : -1);
+        }
+        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+            ptrdiff_t count = FN(smaller)(n_rows - i, LANES);
+            if (count == LANES) FN(lanes_sum)(x, e, n, i, LANES, target, max, rest, error);
+            else FN(lanes_sum)(x, e, n, i, count, target, max, rest, error);
+        }
+    }
+    for (ptrdiff_t i = 0; i < TILE; i++) {
+        rows->max[i] = max[i];
+        rows->rest[i] = (rest[i] + error[i]) / EXP_SCALE;
+    }
+}
+
+static void FN(write_across)(const Tile *tile, const Rows *rows)
+{
+    const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
+    const Layout *to = &tile->grad_layout;
+    const int staged = n_classes <= CHUNK_ACROSS, direct = FN(is_plane)(to);
+    INT ignored[TILE];
+    REAL max[TILE], a[TILE], b[TILE];
+
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        FN(Factor) factor = FN(factor)(rows->alpha[i]);
+        a[i] = factor.a;
+        b[i] = factor.b;
+        max[i] = (REAL)rows->max[i];
+        ignored[i] = rows->label[i] < 0 ? -1 : 0;
+    }
+    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
+        ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
+        FN(Plane) g = direct ? (FN(Plane)){tile->grad + start * to->class_stride, to->class_stride}
+                             : FN(scratch_plane)(tile);
+        FN(Plane) x = staged ? g : FN(fetch_plane)(tile, start, n);
+        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+            ptrdiff_t count = FN(smaller)(n_rows - i, LANES);
+            if (count == LANES && staged) FN(lanes_write)(x, g, n, i, LANES, 1, max, a, b, ignored);
+            else FN(lanes_write)(x, g, n, i, count, staged, max, a, b, ignored);
+        }
+        if (!direct) FN(put_plane)(tile, start, n, g);
+    }
+    for (ptrdiff_t i = 0; i < n_rows; i++) FN(write_target)(tile, rows, i);
+}
+
+/* ---- Entry points ------------------------------------------------------------------------- */
+
+static void FN(read_at_target)(const Tile *tile, Rows *rows)
+{
+    const Layout *from = &tile->logits_layout;
+#define READ(format, swapped) \
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) \
+        rows->at_target[i] = FN(load_one)(tile->logits + i * from->row_stride \
+            + (rows->label[i] < 0 ? 0 : rows->label[i]) * from->class_stride, format, swapped)
+    if (FN(is_native)(from)) READ(REAL_FORMAT, 0);
+    else READ(from->format, from->swapped);
+#undef READ
+}
+
+static void FN(sweep)(const Tile *tile, Rows *rows, int across)
+{
+    FN(read_at_target)(tile, rows);
+    if (across) FN(sweep_across)(tile, rows);
+    else FN(sweep_along)(tile, rows);
+}
+
+static void FN(write)(const Tile *tile, const Rows *rows, int across)
+{
+    if (across) FN(write_across)(tile, rows);
+    else FN(write_along)(tile, rows);
+}

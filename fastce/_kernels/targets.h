@@ -1,0 +1,66 @@
+/* What comes with each row: its label and its weight, in any dtype and spacing. */
+#ifndef FASTCE_TARGETS_H
+#define FASTCE_TARGETS_H
+
+typedef struct {
+    int size, is_signed, swapped; /* of the integer dtype */
+    int has_ignore;
+    int64_t ignore_index;         /* its bits; only where a label of this dtype can equal it */
+    int64_t n_classes;
+} Labels;
+
+INLINE int64_t load_label(const char *p, int size, int is_signed, int swapped)
+{
+    uint8_t b; uint16_t h; uint32_t w; uint64_t q;
+    switch (size) {
+    case 1: memcpy(&b, p, 1); return is_signed ? (int8_t)b : b;
+    case 2: memcpy(&h, p, 2); h = swapped ? __builtin_bswap16(h) : h; return is_signed ? (int16_t)h : h;
+    case 4: memcpy(&w, p, 4); w = swapped ? __builtin_bswap32(w) : w; return is_signed ? (int32_t)w : (int64_t)w;
+    default: memcpy(&q, p, 8); return (int64_t)(swapped ? __builtin_bswap64(q) : q);
+    }
+}
+
+/* Labels of n rows that stand `stride` bytes apart: the class, or -1 for a row to ignore. Returns how many
+ * are neither a class nor ignore_index; those become -1 too. A uint64 beyond int64 is negative
+ * here and hence no class. */
+static ptrdiff_t read_labels(const Labels *labels, const char *src, ptrdiff_t stride, ptrdiff_t n, int64_t *label)
+{
+#define READ(stride, size, is_signed, swapped) \
+    for (ptrdiff_t i = 0; i < n; i++) label[i] = load_label(src + i * (stride), size, is_signed, swapped)
+    const int plain = !labels->swapped && stride == labels->size; /* the common ones, vectorised */
+    if (plain && labels->size == 8) READ(8, 8, 1, 0);
+    else if (plain && labels->size == 4 && labels->is_signed) READ(4, 4, 1, 0);
+    else READ(stride, labels->size, labels->is_signed, labels->swapped);
+#undef READ
+    const int64_t has_ignore = labels->has_ignore, ignore_index = labels->ignore_index;
+    const uint64_t n_classes = (uint64_t)labels->n_classes;
+    int64_t bad = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        int64_t ignored = has_ignore & (label[i] == ignore_index);
+        int64_t outside = (uint64_t)label[i] >= n_classes;
+        bad += outside & ~ignored;
+        label[i] = ignored | outside ? -1 : label[i];
+    }
+    return bad;
+}
+
+/* Weights where none are given. */
+INLINE void fill_weights(Rows *rows, ptrdiff_t n)
+{
+    for (ptrdiff_t i = 0; i < n; i++) rows->weight[i] = 1;
+}
+
+static void read_weights(Format format, int swapped, const char *src, ptrdiff_t stride, ptrdiff_t n, double *weight)
+{
+    if (format == FORMAT_F64) fetch_f64(src, format, swapped, stride, n, weight);
+    else for (ptrdiff_t i = 0; i < n; i++) weight[i] = load_one_f32(src + i * stride, format, swapped);
+}
+
+/* Per-row losses, in the dtype of the result. */
+static void put_losses(const double *loss, ptrdiff_t n, Format format, ptrdiff_t stride, char *dst)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (format == FORMAT_F64) store_one_f64(dst + i * stride, loss[i], format, 0);
+        else store_one_f32(dst + i * stride, (float)loss[i], format, 0);
+}
+#endif

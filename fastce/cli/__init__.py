@@ -1,0 +1,100 @@
+"""The command line: ``python -m fastce {demo,bench,info}``.
+
+This file parses arguments; each command is a module beside it with one function, ``run(args)``.
+Nothing but the standard library is imported here, so that a missing extra is one clear line.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from fastce.cli.common import UserError, require
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 where the user has to act."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        require(args.extra, *args.needs)
+        import_module(f"fastce.cli.{args.command}").run(args)
+    except UserError as error:
+        print(f"fastce {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastce", description="Cross-entropy for NumPy, fast and to the last digit."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_demo(commands)
+    _add_bench(commands)
+    info = commands.add_parser("info", help="what fastce runs on: level, OpenMP, threads, versions")
+    info.set_defaults(extra="", needs=())
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="train on handwritten digits, then compare loss and gradient with SciPy and NumPy",
+        description="Train a softmax regression on scikit-learn's handwritten digits with fastce, "
+        "then compare loss and gradient of its logits with SciPy and naive NumPy: digits and time. "
+        "With two .npy files, compare on those instead.",
+    )
+    demo.add_argument(
+        "files",
+        nargs="*",
+        metavar="LOGITS.npy LABELS.npy",
+        help="your own logits (classes on the last axis) and integer labels (-100: ignored)",
+    )
+    demo.add_argument("--rounds", type=_positive, default=20, help="timing rounds (20)")
+    demo.add_argument("--threads", type=_positive, help="threads (the library's default)")
+    demo.set_defaults(extra="demo", needs=("rich", "scipy", "sklearn"))
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time against a copy of the same bytes and against other libraries",
+        description="Time loss, and loss + gradient into a given array, over shapes: against a "
+        "copy of the same bytes and against every library that is installed. Times are the best "
+        "of interleaved rounds, in one process, all libraries on the same number of threads.",
+    )
+    bench.add_argument(
+        "--suite",
+        choices=("peers", "goals", "all"),
+        default="peers",
+        help="peers: shapes against other libraries; goals: fastce's own limits (copy, read, "
+        "class axis first, small calls, levels, bfloat16)",
+    )
+    bench.add_argument(
+        "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"
+    )
+    bench.add_argument(
+        "--dtype", type=_list, default=["float32"], metavar="float32,float64", help="(float32)"
+    )
+    bench.add_argument(
+        "--rivals", type=_list, metavar="torch,numpy,...", help="all installed ones; or none"
+    )
+    bench.add_argument("--rounds", type=_positive, help="interleaved rounds (10; 3 with --quick)")
+    bench.add_argument("--threads", type=_positive, help="threads (the library's default)")
+    bench.add_argument("--quick", action="store_true", help="small shapes, few rounds")
+    bench.add_argument("--plot", metavar="FILE.png", help="draw the peers suite")
+    bench.add_argument("--json", metavar="FILE.json", help="write every time of the peers suite")
+    bench.set_defaults(extra="bench", needs=("rich",))
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
+def _list(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]

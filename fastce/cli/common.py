@@ -1,0 +1,69 @@
+"""What the commands share: errors for the user, optional dependencies, the console, units."""
+
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+PIPE_WIDTH = 140  # wide enough that no table is truncated where the output is not a terminal
+
+
+class UserError(Exception):
+    """Something that the user can put right; shown as one line, without a traceback."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise `UserError` with the command that installs what is missing."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise UserError(f"needs {', '.join(missing)}: run  pip install 'fastce[{extra}]'")
+
+
+def console() -> "Console":
+    """Return a console for stdout: the terminal's width, or `PIPE_WIDTH` in a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+
+
+def new_table(texts: Iterable[str], numbers: Iterable[str]) -> "Table":
+    """Return a table of text columns and then number columns; narrow terminals fold, not cut."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, overflow="fold", justify="right")
+    return table
+
+
+def still_live(terminal: "Console", table: "Table") -> "Live":
+    """Return a live view of a table that grows while clocks run.
+
+    It is redrawn only when its ``refresh`` is called: a refreshing thread would disturb the clocks.
+    In a pipe the table is printed once, at the end.
+    """
+    from rich.live import Live
+
+    return Live(table, console=terminal, auto_refresh=False)
+
+
+def time_text(seconds: float) -> str:
+    """Return seconds with three digits and a unit, such as ``4.31 ms``."""
+    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
+        if seconds >= 0.9995 * unit or name == "ns":
+            return f"{three_digits(seconds / unit)} {name}"
+
+
+def three_digits(value: float) -> str:
+    """Return a positive number with three significant digits, large ones in full."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

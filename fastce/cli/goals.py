@@ -1,0 +1,170 @@
+"""The goals that fastce sets itself, as a list: ``python -m fastce bench --suite goals``."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from timeit import Timer
+
+from rich.console import Console
+
+import fastce
+from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
+from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
+from fastce.cli.rivals import Batch
+from fastce.cli.timing import interleaved
+
+STREAM_ELEMENTS = 1 << 25  # 128 MiB of float32: far beyond any cache
+LEVEL_SHAPES = "256x1000,1000000x2,1000000x10,8192x1000,1024x32000"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to measure."""
+
+    rivals: list[str]
+    rounds: int
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure, its bound, and the function that returns the figure and what it is made of."""
+
+    name: str
+    measure: Callable[[Setting], tuple[float, str]]
+    at_most: float = float("inf")
+    at_least: float = 0.0
+    text: Callable[[float], str] = three_digits
+
+    @property
+    def bound(self) -> str:
+        """The bound in words."""
+        return f"≥ {self.at_least:g}" if self.at_least else f"≤ {self.text(self.at_most)}"
+
+
+def show_goals(terminal: Console, rivals: list[str], rounds: int, n_threads: int) -> None:
+    """Measure every goal and print figure beside bound."""
+    setting = Setting(rivals, rounds, n_threads)
+    table = new_table(("figure",), ("measured", "goal", "met"))
+    table.add_column("made of", overflow="fold")
+    with still_live(terminal, table) as live:
+        for goal in _goals():
+            table.caption = f"measuring {goal.name}"
+            live.refresh()
+            figure, source = goal.measure(setting)
+            met = goal.at_least <= figure <= goal.at_most
+            table.add_row(
+                goal.name, goal.text(figure), goal.bound, "yes" if met else "[bold]no[/]", source
+            )
+        table.caption = None
+        live.refresh()
+
+
+def _goals() -> list[Goal]:
+    copies = [
+        Goal(
+            f"loss + gradient, 128 MiB, C = {n_classes}, ÷ copy",
+            partial(_stream_ratio, n_classes, GRAD),
+            at_most=1.2 if n_classes >= 100 else 2.0,
+        )
+        for n_classes in (2, 3, 10, 32, 100, 1000, 32000, 262144)
+    ]
+    reads = [
+        Goal(
+            f"loss, 128 MiB, C = {n_classes}, ÷ read",
+            partial(_stream_ratio, n_classes, LOSS),
+            at_most=1.5,
+        )
+        for n_classes in (100, 1000, 32000, 262144)
+    ]
+    return [
+        *copies,
+        *reads,
+        Goal("(4, 21, 512, 512), axis=1, best other ÷ fastce", _pixels, at_least=4.0),
+        Goal("(1, 10) loss", _small_loss, at_most=0.5e-6, text=time_text),
+        Goal("(1, 10) loss + gradient, out", _small_gradient, at_most=0.8e-6, text=time_text),
+        Goal("level v3 ÷ v4, slowest of the shapes", _levels, at_most=2.0),
+        Goal("8192x32000 in place, bfloat16 ÷ float32", _bfloat16, at_most=0.7),
+    ]
+
+
+def _stream_ratio(n_classes: int, quantity: str, setting: Setting) -> tuple[float, str]:
+    batch = random_batch((STREAM_ELEMENTS // n_classes, n_classes), "float32", setting.n_threads)
+    case = next(c for c in measure(batch, [], setting.rounds, print) if c.quantity == quantity)
+    stream = case.seconds[STREAM]
+    return case.fastce / stream, f"{time_text(case.fastce)} ÷ {time_text(stream)}"
+
+
+def _pixels(setting: Setting) -> tuple[float, str]:
+    batch = random_batch((4, 21, 512, 512), "float32", setting.n_threads, axis=1)
+    case = measure(batch, setting.rivals, setting.rounds, lambda reason: None)[1]
+    if not case.peers:
+        return float("nan"), "no other library"
+    best = min(case.peers, key=case.peers.get)
+    return case.best_peer, f"{best} {time_text(case.seconds[best])} ÷ {time_text(case.fastce)}"
+
+
+def _small_loss(setting: Setting) -> tuple[float, str]:
+    return _small("cross_entropy(logits, labels)", setting)
+
+
+def _small_gradient(setting: Setting) -> tuple[float, str]:
+    return _small("cross_entropy_and_grad(logits, labels, out=out)", setting)
+
+
+def _small(statement: str, setting: Setting) -> tuple[float, str]:
+    batch = random_batch((1, 10), "float32", setting.n_threads)
+    names = {"logits": batch.logits, "labels": batch.labels, "out": batch.out, **vars(fastce)}
+    seconds = interleaved({statement: Timer(statement, globals=names)}, setting.rounds)
+    return seconds[statement], statement
+
+
+def _levels(setting: Setting) -> tuple[float, str]:
+    """Run this benchmark in a process per level, in turns."""
+    times: dict[str, dict[str, float]] = {"v3": {}, "v4": {}}
+    for _ in range(2):
+        for level, best in times.items():
+            for name, seconds in _times_at_level(level, setting).items():
+                best[name] = min(seconds, best.get(name, seconds))
+    ratios = {name: times["v3"][name] / times["v4"][name] for name in times["v4"]}
+    slowest = max(ratios, key=ratios.get)
+    return ratios[slowest], f"{slowest}; fastest {three_digits(min(ratios.values()))}"
+
+
+def _times_at_level(level: str, setting: Setting) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "times.json"
+        command = [sys.executable, "-m", "fastce", "bench", "--rivals", "none"]
+        command += ["--shapes", LEVEL_SHAPES, "--json", str(path)]
+        command += ["--rounds", str(setting.rounds), "--threads", str(setting.n_threads)]
+        environment = {**os.environ, "FASTCE_LEVEL": level}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UserError(f"level {level} does not run: {done.stderr.strip().splitlines()[-1]}")
+        cases = json.loads(path.read_text())
+    return {
+        f"{'x'.join(map(str, case['shape']))} {case['quantity']}": case["seconds"]["fastce"]
+        for case in cases
+    }
+
+
+def _bfloat16(setting: Setting) -> tuple[float, str]:
+    require("bench", "ml_dtypes")
+    import ml_dtypes
+
+    wide = random_batch((8192, 32000), "float32", setting.n_threads)
+    half = Batch(wide.logits.astype(ml_dtypes.bfloat16), wide.labels)
+    fastce.set_num_threads(setting.n_threads)
+    calls = {
+        name: partial(fastce.cross_entropy_and_grad, batch.logits, batch.labels, out=batch.logits)
+        for name, batch in {"float32": wide, "bfloat16": half}.items()
+    }
+    seconds = interleaved(calls, setting.rounds)
+    source = " ÷ ".join(time_text(seconds[name]) for name in ("bfloat16", "float32"))
+    return seconds["bfloat16"] / seconds["float32"], source

@@ -1,0 +1,33 @@
+"""What a benchmark should know about its machine: the processor, and who else is using it."""
+
+import platform
+import time
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_TIMES = Path("/proc/stat")
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the operating system gives it."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def busy_cpus(seconds: float = 0.3) -> float:
+    """Return how many CPUs other processes keep busy while this one sleeps; 0 where unknown."""
+    if not CPU_TIMES.exists():
+        return 0.0
+    before = _ticks()
+    time.sleep(seconds)
+    user, nice, system, idle, waiting = (
+        after - start for start, after in zip(before, _ticks(), strict=True)
+    )
+    busy = user + nice + system
+    n_cpus = sum(line.startswith("cpu") for line in CPU_TIMES.read_text().splitlines()) - 1
+    return n_cpus * busy / max(1, busy + idle + waiting)
+
+
+def _ticks() -> list[int]:
+    return [int(field) for field in CPU_TIMES.read_text().split("\n", 1)[0].split()[1:6]]

@@ -1,0 +1,65 @@
+"""Build the kernels: one source, one extension module per instruction-set level."""
+
+import platform
+import sys
+
+import numpy as np
+from Cython.Build import cythonize
+from extension_helpers import add_openmp_flags_if_available
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+HERE = "fastce/_kernels"
+HEADERS = [f"{HERE}/{name}.h" for name in ("problem", "simd", "vmath", "formats", "sweep", "epilogue", "targets", "rows")]
+
+# Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.
+# Never -ffast-math, -Ofast or -fassociative-math: they change results, and the first two the host's FP state.
+V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+LEVELS = {"baseline": []}
+if sys.platform == "linux" and platform.machine() == "x86_64":
+    LEVELS |= {"v3": V3, "v4": [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
+
+# -ffp-contract=off: a product and a sum are fused where the source says so and nowhere else.
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+
+
+def extension(name, source, flags=()):
+    return Extension(
+        f"fastce._kernels.{name}",
+        [f"{HERE}/{source}.pyx"],
+        depends=HEADERS if source == "kernels" else [],
+        include_dirs=[HERE, np.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=[*FLAGS, *flags],
+    )
+
+
+class BuildWhatTheCompilerTakes(build_ext):
+    """Drops levels whose flags the compiler refuses and adds OpenMP where it has it."""
+
+    def build_extensions(self):
+        self.extensions = [e for e in self.extensions if self.takes(e.extra_compile_args)]
+        for ext in self.extensions:
+            add_openmp_flags_if_available(ext)
+        super().build_extensions()
+
+    def takes(self, flags):
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder, "probe.c")
+            probe.write_text("int probe;\n")
+            try:
+                self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=flags)
+            except Exception:
+                print(f"fastce: this compiler does not take {' '.join(flags)}; building without that level")
+                return False
+        return True
+
+
+modules = cythonize([extension("cpu", "cpu"), extension("threads", "threads")], build_dir="build/cython")
+for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
+    modules += cythonize([extension(f"_kernels_{level}", "kernels", flags)], build_dir=f"build/cython-{level}")
+
+setup(ext_modules=modules, cmdclass={"build_ext": BuildWhatTheCompilerTakes})

@@ -1,0 +1,152 @@
+"""The same bits for any number of threads, split of the batch, order of rows, way to call."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import DTYPES, bits, nasty
+
+import fastce
+
+THREADS = (1, 2, 3, 8)
+# Few and many rows, short and long ones; enough elements in each that several threads have work.
+SHAPES = ((20000, 3), (6001, 10), (2000, 37), (700, 1003), (64, 16385), (3, 70000))
+
+
+def batch(dtype, n_rows, n_classes):
+    """A large batch of nasty rows: 200 different ones, repeated."""
+    x, y = nasty(dtype, min(200, n_rows), n_classes)
+    index = np.arange(n_rows) % len(x)
+    y = y[index]
+    y[::11] = -100
+    return x[index], y
+
+
+def run(x, y, **options):
+    loss, grad = fastce.cross_entropy_and_grad(x, y, **options)
+    return bits(loss), bits(grad)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads(dtype, shape, rng):
+    x, y = batch(dtype, *shape)
+    x = np.where(np.isinf(x), 1, x).astype(
+        dtype
+    )  # finite losses, so that the mean has bits to compare
+    weight = rng.uniform(0, 2, len(y))
+    for options in ({"reduction": "none"}, {}, {"sample_weight": weight}, {"reduction": "sum"}):
+        expected = run(x, y, n_threads=1, **options)
+        for n_threads in (*THREADS[1:], None):
+            assert run(x, y, n_threads=n_threads, **options) == expected
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_threads_along_other_axes(axis, rng):
+    x = rng.normal(size=(60, 40, 50)).astype(np.float32)
+    y = rng.integers(0, 40, np.delete(x.shape, axis))
+    for options in ({"reduction": "none"}, {}):
+        expected = run(x, y, axis=axis, n_threads=1, **options)
+        for n_threads in THREADS[1:]:
+            assert run(x, y, axis=axis, n_threads=n_threads, **options) == expected
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 7, 10, 16, 33, 65, 129, 1003, 4097])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_batch_splits(dtype, n_classes):
+    """A row's bits do not depend on how many rows there are nor on where it stands."""
+    x, y = nasty(dtype, 150, n_classes)
+    y[::13] = -100
+    expected = fastce.cross_entropy_and_grad(x, y, reduction="none")
+    for size in (1, 2, 3, 5, 8, 16, 17, 31, 64, 149):
+        parts = [
+            fastce.cross_entropy_and_grad(x[i : i + size], y[i : i + size], reduction="none")
+            for i in range(0, len(x), size)
+        ]
+        for whole, pieces in zip(expected, zip(*parts, strict=True), strict=True):
+            assert bits(np.concatenate(pieces)) == bits(whole)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 16, 33, 129, 1003])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_order_of_rows(dtype, n_classes, rng):
+    x, y = nasty(dtype, 203, n_classes)
+    expected = fastce.cross_entropy_and_grad(x, y, reduction="none")
+    for order in (rng.permutation(203), np.arange(203)[::-1]):
+        loss, grad = fastce.cross_entropy_and_grad(x[order], y[order], reduction="none")
+        assert bits(loss) == bits(expected[0][order])
+        assert bits(grad) == bits(expected[1][order])
+
+
+@pytest.mark.parametrize(
+    "n_classes", [1, 2, 3, 5, 8, 10, 16, 17, 33, 64, 65, 129, 1003, 4097, 40000]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_way_to_call(dtype, n_classes):
+    """Loss alone, or with the gradient fresh, in `out`, in place; by row, summed, averaged."""
+    x, y = nasty(dtype, 70 if n_classes < 5000 else 3, n_classes)
+    y[5::7] = -100
+    loss, grad = fastce.cross_entropy_and_grad(x, y, reduction="none")
+    assert bits(fastce.cross_entropy(x, y, reduction="none")) == bits(loss)
+    out = np.full_like(x, 5)
+    assert run(x, y, reduction="none", out=out) == (bits(loss), bits(grad))
+    for reduction in ("sum", "mean"):
+        options = {"reduction": reduction}
+        by_value = fastce.cross_entropy_and_grad(x, y, **options)
+        assert bits(fastce.cross_entropy(x, y, **options)) == bits(by_value[0])
+        assert run(x, y, out=out, **options) == (bits(by_value[0]), bits(by_value[1]))
+        logits = x.copy()
+        assert run(logits, y, out=logits, **options) == (bits(by_value[0]), bits(by_value[1]))
+    in_place = x.copy()
+    assert run(in_place, y, reduction="none", out=in_place) == (bits(loss), bits(grad))
+
+
+def test_place_in_memory():
+    """The alignment of the arrays decides nothing."""
+    x, y = nasty(np.float32, 60, 37)
+    expected = run(x, y, reduction="none")
+    for offset in range(17):
+        buffer = np.empty(x.size + 32, np.float32)
+        logits = buffer[offset : offset + x.size].reshape(x.shape)
+        logits[...] = x
+        assert run(logits, y, reduction="none") == expected
+        assert run(logits, y, reduction="none", out=logits) == expected
+
+
+@pytest.mark.once
+def test_omp_num_threads():
+    """The same bits for every default that the environment sets."""
+    code = """
+import hashlib, json, sys
+import numpy as np
+import fastce
+rng = np.random.default_rng(0)
+digest = []
+for shape in ((20000, 10), (500, 1003)):
+    x, y = rng.normal(size=shape), rng.integers(0, 10, shape[0])
+    loss, grad = fastce.cross_entropy_and_grad(x, y)
+    digest.append([loss.hex(), hashlib.sha256(grad).hexdigest()])
+print(json.dumps([fastce.get_num_threads(), digest]))
+"""
+    results = {}
+    for n in (None, "1", "2", "5"):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+        if n is not None:
+            environment["OMP_NUM_THREADS"] = n
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        results[n] = json.loads(done.stdout)
+    assert results["1"][0] == 1
+    for n, (n_threads, digest) in results.items():
+        assert n_threads >= 1
+        assert digest == results[None][1], n

@@ -1,0 +1,163 @@
+"""The number of threads, several callers at once, and life after a fork."""
+
+import multiprocessing
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from conftest import bits, nasty
+
+import fastce
+
+
+@pytest.fixture
+def restore_threads():
+    before = fastce.get_num_threads()
+    yield before
+    fastce.set_num_threads(before)
+
+
+@pytest.mark.once
+def test_set_and_get(restore_threads):
+    assert isinstance(restore_threads, int)
+    assert restore_threads >= 1
+    for n in (1, 2, np.int64(1)):
+        fastce.set_num_threads(n)
+        assert fastce.get_num_threads() == n
+        assert type(fastce.get_num_threads()) is int
+
+
+# A boolean is a slip for another option.
+REFUSED = [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("n", "error"), [*REFUSED, (None, TypeError)])
+def test_set_refuses(n, error, restore_threads):
+    with pytest.raises(error, match="thread"):
+        fastce.set_num_threads(n)
+    assert fastce.get_num_threads() == restore_threads
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this platform")
+def test_default_is_no_more_than_the_cores_allowed():
+    if "OMP_NUM_THREADS" not in os.environ:
+        assert fastce.get_num_threads() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(("n_threads", "error"), REFUSED)
+def test_n_threads_refuses(n_threads, error):
+    for function in (fastce.cross_entropy, fastce.cross_entropy_and_grad):
+        with pytest.raises(error, match="thread"):
+            function(np.eye(2), [0, 1], n_threads=n_threads)
+
+
+def test_n_threads_beyond_the_rows_and_the_cores():
+    x, y = nasty(np.float32, 3, 50)
+    expected = fastce.cross_entropy_and_grad(x, y, n_threads=1)
+    for n_threads in (4, 100, 10_000, np.int32(3)):
+        loss, grad = fastce.cross_entropy_and_grad(x, y, n_threads=n_threads)
+        assert bits(loss) == bits(expected[0])
+        assert bits(grad) == bits(expected[1])
+
+
+@pytest.mark.parametrize("n_threads", [None, 1, 2])
+def test_eight_callers_at_once(n_threads):
+    """Each with data of its own and several calls; scratch memory that two share would show."""
+    shapes = [
+        (3000, 10),
+        (300, 129),
+        (40, 5000),
+        (1, 40000),
+        (500, 3),
+        (64, 1003),
+        (5000, 2),
+        (65, 65),
+    ]
+    work = [nasty(np.float32 if i % 2 else np.float64, *shape) for i, shape in enumerate(shapes)]
+
+    def compute(x, y):
+        loss, grad = fastce.cross_entropy_and_grad(x, y, reduction="none", n_threads=n_threads)
+        return bits(loss), bits(grad), bits(fastce.cross_entropy(x, y, n_threads=n_threads))
+
+    expected = [compute(x, y) for x, y in work]
+    barrier, results = threading.Barrier(8), [[] for _ in work]
+
+    def caller(i):
+        barrier.wait()
+        for _ in range(5):
+            results[i].append(compute(*work[i]))
+
+    threads = [threading.Thread(target=caller, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for got, same in zip(results, expected, strict=True):
+        assert got == [same] * 5
+
+
+def test_the_gil_is_released():
+    """Another thread gets on during one long call."""
+    x, y = np.zeros((4000, 4000), np.float32), np.zeros(4000, int)
+    x[:, 0] = 1
+    out = np.empty_like(x)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        while not ticks:
+            time.sleep(0.001)
+        inside = 0
+        for _ in range(20):  # one call may end before the other thread is scheduled at all
+            start = time.perf_counter()
+            fastce.cross_entropy_and_grad(x, y, out=out, n_threads=1)
+            end = time.perf_counter()
+            # Not the first and last tenth: there the GIL is held to check arguments and to make
+            # results.
+            margin = (end - start) / 10
+            inside += sum(start + margin < t < end - margin for t in list(ticks))
+            if inside:
+                break
+    finally:
+        stop.set()
+        thread.join()
+    assert inside
+
+
+def _child(queue, x, y):
+    loss, grad = fastce.cross_entropy_and_grad(x, y)
+    queue.put((loss, bits(grad)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_fork():
+    """A child of a process that has used threads computes the same bits, and does not hang."""
+    x, y = nasty(np.float64, 2000, 100, ("normal", "wide", "ties"))
+    loss, grad = fastce.cross_entropy_and_grad(x, y, n_threads=2)
+    context = multiprocessing.get_context("fork")
+    for _ in range(2):
+        queue = context.SimpleQueue()
+        child = context.Process(target=_child, args=(queue, x, y))
+        child.start()
+        deadline = time.monotonic() + 60
+        while queue.empty() and child.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if queue.empty():
+            child.kill()
+            pytest.fail(f"the child gave no result (exit code {child.exitcode})")
+        assert queue.get() == (loss, bits(grad))
+        child.join()
+        assert child.exitcode == 0
+    # And the parent goes on with its threads.
+    assert fastce.cross_entropy_and_grad(x, y, n_threads=2)[0] == loss

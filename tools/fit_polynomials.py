@@ -1,0 +1,147 @@
+"""Fit the polynomials of fastce/_kernels/vmath.h; run ``python tools/fit_polynomials.py``.
+
+Prints the constants of the exp and log kernels as C hexadecimal floats, lowest power first.
+
+Method.  The relative error of a kernel is ``weight * (q - target)``, linear in the coefficients
+of the polynomial q.  Remez' exchange finds the q that makes its maximum smallest: solve for a q
+whose error alternates with equal height on a reference of n + 1 points, move the reference to the
+extrema of that error, repeat until nothing moves (J.-M. Muller, Elementary Functions, chapter on
+minimax polynomials).  The exchange runs on a dense Chebyshev grid and needs no root finder.
+
+Rounding.  Coefficients are rounded one at a time from the lowest power up.  Each is tried rounded
+down and rounded up; all later ones are fitted again around it, and the better choice stays.
+The later coefficients thus absorb the rounding errors of the earlier ones.
+
+Check.  The rounded polynomial is evaluated again on another, uniform grid.  All reported errors
+are those of the polynomial alone, evaluated exactly; float arithmetic adds its own roundings.
+"""
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import NamedTuple
+
+from mpmath import mp, mpf
+
+mp.prec = 200  # targets lose about 60 bits to cancellation beside zero
+GRID = 2000  # even, so that the grid of a symmetric interval avoids zero
+CHECK_GRID = 20001
+
+
+class Kernel(NamedTuple):
+    """A formula whose relative error is ``weight(x) * (q(x) - target(x))`` on [low, high]."""
+
+    formula: str
+    low: mpf
+    high: mpf
+    target: Callable[[mpf], mpf]
+    weight: Callable[[mpf], mpf]
+
+    def error(self, coefficients: list[mpf], x: mpf) -> mpf:
+        """Return the relative error at `x`."""
+        return self.weight(x) * (mp.polyval(coefficients[::-1], x) - self.target(x))
+
+
+# Both intervals are a hair wider than needed, for the rounding of the reduced argument.
+EXP = Kernel(
+    "exp(x) = 1 + x + x^2 q(x)",
+    mpf("-0.3467"),  # ln2 / 2 = 0.34657...
+    mpf("0.3467"),
+    lambda x: (mp.expm1(x) - x) / x**2,
+    lambda x: x**2 / mp.exp(x),
+)
+LOG = Kernel(
+    "log(1+f) = 2s + s x q(x), s = f/(2+f), x = s^2",
+    mpf(0),
+    mpf("0.1716") ** 2,  # f = sqrt(2) - 1 and f = sqrt(1/2) - 1 give |s| = 0.17157...
+    lambda x: 2 * (mp.atanh(mp.sqrt(x)) / mp.sqrt(x) - 1) / x,
+    lambda x: x * mp.sqrt(x) / (2 * mp.atanh(mp.sqrt(x))),
+)
+
+
+def drop_extra(reference: list[int], error: list[mpf], size: int) -> None:
+    """Drop the lowest of the alternating extrema, keeping the alternation and the highest."""
+    while len(reference) > size:
+        height = [abs(error[p]) for p in reference]
+        low = height.index(min(height))
+        if len(reference) == size + 1 or low in (0, len(reference) - 1):
+            del reference[0 if height[0] < height[-1] else -1]
+        else:
+            low -= height[low - 1] < height[low + 1]  # its neighbours have one sign: one goes too
+            del reference[low : low + 2]
+
+
+def fit(kernel: Kernel, given: list[mpf], degree: int) -> tuple[list[mpf], mpf]:
+    """Return the best coefficients that begin with the given ones, and the largest error."""
+    nodes = [(1 - mp.cos(mp.pi * i / (GRID - 1))) / 2 for i in range(GRID)]
+    points = [kernel.low + (kernel.high - kernel.low) * node for node in nodes]
+    points = [x for x in points if x != 0]  # the error at zero is zero
+    target = [kernel.target(x) for x in points]
+    # With powers from len(given) on, what alternates is the error times sign(x)^len(given).
+    weight = [kernel.weight(x) * mp.sign(x) ** len(given) for x in points]
+    powers = range(len(given), degree + 1)
+    size = len(powers) + 1
+    reference = [(len(points) - 1) * (2 * i + 1) // (2 * size) for i in range(size)]
+    for _ in range(100):
+        rows = [[points[p] ** k for k in powers] for p in reference]
+        rows = [[*row, (-1) ** i / weight[reference[i]]] for i, row in enumerate(rows)]
+        rest = [target[p] - mp.polyval([0, *given[::-1]], points[p]) for p in reference]
+        *free, level = mp.lu_solve(mp.matrix(rows), mp.matrix(rest))
+        reverse = [*given, *free][::-1]
+        triples = zip(points, target, weight, strict=True)
+        error = [w * (mp.polyval(reverse, x) - t) for x, t, w in triples]
+        highest = max(abs(e) for e in error)
+        if highest <= abs(level) * (1 + mpf(10) ** -12):
+            return reverse[::-1], highest
+        runs = groupby(range(len(error)), key=lambda p: error[p] > 0)
+        reference = [max(run, key=lambda p: abs(error[p])) for _, run in runs]
+        drop_extra(reference, error, size)
+    raise ArithmeticError(f"the exchange for {kernel.formula} does not settle; enlarge GRID")
+
+
+def fit_rounded(kernel: Kernel, degree: int, bits: int) -> list[mpf]:
+    """Return coefficients of `bits` bits, rounded in turn from the lowest power."""
+    coefficients, _ = fit(kernel, [], degree)
+    for k in range(degree + 1):
+        both = [mpf(coefficients[k], prec=bits, rounding=way) for way in "fc"]
+        fits = [fit(kernel, [*coefficients[:k], c], degree) for c in both]
+        coefficients, _ = min(fits, key=lambda pair: pair[1])
+    return coefficients
+
+
+def show(name: str, x: mpf, bits: int) -> None:
+    """Print an exactly representable constant for C."""
+    mantissa, exponent = float(x).hex().split("p")
+    suffix = "f" if bits == 24 else ""
+    print(f"{name:7} {mantissa.rstrip('0')}p{exponent}{suffix}".replace(".p", ".0p"))
+
+
+def print_fit(kernel: Kernel, degree: int, bits: int) -> None:
+    """Fit, round, check and print one polynomial."""
+    _, ideal = fit(kernel, [], degree)
+    rounded = fit_rounded(kernel, degree, bits)
+    points = (x for x in mp.linspace(kernel.low, kernel.high, CHECK_GRID) if x != 0)
+    worst, argument = max((abs(kernel.error(rounded, x)), x) for x in points)
+    print(f"\nfloat of {bits} bits: {kernel.formula}, q of degree {degree}")
+    print(f"relative error {mp.nstr(ideal * 2**bits, 4)} * 2^-{bits} before rounding,", end=" ")
+    print(f"{mp.nstr(worst * 2**bits, 4)} * 2^-{bits} after, at x = {float(argument):.9g}")
+    for k, c in enumerate(rounded):
+        show(f"q{k}", c, bits)
+
+
+def print_ln2(bits: int, count_bits: int) -> None:
+    """Print log2(e) and ln2 = hi + lo, where n * hi is exact for |n| <= 2^count_bits."""
+    hi = mpf(mp.ln2, prec=bits - count_bits)
+    lo = mpf(mp.ln2 - hi, prec=bits)
+    print(f"\nfloat of {bits} bits: n * LN2_HI is exact for |n| <= {2**count_bits};", end=" ")
+    print(f"LN2_HI + LN2_LO - ln2 = {mp.nstr(hi + lo - mp.ln2, 4)}")
+    for name, x in ("LOG2E", mpf(1 / mp.ln2, prec=bits)), ("LN2_HI", hi), ("LN2_LO", lo):
+        show(name, x, bits)
+
+
+if __name__ == "__main__":
+    for degree, bits in (3, 24), (4, 24), (9, 53):
+        print_fit(EXP, degree, bits)
+    for degree, bits in (2, 24), (3, 24), (6, 53):
+        print_fit(LOG, degree, bits)
+    print_ln2(24, 9)
+    print_ln2(53, 12)
