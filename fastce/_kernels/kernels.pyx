@@ -29,7 +29,7 @@ import numpy as np
 cimport numpy as cnp
 from cython.parallel cimport prange
 from libc.math cimport NAN, isfinite
-from libc.stdint cimport int64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from fastce._kernels.threads cimport n_threads_for
 
@@ -60,19 +60,23 @@ cdef extern from "rows.h" nogil:
         double weight[1]
         double max[1]
         double rest[1]
+        double at_target[1]
+        double target_exp[1]
         double loss[1]
     ctypedef struct Sums:
         pass
     Py_ssize_t format_size(Format) noexcept
     Py_ssize_t piece_length(Py_ssize_t n_classes) noexcept
-    void combine_parts(const double *part_max, const double *part_rest, Py_ssize_t n, double *max, double *rest) noexcept
+    void combine_parts(const double *part_max, const double *part_rest, Py_ssize_t n, double at_target,
+                       double *max, double *rest, double *target_exp) noexcept
     Py_ssize_t read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *) noexcept
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
     void read_at_target(const Tile *, Rows *) noexcept
     void sweep(const Tile *, Rows *, bint across) noexcept
-    void sweep_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end, double *max, double *rest) noexcept
+    void sweep_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end, double *max, double *rest,
+                     double *target_exp) noexcept
     void epilogue_cross_entropy(Rows *, Py_ssize_t n_rows, double normalizer) noexcept
     void write_gradient(const Tile *, const Rows *, bint across) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
@@ -80,9 +84,11 @@ cdef extern from "rows.h" nogil:
     void clear_sums(Sums *) noexcept
     void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
-    double total_loss(const Sums *) noexcept
-    double total_weight(const Sums *) noexcept
-    double sum_doubles(const double *, Py_ssize_t n) noexcept
+    ctypedef struct Pair:
+        pass
+    Pair total_loss(const Sums *) noexcept
+    Pair total_weight(const Sums *) noexcept
+    double add_pairs(const Pair *, Py_ssize_t n) noexcept
 
 cdef enum:
     MAX_DIMS = 64
@@ -110,8 +116,8 @@ cdef struct Problem:
     int n_blocks
 
 cdef struct Partials:                      # one entry per block
-    double loss[BLOCKS]
-    double weight[BLOCKS]
+    Pair loss[BLOCKS]
+    Pair weight[BLOCKS]
     Py_ssize_t bad[BLOCKS]                 # labels that are neither a class nor ignore_index
 
 
@@ -185,13 +191,14 @@ cdef void run_piece(const Tile *shared, const Rows *rows, Py_ssize_t piece, bint
     """Sweep or write one piece of the only row of a tile, in a scratch of its own."""
     cdef double[SCRATCH_LENGTH] scratch
     cdef Tile tile = shared[0]
+    cdef double target_exp                     # combine_parts finds it, for the whole row
     cdef Py_ssize_t length = piece_length(tile.n_classes)
     cdef Py_ssize_t start = piece * length, end = min(start + length, tile.n_classes)
     tile.scratch = scratch
     if writes:
         write_piece(&tile, rows, start, end)
     else:
-        sweep_piece(&tile, rows, start, end, &max[piece], &rest[piece])
+        sweep_piece(&tile, rows, start, end, &max[piece], &rest[piece], &target_exp)
 
 
 cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcept nogil:
@@ -211,12 +218,11 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
         for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
             partials.bad[block] += begin_tile(p, number, at, &tile, &rows)
             read_at_target(&tile, &rows)
-            rows.max[0] = 0
-            rows.rest[0] = 0
+            rows.max[0] = rows.rest[0] = rows.target_exp[0] = 0
             if rows.label[0] >= 0:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
                     run_piece(&tile, &rows, piece, False, max, rest)
-                combine_parts(max, rest, n_pieces, rows.max, rows.rest)
+                combine_parts(max, rest, n_pieces, rows.at_target[0], rows.max, rows.rest, rows.target_exp)
             epilogue_cross_entropy(&rows, 1, p.normalizer)
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
@@ -363,8 +369,8 @@ cdef int check_out(object out, cnp.ndarray logits, list inputs) except -1:
     return 0
 
 
-cdef bint same_memory(cnp.ndarray a, cnp.ndarray b):
-    return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and a.strides == b.strides
+cdef bint same_memory(object a, object b):
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
 
 
 cdef bint overlaps(object a, object b):
@@ -402,6 +408,7 @@ cdef inline void swap_dims(Problem *p, int i, int j) noexcept nogil:
 cdef void merge_dims(Problem *p) noexcept nogil:
     """Order the batch axes by the logits' stride, drop those of length 1, join neighbours (B of Design)."""
     cdef int i, j, array, kept = 0
+    cdef Py_ssize_t length
     cdef bint joins
     for i in range(1, p.n_dims):
         j = i
@@ -409,16 +416,17 @@ cdef void merge_dims(Problem *p) noexcept nogil:
             swap_dims(p, j - 1, j)
             j -= 1
     for i in range(p.n_dims):
-        if p.shape[i] == 1 and p.n_rows > 0 and (kept > 0 or i < p.n_dims - 1):
+        length = p.shape[i]
+        if length == 1 and (kept > 0 or i < p.n_dims - 1):
             continue
         joins = kept > 0
         for array in range(N_ARRAYS):
             if p.data[array] and joins:
-                joins = p.stride[array][kept - 1] == p.stride[array][i] * p.shape[i]
+                joins = p.stride[array][kept - 1] == p.stride[array][i] * length
         if not joins:
             kept += 1
             p.shape[kept - 1] = 1
-        p.shape[kept - 1] *= p.shape[i]
+        p.shape[kept - 1] *= length
         for array in range(N_ARRAYS):
             p.stride[array][kept - 1] = p.stride[array][i]
     p.n_dims = kept
@@ -498,12 +506,13 @@ cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_
     labels.has_ignore = ignore_index is not None
     if labels.has_ignore:
         value = index(ignore_index)
-        if value < 0:
-            labels.has_ignore = labels.is_signed and value >= -(1 << 63)
-        else:
-            labels.has_ignore = value < 1 << (63 if labels.is_signed else 64)
-        if labels.has_ignore:
-            labels.ignore_index = <int64_t><unsigned long long>(value & 0xFFFFFFFFFFFFFFFF)
+        try:
+            labels.ignore_index = value
+            labels.has_ignore = labels.is_signed or labels.ignore_index >= 0
+        except OverflowError:
+            labels.has_ignore = not labels.is_signed and 0 < value <= UINT64_MAX
+            if labels.has_ignore:
+                labels.ignore_index = <int64_t><uint64_t>value
     return 0
 
 
@@ -593,7 +602,7 @@ cdef object softmax_cross_entropy(object given_logits, object given_target, obje
         if total_bad(&problem, &partials):
             raise_bad_label(target, ignore_index, problem.n_classes)
         if reduction == MEAN:
-            denominator = sum_doubles(partials.weight, problem.n_blocks)
+            denominator = add_pairs(partials.weight, problem.n_blocks)
             problem.normalizer = denominator if given_normalizer is None else normalizer
     run_releasing_gil(&problem, False, n_threads, &partials)
     if total_bad(&problem, &partials):
@@ -602,9 +611,9 @@ cdef object softmax_cross_entropy(object given_logits, object given_target, obje
     if reduction == NONE:
         result = loss
     else:
-        total = sum_doubles(partials.loss, problem.n_blocks)
+        total = add_pairs(partials.loss, problem.n_blocks)
         if reduction == MEAN:
-            total = divided(total, sum_doubles(partials.weight, problem.n_blocks)
+            total = divided(total, add_pairs(partials.weight, problem.n_blocks)
                             if given_normalizer is None else normalizer)
         result = total
     return (result, grad) if with_grad else result

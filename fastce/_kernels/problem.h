@@ -12,6 +12,9 @@ enum {
     FEW_CLASSES = 32,   /* up to here rows lie across the lanes of a vector, above along it */
 };
 
+/* Keeps the digits of an r that is subnormal in float64, for a weight that brings it back. */
+#define REST_SCALE 0x1p64
+
 /* How an element is stored. float16 and bfloat16 are computed in float32. */
 typedef enum { FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16 } Format;
 
@@ -30,8 +33,9 @@ typedef struct {
     double weight[TILE];     /* sample weight */
 
     double max[TILE];        /* m = max_j x_j */
-    double rest[TILE];       /* r = sum of exp(x_j - m) over j != y */
+    double rest[TILE];       /* r = sum of exp(x_j - m) over j != y, times REST_SCALE */
     double at_target[TILE];  /* x_y */
+    double target_exp[TILE]; /* exp(x_y - m) */
 
     double loss[TILE];
     double alpha[TILE];      /* gradient off the target: alpha * exp(x_j - m) */

@@ -153,6 +153,19 @@ INLINE vec FN(unless_equal)(vec a, ivec i, ivec j)
 #endif
 }
 
+/* b where i = j, a elsewhere. */
+INLINE vec FN(if_equal)(ivec i, ivec j, vec b, vec a)
+{
+#if defined(LEVEL_V4) && REAL_BITS == 64
+    return _mm512_mask_mov_pd(a, _mm512_cmpeq_epi64_mask((__m512i)i, (__m512i)j), b);
+#elif defined(LEVEL_V4)
+    return _mm512_mask_mov_ps(a, _mm512_cmpeq_epi32_mask((__m512i)i, (__m512i)j), b);
+#else
+    ivec equal = (ivec)(i == j);
+    return (vec)(((ivec)b & equal) | ((ivec)a & ~equal));
+#endif
+}
+
 /* The first n lanes from p, `fill` in the others. 0 <= n <= LANES */
 INLINE vec FN(load_n)(const REAL *p, ptrdiff_t n, REAL fill)
 {
@@ -176,9 +189,13 @@ INLINE void FN(store_n)(REAL *p, ptrdiff_t n, vec a)
 
 INLINE REAL FN(largest_lane)(vec a)
 {
+#ifdef LEVEL_V4
+    return OP(reduce_max)(a);
+#else
     REAL m = a[0];
     for (int i = 1; i < LANES; i++) m = a[i] > m ? a[i] : m;
     return m;
+#endif
 }
 
 /* A running sum of vectors in more than their precision: float32 is carried in float64,
@@ -207,18 +224,18 @@ INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
     FN(store)(error, acc.error);
 }
 
-INLINE double FN(total)(sum_vec acc)
+INLINE double FN(add_up)(vec a)
 {
-    double sum[LANES], error[LANES];
-    memcpy(sum, &acc.sum, sizeof sum);
-    memcpy(error, &acc.error, sizeof error);
-    for (ptrdiff_t half = LANES / 2; half; half /= 2)
-        for (ptrdiff_t i = 0; i < half; i++) {
-            sum[i] += sum[i + half];
-            error[i] += error[i + half];
-        }
-    return sum[0] + error[0];
+#ifdef LEVEL_V4
+    return OP(reduce_add)(a);
+#else
+    double sum = a[0];
+    for (int i = 1; i < LANES; i++) sum += a[i];
+    return sum;
+#endif
 }
+
+INLINE double FN(total)(sum_vec acc) { return FN(add_up)(acc.sum) + FN(add_up)(acc.error); }
 #else
 typedef struct { vec_f64 low, high; } sum_vec;
 
@@ -268,10 +285,7 @@ INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
     store_f64(sum + LANES / 2, acc.high);
 }
 
-INLINE double FN(total)(sum_vec acc)
-{
-    return total_f64((sum_vec_f64){acc.low + acc.high, {0}});
-}
+INLINE double FN(total)(sum_vec acc) { return add_up_f64(acc.low + acc.high); }
 #endif
 
 /* a0 b0 a1 b1 ... of the first halves, and of the second halves. */

@@ -2,8 +2,8 @@
  *
  * Included once per REAL_BITS, after simd.h, vmath.h and formats.h. For a row x with target y
  *
- *     sweep   m = max_j x_j,   r = sum_{j != y} exp(x_j - m),   x_y      -> Rows
- *     write   g_j = alpha exp(x_j - m),   g_y = beta                     <- Rows
+ *     sweep   m = max_j x_j,  r = sum_{j != y} exp(x_j - m),  x_y,  exp(x_y - m)   -> Rows
+ *     write   g_j = alpha exp(x_j - m),  g_y = beta                                <- Rows
  *
  * The target's own term never enters r, so loss and gradient lose no digits where the model is
  * sure. Two walks do the same work:
@@ -17,8 +17,8 @@
  * them; along the row its chunks are each swept against their own maximum, while they are in cache,
  * and combined in the end.
  *
- * Sums have the same tree at every place in a batch: groups of four vectors are added in REAL,
- * the groups in more than REAL (sum_vec). That is two REAL roundings, however many classes.
+ * Sums have the same tree at every place in a batch: pairs of vectors are added in REAL, the
+ * pairs in more than REAL (sum_vec). That is one REAL rounding, however many classes.
  */
 #ifndef FASTCE_SWEEP_H
 #define FASTCE_SWEEP_H
@@ -98,7 +98,8 @@ static REAL FN(chunk_max)(const REAL *x, ptrdiff_t n)
 }
 
 /* A group that is not full or holds the target; what is missing counts as +0. */
-static void FN(sum_partial_group)(const REAL *x, REAL *e, ptrdiff_t n, vec m, ptrdiff_t y, sum_vec *sum)
+static void FN(sum_partial_group)(const REAL *x, REAL *e, ptrdiff_t n, vec m, ptrdiff_t y, sum_vec *sum,
+                                  double *target_exp)
 {
     vec group[4] = {{0}};
     for (ptrdiff_t k = 0; k < 4 && n > 0; k++, n -= LANES, y -= LANES, x += LANES) {
@@ -109,9 +110,17 @@ static void FN(sum_partial_group)(const REAL *x, REAL *e, ptrdiff_t n, vec m, pt
             else FN(store_n)(e, count, v);
             e += LANES;
         }
-        group[k] = y >= 0 && y < LANES ? FN(unless_equal)(v, FN(iota)(), (ivec){0} + (INT)y) : v;
+        group[k] = v;
+        if (y >= 0 && y < LANES) {
+            REAL lane[LANES_COUNT];
+            FN(store)(lane, v);
+            *target_exp = lane[y] / EXP_SCALE;
+            lane[y] = 0;
+            group[k] = FN(load)(lane);
+        }
     }
-    FN(add)(sum, (group[0] + group[1]) + (group[2] + group[3]));
+    FN(add)(sum, group[0] + group[1]);
+    FN(add)(sum, group[2] + group[3]);
 }
 
 INLINE void FN(sum_groups)(const REAL *x, REAL *e, ptrdiff_t n, vec m, sum_vec *sum)
@@ -127,12 +136,14 @@ INLINE void FN(sum_groups)(const REAL *x, REAL *e, ptrdiff_t n, vec m, sum_vec *
             FN(store)(e + j + 2 * LANES, e2);
             FN(store)(e + j + 3 * LANES, e3);
         }
-        FN(add)(sum, (e0 + e1) + (e2 + e3));
+        FN(add)(sum, e0 + e1);
+        FN(add)(sum, e2 + e3);
     }
 }
 
-/* Sum of exp(x_j - m) over j != y; y outside [0, n): over all. Stages the exps in e unless NULL. */
-static double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, ptrdiff_t y)
+/* Sum of exp(x_j - m) * REST_SCALE over j != y, whose own term goes to target_exp if y is in [0, n). Stages the exps
+ * in e unless that is NULL. */
+static double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, ptrdiff_t y, double *target_exp)
 {
     const ptrdiff_t group = 4 * LANES, full = n - n % group;
     const vec m = FN(splat)(maximum);
@@ -142,12 +153,12 @@ static double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, p
     else FN(sum_groups)(x, NULL, at, m, &sum);
     if (at < full) {
         ptrdiff_t next = at + group;
-        FN(sum_partial_group)(x + at, e ? e + at : NULL, group, m, y - at, &sum);
+        FN(sum_partial_group)(x + at, e ? e + at : NULL, group, m, y - at, &sum, target_exp);
         if (e) FN(sum_groups)(x + next, e + next, full - next, m, &sum);
         else FN(sum_groups)(x + next, NULL, full - next, m, &sum);
     }
-    if (full < n) FN(sum_partial_group)(x + full, e ? e + full : NULL, n - full, m, y - full, &sum);
-    return FN(total)(sum) / EXP_SCALE;
+    if (full < n) FN(sum_partial_group)(x + full, e ? e + full : NULL, n - full, m, y - full, &sum, target_exp);
+    return FN(total)(sum) * (REST_SCALE / EXP_SCALE);
 }
 
 /* g = alpha * exps, from the staged exps, or from the logits where `staged` is 0. */
@@ -178,9 +189,9 @@ INLINE const REAL *FN(contiguous_run)(const char *row, const Layout *from, ptrdi
 /* A chunk whose maximum is -inf sums to 0 against any finite shift, and NaN stays NaN. */
 INLINE REAL FN(shift)(REAL maximum) { return maximum == -INFINITY ? 0 : maximum; }
 
-/* m and r of the classes start .. end of row i alone. */
+/* m and r of the classes start .. end of row i alone; and exp(x_y - m) if y is one of them. */
 static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end,
-                            double *max, double *rest)
+                            double *max, double *rest, double *target_exp)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     const char *row = tile->logits + i * from->row_stride;
@@ -202,7 +213,7 @@ static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptr
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
         if (end - start > CHUNK) x = FN(contiguous_run)(row, from, at, n, scratch);
-        *rest += FN(chunk_sum)(x, exps, n, FN(shift)(m), rows->label[i] - at);
+        *rest += FN(chunk_sum)(x, exps, n, FN(shift)(m), rows->label[i] - at, target_exp);
     }
 }
 
@@ -243,17 +254,18 @@ static void FN(sweep_along)(const Tile *tile, Rows *rows)
 {
     const ptrdiff_t n_classes = tile->n_classes, length = piece_length(n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        rows->max[i] = rows->rest[i] = 0;
+        rows->max[i] = rows->rest[i] = rows->target_exp[i] = 0;
         if (rows->label[i] < 0) continue;
         if (n_classes <= length) {
-            FN(sweep_piece)(tile, rows, i, 0, n_classes, &rows->max[i], &rows->rest[i]);
+            FN(sweep_piece)(tile, rows, i, 0, n_classes, &rows->max[i], &rows->rest[i], &rows->target_exp[i]);
             continue;
         }
         double max[MAX_PIECES], rest[MAX_PIECES];
         ptrdiff_t n = 0;
         for (ptrdiff_t start = 0; start < n_classes; start += length, n++)
-            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n]);
-        combine_parts(max, rest, n, &rows->max[i], &rows->rest[i]);
+            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n],
+                            &rows->target_exp[i]);
+        combine_parts(max, rest, n, rows->at_target[i], &rows->max[i], &rows->rest[i], &rows->target_exp[i]);
     }
 }
 
@@ -291,26 +303,30 @@ INLINE void FN(lanes_max)(FN(Plane) x, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count
     FN(store)(max + i, m);
 }
 
-/* Adds exp(x - max) over the classes but the target, staging the exps in e unless that is empty. */
+/* Adds exp(x - max) over the classes but the target, whose term goes to target_exp; stages the exps in e
+ * unless that is empty. */
 INLINE void FN(lanes_sum)(FN(Plane) x, FN(Plane) e, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count,
-                          const INT *target, const REAL *max, double *rest, double *error)
+                          const INT *target, const REAL *max, double *rest, double *error, REAL *target_exp)
 {
     vec m = FN(load)(max + i);
     m = (vec)((ivec)m & ~(ivec)(m == -INFINITY)); /* as shift() above */
     ivec y;
     memcpy(&y, target + i, sizeof y);
     sum_vec sum = FN(load_sums)(rest + i, error + i);
-    for (ptrdiff_t c = 0; c < n; c += 4) {
-        vec group[4] = {{0}};
-        for (ptrdiff_t k = 0; k < 4; k++) {
-            if (c + k == n) break;
+    vec e_y = FN(load)(target_exp + i);
+    for (ptrdiff_t c = 0; c < n; c += 2) {
+        vec pair[2] = {{0}};
+        for (ptrdiff_t k = 0; k < 2 && c + k < n; k++) {
+            const ivec here = (ivec){0} + (INT)(c + k);
             vec v = FN(exp_from)(FN(load_lanes)(x, c + k, i, count), m);
             if (e.data) FN(store_lanes)(e, c + k, i, count, v);
-            group[k] = FN(unless_equal)(v, y, (ivec){0} + (INT)(c + k));
+            e_y = FN(if_equal)(y, here, v, e_y);
+            pair[k] = FN(unless_equal)(v, y, here);
         }
-        FN(add)(&sum, (group[0] + group[1]) + (group[2] + group[3]));
+        FN(add)(&sum, pair[0] + pair[1]);
     }
     FN(store_sums)(rest + i, error + i, sum);
+    FN(store)(target_exp + i, e_y);
 }
 
 /* Gradient of the rows i .. i + count off their targets; 0 in ignored rows. */
@@ -456,13 +472,17 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
     const int stage = tile->grad && n_classes <= CHUNK_ACROSS;
     INT target[TILE];
-    REAL max[TILE];
-    double rest[TILE] = {0}, error[TILE] = {0};
+    REAL max[TILE], target_exp[TILE];
+    double rest[TILE], error[TILE];
     FN(Plane) x = {NULL, 0}, e = {NULL, 0};
     if (stage) e = FN(is_plane)(&tile->grad_layout)
                  ? (FN(Plane)){tile->grad, tile->grad_layout.class_stride} : FN(scratch_plane)(tile);
 
-    for (ptrdiff_t i = 0; i < TILE; i++) max[i] = -INFINITY;
+    for (ptrdiff_t i = 0; i < TILE; i++) {
+        max[i] = -INFINITY;
+        target_exp[i] = 0;
+        rest[i] = error[i] = 0;
+    }
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
         x = FN(fetch_plane)(tile, start, n);
@@ -481,13 +501,14 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
         }
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
             ptrdiff_t count = FN(smaller)(n_rows - i, LANES);
-            if (count == LANES) FN(lanes_sum)(x, e, n, i, LANES, target, max, rest, error);
-            else FN(lanes_sum)(x, e, n, i, count, target, max, rest, error);
+            if (count == LANES) FN(lanes_sum)(x, e, n, i, LANES, target, max, rest, error, target_exp);
+            else FN(lanes_sum)(x, e, n, i, count, target, max, rest, error, target_exp);
         }
     }
     for (ptrdiff_t i = 0; i < TILE; i++) {
         rows->max[i] = max[i];
-        rows->rest[i] = (rest[i] + error[i]) / EXP_SCALE;
+        rows->rest[i] = (rest[i] + error[i]) * (REST_SCALE / EXP_SCALE);
+        rows->target_exp[i] = target_exp[i] / EXP_SCALE;
     }
 }
 

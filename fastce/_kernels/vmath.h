@@ -118,8 +118,9 @@ INLINE vec FN(log1p)(vec t, vec reciprocal)
     return FN(fma)(k, FN(splat)(LN2_HI), f + small) + 0 * t; /* 0 * t: NaN stays NaN */
 }
 
-/* (m, r) of a row from those of its n parts: sum of r_k exp(m_k - m). */
-INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdiff_t n, double *max, double *rest)
+/* m, r and exp(x_y - m) of a row from (m, r) of its n parts: r is the sum of r_k exp(m_k - m). */
+INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdiff_t n, double at_target,
+                          double *max, double *rest, double *target_exp)
 {
     *max = part_max[0];
     for (ptrdiff_t k = 1; k < n; k++) *max = part_max[k] > *max ? part_max[k] : *max;
@@ -131,5 +132,6 @@ INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdi
         FN(add)(&sum, FN(load_n)(part_rest + k, count, 0) * factor);
     }
     *rest = FN(total)(sum);
+    *target_exp = FN(exp_from)(FN(splat)(at_target), m)[0] * (1 / EXP_SCALE);
 }
 #endif
