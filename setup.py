@@ -2,15 +2,18 @@
 
 import platform
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from Cython.Build import cythonize
 from extension_helpers import add_openmp_flags_if_available
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 HERE = "fastce/_kernels"
-HEADERS = [f"{HERE}/{name}.h" for name in ("problem", "simd", "vmath", "formats", "sweep", "epilogue", "targets", "rows")]
+HEADERS = [str(path) for path in Path(HERE).glob("*.h")]
 
 # Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.
 # Never -ffast-math, -Ofast or -fassociative-math: they change results, and the first two the host's FP state.
@@ -37,6 +40,11 @@ def extension(name, source, flags=()):
 class BuildWhatTheCompilerTakes(build_ext):
     """Drops levels whose flags the compiler refuses and adds OpenMP where it has it."""
 
+    def run(self):
+        super().run()
+        if not self.inplace:  # `python -m fastce` in a clone finds the clone before the installation
+            self.copy_extensions_to_source()
+
     def build_extensions(self):
         self.extensions = [e for e in self.extensions if self.takes(e.extra_compile_args)]
         for ext in self.extensions:
@@ -44,15 +52,12 @@ class BuildWhatTheCompilerTakes(build_ext):
         super().build_extensions()
 
     def takes(self, flags):
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder:
             probe = Path(folder, "probe.c")
             probe.write_text("int probe;\n")
             try:
                 self.compiler.compile([str(probe)], output_dir=folder, extra_postargs=flags)
-            except Exception:
+            except CompileError:
                 print(f"fastce: this compiler does not take {' '.join(flags)}; building without that level")
                 return False
         return True
@@ -60,6 +65,7 @@ class BuildWhatTheCompilerTakes(build_ext):
 
 modules = cythonize([extension("cpu", "cpu"), extension("threads", "threads")], build_dir="build/cython")
 for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
-    modules += cythonize([extension(f"_kernels_{level}", "kernels", flags)], build_dir=f"build/cython-{level}")
+    kernels = extension(f"_kernels_{level}", "kernels", flags)
+    modules += cythonize([kernels], build_dir=f"build/cython-{level}")
 
 setup(ext_modules=modules, cmdclass={"build_ext": BuildWhatTheCompilerTakes})

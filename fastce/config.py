@@ -84,7 +84,11 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "cpu_features": sorted(cpu.features()),
         "openmp": threads.openmp(),
         "threads": get_num_threads(),
-        "versions": {"fastce": version("fastce"), "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {
+            "fastce": version("fastce"),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
     if mode == "dict":
         return config

@@ -77,7 +77,7 @@ def test_same_bits_as_contiguous(dtype, layout):
         loss, grad = fastce.cross_entropy_and_grad(x, y, reduction="none")
         other = LAYOUTS[layout](x)
         got_loss, got_grad = fastce.cross_entropy_and_grad(other, y, reduction="none")
-        if layout == "Fortran" and shape[1] > 32:
+        if layout == "Fortran" and shape[1] > 64:
             # Rows adjacent in memory are summed side by side, in another order: right, not the same.
             exact_loss, exact_grad = reference.cross_entropy_and_grad(x, y, reduction="none")
             assert_ulp(got_loss, exact_loss, LOSS_ULP[got_loss.dtype])

@@ -39,7 +39,7 @@ cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr *, int subok)
 
 cdef extern from "rows.h" nogil:
-    enum: TILE, CHUNK, MAX_PIECES, FEW_CLASSES, SCRATCH_LENGTH
+    enum: TILE, CHUNK, MAX_PIECES, FEW_CLASSES
     ctypedef enum Format: FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16
     ctypedef struct Layout:
         Format format
@@ -75,8 +75,7 @@ cdef extern from "rows.h" nogil:
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
     void read_at_target(const Tile *, Rows *) noexcept
     void sweep(const Tile *, Rows *, bint across) noexcept
-    void sweep_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end, double *max, double *rest,
-                     double *target_exp) noexcept
+    void sweep_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end, double *max, double *rest) noexcept
     void epilogue_cross_entropy(Rows *, Py_ssize_t n_rows, double normalizer) noexcept
     void write_gradient(const Tile *, const Rows *, bint across) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
@@ -165,7 +164,7 @@ cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *ro
 
 cdef void run_block(const Problem *p, int block, bint check, Partials *partials) noexcept nogil:
     """The tiles of a block; with `check` their labels and weights alone."""
-    cdef double[SCRATCH_LENGTH] scratch
+    cdef double[CHUNK] scratch
     cdef char *at[N_ARRAYS]
     cdef Tile tile
     cdef Rows rows
@@ -192,16 +191,15 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
 cdef void run_piece(const Tile *shared, const Rows *rows, Py_ssize_t piece, bint writes,
                     double *max, double *rest) noexcept nogil:
     """Sweep or write one piece of the only row of a tile, in a scratch of its own."""
-    cdef double[SCRATCH_LENGTH] scratch
+    cdef double[CHUNK] scratch
     cdef Tile tile = shared[0]
-    cdef double target_exp                     # combine_parts finds it, for the whole row
     cdef Py_ssize_t length = piece_length(tile.n_classes)
     cdef Py_ssize_t start = piece * length, end = min(start + length, tile.n_classes)
     tile.scratch = scratch
     if writes:
         write_piece(&tile, rows, start, end)
     else:
-        sweep_piece(&tile, rows, start, end, &max[piece], &rest[piece], &target_exp)
+        sweep_piece(&tile, rows, start, end, &max[piece], &rest[piece])
 
 
 cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcept nogil:

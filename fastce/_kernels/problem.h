@@ -9,7 +9,7 @@ enum {
     TILE = 64,          /* rows that pass through sweep, epilogue and write together */
     CHUNK = 8192,       /* longest piece of a row that is swept at once: 32 KiB of float32 */
     MAX_PIECES = 1024,  /* parts of a long row that are swept on their own */
-    FEW_CLASSES = 32,   /* up to here rows lie across the lanes of a vector, above along it */
+    FEW_CLASSES = 64,   /* up to here rows lie across the lanes of a vector, above along it */
 };
 
 /* Keeps the digits of an r that is subnormal in float64, for a weight that brings it back. */

@@ -30,10 +30,9 @@ static void sweep(const Tile *tile, Rows *rows, int across) { IN_PRECISION_OF(ti
 static void write_gradient(const Tile *tile, const Rows *rows, int across) { IN_PRECISION_OF(tile, write, tile, rows, across); }
 
 static void read_at_target(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, read_at_target, tile, rows); }
-static void sweep_piece(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t end, double *max, double *rest,
-                        double *target_exp)
+static void sweep_piece(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t end, double *max, double *rest)
 {
-    IN_PRECISION_OF(tile, sweep_piece, tile, rows, 0, start, end, max, rest, target_exp);
+    IN_PRECISION_OF(tile, sweep_piece, tile, rows, 0, start, end, max, rest);
 }
 static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t end)
 {

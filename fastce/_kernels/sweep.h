@@ -29,13 +29,11 @@ typedef struct {
     const char *logits;
     char *grad;
     Layout logits_layout, grad_layout;
-    double *scratch; /* SCRATCH_LENGTH */
+    double *scratch; /* CHUNK of them */
 } Tile;
 
-enum {
-    CHUNK_ACROSS = CHUNK / TILE,                /* classes of a chunk when rows lie across */
-    SCRATCH_LENGTH = CHUNK + TILE * FEW_CLASSES /* a chunk, and rows on their way to lanes */
-};
+enum { CHUNK_ACROSS = CHUNK / TILE }; /* classes of a chunk when rows lie across */
+_Static_assert(2 * TILE * FEW_CLASSES <= CHUNK, "a tile as rows and as a plane must fit in the scratch");
 
 /* A long row is swept in pieces, which threads may share: chunks, or more where it would be more than
  * MAX_PIECES. They depend on its length alone, so a sum has the same tree whoever computes it. */
@@ -189,18 +187,45 @@ INLINE const REAL *FN(contiguous_run)(const char *row, const Layout *from, ptrdi
 /* A chunk whose maximum is -inf sums to 0 against any finite shift, and NaN stays NaN. */
 INLINE REAL FN(shift)(REAL maximum) { return maximum == -INFINITY ? 0 : maximum; }
 
-/* m and r of the classes start .. end of row i alone; and exp(x_y - m) if y is one of them. */
-static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end,
-                            double *max, double *rest, double *target_exp)
+/* Where a row that is not used in place is kept: a tile of rows of one chunk fits beside each other. */
+INLINE REAL *FN(scratch_row)(const Tile *tile, ptrdiff_t i)
+{
+    return (REAL *)tile->scratch + (tile->n_classes <= CHUNK ? i * tile->n_classes : 0);
+}
+
+/* Rows of one chunk, all maxima first: the sums of a row then need not wait for its maximum. */
+static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
+    const ptrdiff_t n = tile->n_classes;
+    const int direct = FN(is_contiguous)(from), stage_in_grad = tile->grad && FN(is_contiguous)(to);
+
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        rows->max[i] = rows->rest[i] = rows->target_exp[i] = 0;
+        if (rows->label[i] < 0) continue;
+        const char *row = tile->logits + i * from->row_stride;
+        rows->max[i] = FN(chunk_max)(FN(contiguous_run)(row, from, 0, n, FN(scratch_row)(tile, i)), n);
+    }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        if (rows->label[i] < 0) continue;
+        REAL *scratch = FN(scratch_row)(tile, i);
+        const REAL *x = direct ? (const REAL *)(tile->logits + i * from->row_stride) : scratch;
+        REAL *exps = stage_in_grad ? (REAL *)(tile->grad + i * to->row_stride) : tile->grad ? scratch : NULL;
+        rows->rest[i] = FN(chunk_sum)(x, exps, n, FN(shift)((REAL)rows->max[i]), rows->label[i],
+                                      &rows->target_exp[i]);
+    }
+}
+
+/* m and r of the classes start .. end of row i alone. */
+static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end,
+                            double *max, double *rest)
+{
+    const Layout *from = &tile->logits_layout;
     const char *row = tile->logits + i * from->row_stride;
-    const int stage = tile->grad && tile->n_classes <= CHUNK;
-    REAL *scratch = (REAL *)tile->scratch + (stage ? i * tile->n_classes : 0);
-    REAL *exps = !stage ? NULL
-               : FN(is_contiguous)(to) ? (REAL *)(tile->grad + i * to->row_stride) : scratch;
+    REAL *scratch = FN(scratch_row)(tile, i);
     const REAL *x = NULL;
     REAL m = -INFINITY;
+    double target_exp; /* combine_parts finds it, for the whole row */
 
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
@@ -213,7 +238,21 @@ static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptr
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
         if (end - start > CHUNK) x = FN(contiguous_run)(row, from, at, n, scratch);
-        *rest += FN(chunk_sum)(x, exps, n, FN(shift)(m), rows->label[i] - at, target_exp);
+        *rest += FN(chunk_sum)(x, NULL, n, FN(shift)(m), rows->label[i] - at, &target_exp);
+    }
+}
+
+static void FN(sweep_long_rows)(const Tile *tile, Rows *rows)
+{
+    const ptrdiff_t n_classes = tile->n_classes, length = piece_length(n_classes);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        double max[MAX_PIECES], rest[MAX_PIECES];
+        ptrdiff_t n = 0;
+        rows->max[i] = rows->rest[i] = rows->target_exp[i] = 0;
+        if (rows->label[i] < 0) continue;
+        for (ptrdiff_t start = 0; start < n_classes; start += length, n++)
+            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n]);
+        combine_parts(max, rest, n, rows->at_target[i], &rows->max[i], &rows->rest[i], &rows->target_exp[i]);
     }
 }
 
@@ -225,7 +264,7 @@ static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptr
     const int staged = tile->n_classes <= CHUNK, direct = FN(is_contiguous)(to);
     const REAL m = (REAL)rows->max[i];
     const FN(Factor) factor = FN(factor)(rows->alpha[i]);
-    REAL *scratch = (REAL *)tile->scratch + (staged ? i * tile->n_classes : 0);
+    REAL *scratch = FN(scratch_row)(tile, i);
 
     for (; start < end; start += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - start, CHUNK);
@@ -248,25 +287,6 @@ INLINE void FN(write_target)(const Tile *tile, const Rows *rows, ptrdiff_t i)
     else
         FN(store_one)(tile->grad + i * to->row_stride + rows->label[i] * to->class_stride,
                       (REAL)rows->beta[i], to->format, to->swapped);
-}
-
-static void FN(sweep_along)(const Tile *tile, Rows *rows)
-{
-    const ptrdiff_t n_classes = tile->n_classes, length = piece_length(n_classes);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        rows->max[i] = rows->rest[i] = rows->target_exp[i] = 0;
-        if (rows->label[i] < 0) continue;
-        if (n_classes <= length) {
-            FN(sweep_piece)(tile, rows, i, 0, n_classes, &rows->max[i], &rows->rest[i], &rows->target_exp[i]);
-            continue;
-        }
-        double max[MAX_PIECES], rest[MAX_PIECES];
-        ptrdiff_t n = 0;
-        for (ptrdiff_t start = 0; start < n_classes; start += length, n++)
-            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n],
-                            &rows->target_exp[i]);
-        combine_parts(max, rest, n, rows->at_target[i], &rows->max[i], &rows->rest[i], &rows->target_exp[i]);
-    }
 }
 
 static void FN(write_along)(const Tile *tile, const Rows *rows)
@@ -433,7 +453,7 @@ static FN(Plane) FN(fetch_plane)(const Tile *tile, ptrdiff_t start, ptrdiff_t n)
     if (FN(is_contiguous)(from)) {
         FN(rows_to_plane)(logits, from->row_stride, tile->n_rows, n, plane);
     } else if (from->class_stride == element && n <= FEW_CLASSES) {
-        REAL *rows = (REAL *)(tile->scratch + CHUNK);
+        REAL *rows = (REAL *)tile->scratch + TILE * FEW_CLASSES;
         ptrdiff_t at_once = from->row_stride == n * element ? tile->n_rows : 1; /* adjacent rows: one run */
         for (ptrdiff_t i = 0; i < tile->n_rows; i += at_once)
             FN(fetch)(logits + i * from->row_stride, from->format, from->swapped, element,
@@ -455,7 +475,7 @@ static void FN(put_plane)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, FN(Pla
     if (FN(is_contiguous)(to)) {
         FN(plane_to_rows)(plane, grad, to->row_stride, tile->n_rows, n);
     } else if (to->class_stride == element && n <= FEW_CLASSES) {
-        REAL *rows = (REAL *)(tile->scratch + CHUNK);
+        REAL *rows = (REAL *)tile->scratch + TILE * FEW_CLASSES;
         ptrdiff_t at_once = to->row_stride == n * element ? tile->n_rows : 1;
         FN(plane_to_rows)(plane, (char *)rows, n * sizeof(REAL), tile->n_rows, n);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += at_once)
@@ -560,7 +580,8 @@ static void FN(sweep)(const Tile *tile, Rows *rows, int across)
 {
     FN(read_at_target)(tile, rows);
     if (across) FN(sweep_across)(tile, rows);
-    else FN(sweep_along)(tile, rows);
+    else if (tile->n_classes <= CHUNK) FN(sweep_short_rows)(tile, rows);
+    else FN(sweep_long_rows)(tile, rows);
 }
 
 static void FN(write)(const Tile *tile, const Rows *rows, int across)

@@ -5,7 +5,6 @@ A call uses `n_threads` if given, else the process-wide default: the least of wh
 the OpenMP runtime's pool did not survive the fork, and waiting for it would hang.
 """
 
-import os
 from operator import index
 from pathlib import Path
 

@@ -57,9 +57,9 @@ def still_live(terminal: "Console", table: "Table") -> "Live":
 
 def time_text(seconds: float) -> str:
     """Return seconds with three digits and a unit, such as ``4.31 ms``."""
-    for unit, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")):
-        if seconds >= 0.9995 * unit or name == "ns":
-            return f"{three_digits(seconds / unit)} {name}"
+    units = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+    unit, name = next((u for u in units if seconds >= 0.9995 * u[0]), (1e-9, "ns"))
+    return f"{three_digits(seconds / unit)} {name}"
 
 
 def three_digits(value: float) -> str:
