@@ -20,11 +20,13 @@ from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple
 
+import numpy as np
 from mpmath import mp, mpf
 
 mp.prec = 200  # targets lose about 60 bits to cancellation beside zero
 GRID = 2000  # even, so that the grid of a symmetric interval avoids zero
 CHECK_GRID = 20001
+FORMATS = {24: (np.float32, np.uint32), 53: (np.float64, np.uint64)}
 
 
 class Kernel(NamedTuple):
@@ -41,14 +43,19 @@ class Kernel(NamedTuple):
         return self.weight(x) * (mp.polyval(coefficients[::-1], x) - self.target(x))
 
 
-# Both intervals are a hair wider than needed, for the rounding of the reduced argument.
-EXP = Kernel(
-    "exp(x) = 1 + x + x^2 q(x)",
-    mpf("-0.3467"),  # ln2 / 2 = 0.34657...
-    mpf("0.3467"),
-    lambda x: (mp.expm1(x) - x) / x**2,
-    lambda x: x**2 / mp.exp(x),
-)
+# The intervals are a hair wider than needed, for the rounding of the reduced argument.
+def exp_kernel(table_bits: int) -> Kernel:
+    """Return the kernel of exp on what is left after a table of 2^(i / 2^table_bits)."""
+    high = mpf("0.3467") / 2**table_bits  # ln2 / 2 = 0.34657...
+    return Kernel(
+        f"exp(x) = 1 + x + x^2 q(x), |x| <= ln2 / 2^{table_bits + 1}",
+        -high,
+        high,
+        lambda x: (mp.expm1(x) - x) / x**2,
+        lambda x: x**2 / mp.exp(x),
+    )
+
+
 LOG = Kernel(
     "log(1+f) = 2s + s x q(x), s = f/(2+f), x = s^2",
     mpf(0),
@@ -128,6 +135,17 @@ def print_fit(kernel: Kernel, degree: int, bits: int) -> None:
         show(f"q{k}", c, bits)
 
 
+def print_table(table_bits: int, bits: int) -> None:
+    """Print the bits of 2^(i / n), i < n, less those of 1.0 and of i / n in the exponent field."""
+    n, field, float_type, int_type = 2**table_bits, bits - 1, *FORMATS[bits]
+    one = int(np.array(1, float_type).view(int_type))
+    print(f"\nfloat of {bits} bits: table of 2^(i / {n})")
+    for i in range(n):
+        power = int(np.array(mp.nstr(mp.mpf(2) ** (mpf(i) / n), 25), float_type).view(int_type))
+        pattern = (power - one - (i << (field - table_bits))) % 2 ** (8 * np.dtype(int_type).itemsize)
+        print(f"0x{pattern:x}", end=", " if i + 1 < n else "\n")
+
+
 def print_ln2(bits: int, count_bits: int) -> None:
     """Print log2(e) and ln2 = hi + lo, where n * hi is exact for |n| <= 2^count_bits."""
     hi = mpf(mp.ln2, prec=bits - count_bits)
@@ -139,9 +157,10 @@ def print_ln2(bits: int, count_bits: int) -> None:
 
 
 if __name__ == "__main__":
-    for degree, bits in (3, 24), (4, 24), (9, 53):
-        print_fit(EXP, degree, bits)
-    for degree, bits in (2, 24), (3, 24), (6, 53):
-        print_fit(LOG, degree, bits)
+    for table_bits, degree, bits in (0, 4, 24), (3, 2, 24), (4, 1, 24), (0, 9, 53), (4, 4, 53):
+        print_fit(exp_kernel(table_bits), degree, bits)
+        if table_bits:
+            print_table(table_bits, bits)
+    print_fit(LOG, 6, 53)
     print_ln2(24, 9)
     print_ln2(53, 12)

@@ -67,8 +67,9 @@ cdef extern from "rows.h" nogil:
         pass
     Py_ssize_t format_size(Format) noexcept
     Py_ssize_t piece_length(Py_ssize_t n_classes) noexcept
-    void combine_parts(const double *part_max, const double *part_rest, Py_ssize_t n, double at_target,
-                       double *max, double *rest, double *target_exp) noexcept
+    void combine_parts(const double *part_max, const double *part_rest, Py_ssize_t n, double *max,
+                       double *rest) noexcept
+    void find_target_exps(const double *at_target, const double *max, Py_ssize_t n, double *target_exp) noexcept
     Py_ssize_t read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *) noexcept
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
@@ -219,11 +220,12 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
         for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
             partials.bad[block] += begin_tile(p, number, at, &tile, &rows)
             read_at_target(&tile, &rows)
-            rows.max[0] = rows.rest[0] = rows.target_exp[0] = 0
+            rows.max[0] = rows.rest[0] = 0
             if rows.label[0] >= 0:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
                     run_piece(&tile, &rows, piece, False, max, rest)
-                combine_parts(max, rest, n_pieces, rows.at_target[0], rows.max, rows.rest, rows.target_exp)
+                combine_parts(max, rest, n_pieces, rows.max, rows.rest)
+            find_target_exps(rows.at_target, rows.max, 1, rows.target_exp)
             epilogue_cross_entropy(&rows, 1, p.normalizer)
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):

@@ -117,6 +117,16 @@ INLINE vec FN(larger)(vec a, vec b)
 #endif
 }
 
+INLINE vec FN(lesser)(vec a, vec b)
+{
+#ifdef OP
+    return OP(min)(a, b);
+#else
+    ivec take_a = a < b;
+    return (vec)(((ivec)a & take_a) | ((ivec)b & ~take_a));
+#endif
+}
+
 /* a * b + c, rounded once where the level has the instruction. */
 INLINE vec FN(fma)(vec a, vec b, vec c)
 {

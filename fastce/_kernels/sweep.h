@@ -95,82 +95,91 @@ static REAL FN(chunk_max)(const REAL *x, ptrdiff_t n)
     return FN(largest_lane)(FN(larger)(FN(larger)(m0, m1), FN(larger)(m2, m3)));
 }
 
-/* A group that is not full or holds the target; what is missing counts as +0. */
-static void FN(sum_partial_group)(const REAL *x, REAL *e, ptrdiff_t n, vec m, ptrdiff_t y, sum_vec *sum,
-                                  double *target_exp)
+/* A group of four vectors from x, with -inf in the place of the target if that is one of them. */
+INLINE void FN(load_without_target)(const REAL *x, ptrdiff_t n, ptrdiff_t y, vec *group)
 {
-    vec group[4] = {{0}};
-    for (ptrdiff_t k = 0; k < 4 && n > 0; k++, n -= LANES, y -= LANES, x += LANES) {
-        ptrdiff_t count = FN(smaller)(n, LANES);
-        vec v = FN(exp_from)(count == LANES ? FN(load)(x) : FN(load_n)(x, count, -INFINITY), m);
-        if (e) {
-            if (count == LANES) FN(store)(e, v);
-            else FN(store_n)(e, count, v);
-            e += LANES;
-        }
-        group[k] = v;
-        if (y >= 0 && y < LANES) {
-            REAL lane[LANES_COUNT];
-            FN(store)(lane, v);
-            *target_exp = lane[y] / EXP_SCALE;
-            lane[y] = 0;
-            group[k] = FN(load)(lane);
-        }
-    }
-    FN(add)(sum, group[0] + group[1]);
-    FN(add)(sum, group[2] + group[3]);
-}
-
-INLINE void FN(sum_groups)(const REAL *x, REAL *e, ptrdiff_t n, vec m, sum_vec *sum)
-{
-    for (ptrdiff_t j = 0; j < n; j += 4 * LANES) {
-        vec e0 = FN(exp_from)(FN(load)(x + j), m);
-        vec e1 = FN(exp_from)(FN(load)(x + j + LANES), m);
-        vec e2 = FN(exp_from)(FN(load)(x + j + 2 * LANES), m);
-        vec e3 = FN(exp_from)(FN(load)(x + j + 3 * LANES), m);
-        if (e) {
-            FN(store)(e + j, e0);
-            FN(store)(e + j + LANES, e1);
-            FN(store)(e + j + 2 * LANES, e2);
-            FN(store)(e + j + 3 * LANES, e3);
-        }
-        FN(add)(sum, e0 + e1);
-        FN(add)(sum, e2 + e3);
+    const vec none = FN(splat)(-INFINITY);
+    const INT at = (INT)(y >= 0 && y < 4 * LANES ? y : -1);
+    for (ptrdiff_t k = 0; k < 4; k++) {
+        ptrdiff_t count = n - k * LANES;
+        vec v = count >= LANES ? FN(load)(x + k * LANES)
+              : count > 0 ? FN(load_n)(x + k * LANES, count, -INFINITY) : none;
+        group[k] = FN(if_equal)(FN(iota)(), (ivec){0} + (at - (INT)(k * LANES)), none, v);
     }
 }
 
-/* Sum of exp(x_j - m) * REST_SCALE over j != y, whose own term goes to target_exp if y is in [0, n). Stages the exps
- * in e unless that is NULL. */
-static double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, ptrdiff_t y, double *target_exp)
+/* Sum of exp(x_j - m) * REST_SCALE over j != y. Stages the exps in e unless that is NULL; what it stages for
+ * the target is of no use.
+ *
+ * The target's group is read from a copy that has -inf in its place, so the loop below it has neither
+ * a branch that depends on the label nor a mask. */
+INLINE double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, ptrdiff_t y)
 {
     const ptrdiff_t group = 4 * LANES, full = n - n % group;
     const vec m = FN(splat)(maximum);
-    const ptrdiff_t at = y >= 0 && y < full ? y - y % group : full; /* group of the target */
     sum_vec sum = {{0}, {0}};
-    if (e) FN(sum_groups)(x, e, at, m, &sum);
-    else FN(sum_groups)(x, NULL, at, m, &sum);
-    if (at < full) {
-        ptrdiff_t next = at + group;
-        FN(sum_partial_group)(x + at, e ? e + at : NULL, group, m, y - at, &sum, target_exp);
-        if (e) FN(sum_groups)(x + next, e + next, full - next, m, &sum);
-        else FN(sum_groups)(x + next, NULL, full - next, m, &sum);
+    if (full) {
+        ptrdiff_t target_group = y < 0 ? 0 : y >= full ? full - group : y - y % group;
+        vec copy[4];
+        FN(load_without_target)(x + target_group, group, y - target_group, copy);
+        for (ptrdiff_t j = 0; j < full; j += group) {
+            const REAL *p = j == target_group ? (const REAL *)copy : x + j;
+            vec e0 = FN(exp_from)(FN(load)(p), m);
+            vec e1 = FN(exp_from)(FN(load)(p + LANES), m);
+            vec e2 = FN(exp_from)(FN(load)(p + 2 * LANES), m);
+            vec e3 = FN(exp_from)(FN(load)(p + 3 * LANES), m);
+            if (e) {
+                FN(store)(e + j, e0);
+                FN(store)(e + j + LANES, e1);
+                FN(store)(e + j + 2 * LANES, e2);
+                FN(store)(e + j + 3 * LANES, e3);
+            }
+            FN(add)(&sum, e0 + e1);
+            FN(add)(&sum, e2 + e3);
+        }
     }
-    if (full < n) FN(sum_partial_group)(x + full, e ? e + full : NULL, n - full, m, y - full, &sum, target_exp);
+    if (full < n) {
+        vec last[4];
+        FN(load_without_target)(x + full, n - full, y - full, last);
+        for (ptrdiff_t k = 0; k < 4; k++) {
+            ptrdiff_t at = full + k * LANES;
+            if (at >= n) {
+                last[k] = (vec){0};
+                continue;
+            }
+            last[k] = FN(exp_from)(last[k], m);
+            if (!e) continue;
+            if (n - at >= LANES) FN(store)(e + at, last[k]);
+            else FN(store_n)(e + at, n - at, last[k]);
+        }
+        FN(add)(&sum, last[0] + last[1]);
+        FN(add)(&sum, last[2] + last[3]);
+    }
     return FN(total)(sum) * (REST_SCALE / EXP_SCALE);
+}
+
+static double FN(chunk_sum_only)(const REAL *x, ptrdiff_t n, REAL maximum, ptrdiff_t y)
+{
+    return FN(chunk_sum)(x, NULL, n, maximum, y);
+}
+
+static double FN(chunk_sum_staging)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, ptrdiff_t y)
+{
+    return FN(chunk_sum)(x, e, n, maximum, y);
 }
 
 /* g = alpha * exps, from the staged exps, or from the logits where `staged` is 0. */
 INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, int staged, REAL maximum, FN(Factor) f)
 {
     const vec m = FN(splat)(maximum);
-    ptrdiff_t j = 0;
-    for (; j + LANES <= n; j += LANES) {
-        vec v = FN(load)(x + j);
-        FN(store)(g + j, (staged ? v : FN(exp_from)(v, m)) * f.a * f.b);
-    }
-    if (j < n) {
-        vec v = FN(load_n)(x + j, n - j, 0);
-        FN(store_n)(g + j, n - j, (staged ? v : FN(exp_from)(v, m)) * f.a * f.b);
+    const int two_factors = f.b != 1;
+    for (ptrdiff_t j = 0; j < n; j += LANES) {
+        const ptrdiff_t count = n - j;
+        vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
+        v = (staged ? v : FN(exp_from)(v, m)) * f.a;
+        if (two_factors) v *= f.b;
+        if (count >= LANES) FN(store)(g + j, v);
+        else FN(store_n)(g + j, count, v);
     }
 }
 
@@ -201,7 +210,7 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
     const int direct = FN(is_contiguous)(from), stage_in_grad = tile->grad && FN(is_contiguous)(to);
 
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        rows->max[i] = rows->rest[i] = rows->target_exp[i] = 0;
+        rows->max[i] = rows->rest[i] = 0;
         if (rows->label[i] < 0) continue;
         const char *row = tile->logits + i * from->row_stride;
         rows->max[i] = FN(chunk_max)(FN(contiguous_run)(row, from, 0, n, FN(scratch_row)(tile, i)), n);
@@ -211,8 +220,9 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
         REAL *scratch = FN(scratch_row)(tile, i);
         const REAL *x = direct ? (const REAL *)(tile->logits + i * from->row_stride) : scratch;
         REAL *exps = stage_in_grad ? (REAL *)(tile->grad + i * to->row_stride) : tile->grad ? scratch : NULL;
-        rows->rest[i] = FN(chunk_sum)(x, exps, n, FN(shift)((REAL)rows->max[i]), rows->label[i],
-                                      &rows->target_exp[i]);
+        const REAL m = FN(shift)((REAL)rows->max[i]);
+        rows->rest[i] = exps ? FN(chunk_sum_staging)(x, exps, n, m, rows->label[i])
+                             : FN(chunk_sum_only)(x, n, m, rows->label[i]);
     }
 }
 
@@ -225,7 +235,6 @@ static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptr
     REAL *scratch = FN(scratch_row)(tile, i);
     const REAL *x = NULL;
     REAL m = -INFINITY;
-    double target_exp; /* combine_parts finds it, for the whole row */
 
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
@@ -238,7 +247,7 @@ static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptr
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
         if (end - start > CHUNK) x = FN(contiguous_run)(row, from, at, n, scratch);
-        *rest += FN(chunk_sum)(x, NULL, n, FN(shift)(m), rows->label[i] - at, &target_exp);
+        *rest += FN(chunk_sum_only)(x, n, FN(shift)(m), rows->label[i] - at);
     }
 }
 
@@ -248,11 +257,11 @@ static void FN(sweep_long_rows)(const Tile *tile, Rows *rows)
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         double max[MAX_PIECES], rest[MAX_PIECES];
         ptrdiff_t n = 0;
-        rows->max[i] = rows->rest[i] = rows->target_exp[i] = 0;
+        rows->max[i] = rows->rest[i] = 0;
         if (rows->label[i] < 0) continue;
         for (ptrdiff_t start = 0; start < n_classes; start += length, n++)
             FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n]);
-        combine_parts(max, rest, n, rows->at_target[i], &rows->max[i], &rows->rest[i], &rows->target_exp[i]);
+        combine_parts(max, rest, n, &rows->max[i], &rows->rest[i]);
     }
 }
 
@@ -579,9 +588,13 @@ static void FN(read_at_target)(const Tile *tile, Rows *rows)
 static void FN(sweep)(const Tile *tile, Rows *rows, int across)
 {
     FN(read_at_target)(tile, rows);
-    if (across) FN(sweep_across)(tile, rows);
-    else if (tile->n_classes <= CHUNK) FN(sweep_short_rows)(tile, rows);
+    if (across) {
+        FN(sweep_across)(tile, rows);
+        return;
+    }
+    if (tile->n_classes <= CHUNK) FN(sweep_short_rows)(tile, rows);
     else FN(sweep_long_rows)(tile, rows);
+    find_target_exps(rows->at_target, rows->max, tile->n_rows, rows->target_exp);
 }
 
 static void FN(write)(const Tile *tile, const Rows *rows, int across)

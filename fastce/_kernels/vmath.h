@@ -13,6 +13,14 @@
 #undef EXP_LOWEST
 #undef EXPONENT_BIAS
 #undef MANTISSA_BITS
+#undef EXP_TABLE_BITS
+#if defined(LEVEL_V4) /* where a table in registers costs one permutation */
+#define EXP_TABLE_BITS 4
+#elif defined(LEVEL_V3) && REAL_BITS == 32
+#define EXP_TABLE_BITS 3
+#else
+#define EXP_TABLE_BITS 0
+#endif
 #if REAL_BITS == 64
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HI 0x1.62e42fefa4p-1 /* n * LN2_HI is exact for |n| <= 4096 */
@@ -33,33 +41,67 @@
 #define MANTISSA_BITS 23
 #endif
 
+/* 2^(i / 2^EXP_TABLE_BITS + k) for `bits` that hold, from the lowest up, i and the biased exponent k.
+ * A table's entry is a power of two less what i adds when it is shifted into the exponent with k. */
+INLINE vec FN(power_of_two)(ivec bits)
+{
+#if EXP_TABLE_BITS == 4 && REAL_BITS == 64
+    const __m512i low = _mm512_setr_epi64(
+        0x0, 0xffffb5586cf9890f, 0xffff72b83c7d517b, 0xffff387a6e756238,
+        0xffff06fe0a31b715, 0xfffedea64c123422, 0xfffebfdad5362a27, 0xfffeab07dd485429);
+    const __m512i high = _mm512_setr_epi64(
+        0xfffea09e667f3bcd, 0xfffea11473eb0187, 0xfffeace5422aa0db, 0xfffec49182a3f090,
+        0xfffee89f995ad3ad, 0xffff199bdd85529c, 0xffff5818dcfba487, 0xffffa4afa2a490da);
+    ivec entry = (ivec)_mm512_permutex2var_epi64(low, (__m512i)bits, high);
+#elif EXP_TABLE_BITS == 4
+    const __m512i table = _mm512_setr_epi32(
+        0x0, 0xfffdaac3, 0xfffb95c2, 0xfff9c3d3, 0xfff837f0, 0xfff6f532, 0xfff5fed7, 0xfff5583f,
+        0xfff504f3, 0xfff508a4, 0xfff5672a, 0xfff6248c, 0xfff744fd, 0xfff8ccdf, 0xfffac0c7, 0xfffd257d);
+    ivec entry = (ivec)_mm512_permutexvar_epi32((__m512i)bits, table);
+#elif EXP_TABLE_BITS == 3
+    const __m256i table = _mm256_setr_epi32(
+        0x0, 0xfffb95c2, 0xfff837f0, 0xfff5fed7, 0xfff504f3, 0xfff5672a, 0xfff744fd, 0xfffac0c7);
+    ivec entry = (ivec)_mm256_permutevar8x32_epi32(table, (__m256i)bits);
+#else
+    const ivec entry = {0};
+#endif
+    return (vec)(entry + (bits << (MANTISSA_BITS - EXP_TABLE_BITS)));
+}
+
 /* exp(x - m) * 2^EXP_SHIFT for x <= m.
  *
  * The power of two keeps the digits of terms that would be subnormal or zero, so that a large
  * weight can still bring them back; terms below exp(EXP_LOWEST) are +0. NaN stays NaN,
  * x = m = +-inf is NaN.
  *
- * 1. d + err = x - m exactly (Knuth's TwoSum). Without err the result is off by |d| / 2 ULP.
- * 2. n = d / ln 2 rounded: adding 1.5 * 2^MANTISSA_BITS leaves the integer in the low bits.
- *    The exponent's bias and EXP_SHIFT ride along, so those bits, shifted up, are a float.
- * 3. t = (d - n LN2_HI) + (err - n LN2_LO), |t| <= 0.3467; the first parenthesis is exact.
- * 4. exp(t) = 1 + (t + t^2 q(t)), q of degree 4 (float32) or 9 (float64).
- * 5. Multiply by 2^(n + EXP_SHIFT).
+ * 1. d + err = x - m exactly (Dekker's FastTwoSum, larger term first). Without err the result is off
+ *    by |d| / 2 ULP.
+ * 2. n = d / ln 2 * 2^EXP_TABLE_BITS rounded: adding 1.5 * 2^MANTISSA_BITS leaves the integer in the low
+ *    bits. The exponent's bias and EXP_SHIFT ride along.
+ * 3. t = (d - n ln2_hi) + (err - n ln2_lo), |t| <= 0.3467 / 2^EXP_TABLE_BITS; the first
+ *    parenthesis is exact, or as good as.
+ * 4. exp(t) = 1 + (t + t^2 q(t)), a table and a power of two times that.
  *
  * Worst error: float32 1.012 ULP at x - m = -5.8570795 with FMA, 0.989 without (all float32 below 0 with
  * m = 0; as large for other m); float64 0.99 ULP (sampled).
  */
 INLINE vec FN(exp_from)(vec x, vec m)
 {
-    const REAL to_integer = (REAL)3 * ((INT)1 << (MANTISSA_BITS - 1)) + EXPONENT_BIAS + EXP_SHIFT;
+    const REAL steps = 1 << EXP_TABLE_BITS;
+    const REAL to_integer = (REAL)3 * ((INT)1 << (MANTISSA_BITS - 1)) + steps * (EXPONENT_BIAS + EXP_SHIFT);
     vec d = x - m;
-    vec x_part = d + m;
-    vec err = (x - x_part) - (m - (x_part - d));
-    vec shifted = FN(fma)(d, FN(splat)(LOG2E), FN(splat)(to_integer));
+    vec err = FN(larger)(x, -m) - (d - FN(lesser)(x, -m));
+    vec shifted = FN(fma)(d, FN(splat)(LOG2E * steps), FN(splat)(to_integer));
     vec n = shifted - to_integer;
-    vec t = FN(fma)(n, FN(splat)(-LN2_HI), d) + FN(fma)(n, FN(splat)(-LN2_LO), err);
+    vec t = FN(fma)(n, FN(splat)(-LN2_HI / steps), d) + FN(fma)(n, FN(splat)(-LN2_LO / steps), err);
     vec q;
-#if REAL_BITS == 64 /* relative error of the polynomial: 0.034 * 2^-53 */
+#if REAL_BITS == 64 && EXP_TABLE_BITS == 4 /* relative error of the polynomial: 0.105 * 2^-53 */
+    q = FN(splat)(0x1.6c14c8e50ea66p-10);
+    q = FN(fma)(q, t, FN(splat)(0x1.11123ae506e77p-7));
+    q = FN(fma)(q, t, FN(splat)(0x1.55555558f9facp-5));
+    q = FN(fma)(q, t, FN(splat)(0x1.555555548f40dp-3));
+    q = FN(fma)(q, t, FN(splat)(0x1.fffffffffffb9p-2));
+#elif REAL_BITS == 64 /* 0.034 * 2^-53 */
     q = FN(splat)(0x1.ad9bf721fa0d1p-26);
     q = FN(fma)(q, t, FN(splat)(0x1.28ad74f67b769p-22));
     q = FN(fma)(q, t, FN(splat)(0x1.71df0f456cd4ap-19));
@@ -70,6 +112,13 @@ INLINE vec FN(exp_from)(vec x, vec m)
     q = FN(fma)(q, t, FN(splat)(0x1.555555555079p-5));
     q = FN(fma)(q, t, FN(splat)(0x1.555555555550bp-3));
     q = FN(fma)(q, t, FN(splat)(0x1.000000000000ap-1));
+#elif EXP_TABLE_BITS == 4 /* 0.027 * 2^-24 */
+    q = FN(splat)(0x1.5556c6p-3f);
+    q = FN(fma)(q, t, FN(splat)(0x1.00022p-1f));
+#elif EXP_TABLE_BITS == 3 /* 0.003 * 2^-24 */
+    q = FN(splat)(0x1.55568ep-5f);
+    q = FN(fma)(q, t, FN(splat)(0x1.555c7p-3f));
+    q = FN(fma)(q, t, FN(splat)(0x1.0p-1f));
 #else /* 0.053 * 2^-24 */
     q = FN(splat)(0x1.6a4f88p-10f);
     q = FN(fma)(q, t, FN(splat)(0x1.123988p-7f));
@@ -77,9 +126,9 @@ INLINE vec FN(exp_from)(vec x, vec m)
     q = FN(fma)(q, t, FN(splat)(0x1.555492p-3f));
     q = FN(fma)(q, t, FN(splat)(0x1.fffffcp-2f));
 #endif
-    vec e = FN(fma)(q, t * t, t) + 1;
-    vec power = (vec)((ivec)shifted << MANTISSA_BITS);
-    return FN(unless_less)(e * power, d, FN(splat)(EXP_LOWEST));
+    vec power = FN(power_of_two)((ivec)shifted);
+    vec e = FN(fma)(power, FN(fma)(q, t * t, t), power);
+    return FN(unless_less)(e, d, FN(splat)(EXP_LOWEST));
 }
 
 /* The functions over arrays, for the tests that measure them. */
@@ -136,9 +185,8 @@ INLINE void log1p_array_f64(const double *t, ptrdiff_t n, double *out)
     }
 }
 
-/* m, r and exp(x_y - m) of a row from (m, r) of its n parts: r is the sum of r_k exp(m_k - m). */
-INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdiff_t n, double at_target,
-                          double *max, double *rest, double *target_exp)
+/* (m, r) of a row from those of its n parts: r is the sum of r_k exp(m_k - m). */
+INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdiff_t n, double *max, double *rest)
 {
     *max = part_max[0];
     for (ptrdiff_t k = 1; k < n; k++) *max = part_max[k] > *max ? part_max[k] : *max;
@@ -150,6 +198,12 @@ INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdi
         FN(add)(&sum, FN(load_n)(part_rest + k, count, 0) * factor);
     }
     *rest = FN(total)(sum);
-    *target_exp = FN(exp_from)(FN(splat)(at_target), m)[0] * (1 / EXP_SCALE);
+}
+
+/* exp(x_y - m) of n rows, from x_y and m. */
+INLINE void find_target_exps(const double *at_target, const double *max, ptrdiff_t n, double *target_exp)
+{
+    for (ptrdiff_t i = 0; i < n; i += LANES)
+        FN(store)(target_exp + i, FN(exp_from)(FN(load)(at_target + i), FN(load)(max + i)) * (1 / EXP_SCALE));
 }
 #endif
