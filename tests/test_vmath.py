@@ -6,7 +6,7 @@ import pytest
 import fastce
 
 # The figures beside the functions in vmath.h; what is measured here may not exceed them.
-EXP_ULP = {np.float32: 1.012, np.float64: 0.99}
+EXP_ULP = {np.float32: 0.99, np.float64: 1.11}
 LOG1P_ULP = 0.88
 LOWEST = {np.float32: -153.0, np.float64: -752.0}
 

@@ -62,6 +62,7 @@ cdef extern from "rows.h" nogil:
         double rest[1]
         double at_target[1]
         double target_exp[1]
+        double piece_max[1]
         double loss[1]
     ctypedef struct Sums:
         pass
@@ -189,8 +190,7 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
     partials.bad[block] = bad
 
 
-cdef void run_piece(const Tile *shared, const Rows *rows, Py_ssize_t piece, bint writes,
-                    double *max, double *rest) noexcept nogil:
+cdef void run_piece(const Tile *shared, Rows *rows, Py_ssize_t piece, bint writes, double *rest) noexcept nogil:
     """Sweep or write one piece of the only row of a tile, in a scratch of its own."""
     cdef double[CHUNK] scratch
     cdef Tile tile = shared[0]
@@ -200,7 +200,7 @@ cdef void run_piece(const Tile *shared, const Rows *rows, Py_ssize_t piece, bint
     if writes:
         write_piece(&tile, rows, start, end)
     else:
-        sweep_piece(&tile, rows, start, end, &max[piece], &rest[piece])
+        sweep_piece(&tile, rows, start, end, &rows.piece_max[piece], &rest[piece])
 
 
 cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcept nogil:
@@ -209,7 +209,7 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
     cdef Tile tile
     cdef Rows rows
     cdef Sums sums
-    cdef double[MAX_PIECES] max, rest
+    cdef double[MAX_PIECES] rest
     cdef Py_ssize_t length = piece_length(p.n_classes), number
     cdef Py_ssize_t piece, n_pieces = (p.n_classes + length - 1) // length
     cdef int block
@@ -223,13 +223,13 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
             rows.max[0] = rows.rest[0] = 0
             if rows.label[0] >= 0:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
-                    run_piece(&tile, &rows, piece, False, max, rest)
-                combine_parts(max, rest, n_pieces, rows.max, rows.rest)
+                    run_piece(&tile, &rows, piece, False, rest)
+                combine_parts(rows.piece_max, rest, n_pieces, rows.max, rows.rest)
             find_target_exps(rows.at_target, rows.max, 1, rows.target_exp)
             epilogue_cross_entropy(&rows, 1, p.normalizer)
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
-                    run_piece(&tile, &rows, piece, True, max, rest)
+                    run_piece(&tile, &rows, piece, True, rest)
                 write_target(&tile, &rows)
             end_tile(p, at, &tile, &rows, &sums)
         partials.loss[block] = total_loss(&sums)

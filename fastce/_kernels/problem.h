@@ -9,6 +9,7 @@ enum {
     TILE = 64,          /* rows that pass through sweep, epilogue and write together */
     CHUNK = 8192,       /* longest piece of a row that is swept at once: 32 KiB of float32 */
     MAX_PIECES = 1024,  /* parts of a long row that are swept on their own */
+    STAGED_BYTES = 1 << 21, /* longest row whose exps are staged in the gradient */
     FEW_CLASSES = 64,   /* up to here rows lie across the lanes of a vector, above along it */
 };
 
@@ -36,6 +37,8 @@ typedef struct {
     double rest[TILE];       /* r = sum of exp(x_j - m) over j != y, times REST_SCALE */
     double at_target[TILE];  /* x_y */
     double target_exp[TILE]; /* exp(x_y - m) */
+
+    double piece_max[MAX_PIECES]; /* of the pieces of a row longer than CHUNK, alone in its tile */
 
     double loss[TILE];
     double alpha[TILE];      /* gradient off the target: alpha * exp(x_j - m) */

@@ -11,11 +11,10 @@
  *     along    the row lies along the vectors    class axis contiguous, many classes
  *     across   a row in every lane               few classes, or rows adjacent in memory
  *
- * Both go through a row in chunks. A row of one chunk stages its exps, in the gradient itself
- * where that is contiguous native memory, else in the scratch, and write only scales them. For a
- * longer row write computes the exps again, which moves fewer bytes than storing and reloading
- * them; along the row its chunks are each swept against their own maximum, while they are in cache,
- * and combined in the end.
+ * Both go through a row in chunks. The sweep stages its exps, in the gradient itself where that is
+ * contiguous native memory, else in the scratch if all of the row fits there, and write only scales
+ * them; else write computes them again. Along a long row each piece is swept against its own maximum,
+ * while it is in cache, and the pieces are combined in the end.
  *
  * Sums have the same tree at every place in a batch: pairs of vectors are added in REAL, the
  * pairs in more than REAL (sum_vec). That is one REAL rounding, however many classes.
@@ -226,13 +225,22 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
     }
 }
 
+/* Where the exps of a row longer than CHUNK are staged, or NULL: beyond the cache they would be moved
+ * twice more, which costs more than computing them again. */
+INLINE REAL *FN(staged_long_row)(const Tile *tile, ptrdiff_t i)
+{
+    const int staged = tile->grad && FN(is_contiguous)(&tile->grad_layout)
+                    && tile->n_classes <= (ptrdiff_t)(STAGED_BYTES / sizeof(REAL));
+    return staged ? (REAL *)(tile->grad + i * tile->grad_layout.row_stride) : NULL;
+}
+
 /* m and r of the classes start .. end of row i alone. */
 static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end,
                             double *max, double *rest)
 {
     const Layout *from = &tile->logits_layout;
     const char *row = tile->logits + i * from->row_stride;
-    REAL *scratch = FN(scratch_row)(tile, i);
+    REAL *scratch = FN(scratch_row)(tile, i), *exps = FN(staged_long_row)(tile, i);
     const REAL *x = NULL;
     REAL m = -INFINITY;
 
@@ -247,7 +255,9 @@ static void FN(sweep_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptr
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
         if (end - start > CHUNK) x = FN(contiguous_run)(row, from, at, n, scratch);
-        *rest += FN(chunk_sum_only)(x, n, FN(shift)(m), rows->label[i] - at);
+        const ptrdiff_t y = rows->label[i] - at;
+        *rest += exps ? FN(chunk_sum_staging)(x, exps + at, n, FN(shift)(m), y)
+                      : FN(chunk_sum_only)(x, n, FN(shift)(m), y);
     }
 }
 
@@ -255,24 +265,29 @@ static void FN(sweep_long_rows)(const Tile *tile, Rows *rows)
 {
     const ptrdiff_t n_classes = tile->n_classes, length = piece_length(n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        double max[MAX_PIECES], rest[MAX_PIECES];
+        double rest[MAX_PIECES];
         ptrdiff_t n = 0;
         rows->max[i] = rows->rest[i] = 0;
         if (rows->label[i] < 0) continue;
         for (ptrdiff_t start = 0; start < n_classes; start += length, n++)
-            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes), &max[n], &rest[n]);
-        combine_parts(max, rest, n, &rows->max[i], &rows->rest[i]);
+            FN(sweep_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes),
+                            &rows->piece_max[n], &rest[n]);
+        combine_parts(rows->piece_max, rest, n, &rows->max[i], &rows->rest[i]);
     }
 }
 
-/* Writes the gradient of the classes start .. end of row i, the target's excepted. */
+/* Writes the gradient of the classes start .. end of row i, one piece or all of it, but for the target. */
 static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t end)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     const char *row = tile->logits + i * from->row_stride;
-    const int staged = tile->n_classes <= CHUNK, direct = FN(is_contiguous)(to);
+    const int is_long = tile->n_classes > CHUNK, direct = FN(is_contiguous)(to);
+    const int staged = !is_long || FN(staged_long_row)(tile, i);
     const REAL m = (REAL)rows->max[i];
-    const FN(Factor) factor = FN(factor)(rows->alpha[i]);
+    double alpha = rows->alpha[i];
+    if (is_long && staged) /* against the maximum of the piece */
+        alpha *= exp_one(rows->piece_max[start / piece_length(tile->n_classes)], rows->max[i]);
+    const FN(Factor) factor = FN(factor)(alpha);
     REAL *scratch = FN(scratch_row)(tile, i);
 
     for (; start < end; start += CHUNK) {
@@ -300,8 +315,10 @@ INLINE void FN(write_target)(const Tile *tile, const Rows *rows, ptrdiff_t i)
 
 static void FN(write_along)(const Tile *tile, const Rows *rows)
 {
+    const ptrdiff_t n_classes = tile->n_classes, length = piece_length(n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        FN(write_piece)(tile, rows, i, 0, tile->n_classes);
+        for (ptrdiff_t start = 0; start < n_classes; start += length)
+            FN(write_piece)(tile, rows, i, start, FN(smaller)(start + length, n_classes));
         FN(write_target)(tile, rows, i);
     }
 }
