@@ -31,7 +31,11 @@ typedef struct {
     double *scratch; /* CHUNK of them */
 } Tile;
 
-enum { CHUNK_ACROSS = CHUNK / TILE }; /* classes of a chunk when rows lie across */
+enum {
+    CHUNK_ACROSS = CHUNK / TILE, /* classes of a chunk when rows lie across */
+    AHEAD_ROWS = 32768,          /* how far to prefetch, in bytes: along rows */
+    AHEAD_PLANE = 1024           /* and where rows are adjacent */
+};
 _Static_assert(2 * TILE * FEW_CLASSES <= CHUNK, "a tile as rows and as a plane must fit in the scratch");
 
 /* A long row is swept in pieces, which threads may share: chunks, or more where it would be more than
@@ -74,6 +78,21 @@ INLINE FN(Factor) FN(factor)(double alpha)
     double scaled = alpha / EXP_SCALE;
     int normal = fabs(scaled) >= (REAL_BITS == 64 ? 0x1p-1022 : 0x1p-126);
     return (FN(Factor)){(REAL)(normal ? scaled : alpha), normal ? 1 : 1 / EXP_SCALE};
+}
+
+/* ---- Fetching ahead ------------------------------------------------------------------------
+ *
+ * A tile is read and written in bursts, with arithmetic between them in which the memory would idle, and
+ * the hardware's prefetchers see only the bursts. So while a tile's exps are computed the lines of the
+ * tiles to come are asked for, as many as are being used: a third off the time of a batch in memory.
+ * A prefetch of an address that is not ours is harmless. */
+INLINE void FN(ask_for)(const void *p, ptrdiff_t ahead, ptrdiff_t bytes, int to_write)
+{
+    for (ptrdiff_t line = 0; line < bytes; line += 64) {
+        const char *address = (const char *)p + ahead + line;
+        if (to_write) __builtin_prefetch(address, 1, 2);
+        else __builtin_prefetch(address, 0, 2);
+    }
 }
 
 /* ---- Along the row ------------------------------------------------------------------------ */
@@ -123,6 +142,8 @@ INLINE double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, REAL maximum, p
         FN(load_without_target)(x + target_group, group, y - target_group, copy);
         for (ptrdiff_t j = 0; j < full; j += group) {
             const REAL *p = j == target_group ? (const REAL *)copy : x + j;
+            FN(ask_for)(x + j, AHEAD_ROWS, 4 * VECTOR_BYTES, 0);
+            if (e) FN(ask_for)(e + j, AHEAD_ROWS, 4 * VECTOR_BYTES, 1);
             vec e0 = FN(exp_from)(FN(load)(p), m);
             vec e1 = FN(exp_from)(FN(load)(p + LANES), m);
             vec e2 = FN(exp_from)(FN(load)(p + 2 * LANES), m);
@@ -325,6 +346,12 @@ static void FN(write_along)(const Tile *tile, const Rows *rows)
 
 /* ---- Across rows -------------------------------------------------------------------------- */
 
+/* Rows that are adjacent in memory. */
+INLINE int FN(is_plane)(const Layout *layout)
+{
+    return FN(is_native)(layout) && layout->row_stride == sizeof(REAL);
+}
+
 /* A plane holds classes x rows: element (c, i) at data + c * stride + i * sizeof(REAL). */
 typedef struct { char *data; ptrdiff_t stride; } FN(Plane);
 
@@ -341,6 +368,16 @@ INLINE void FN(store_lanes)(FN(Plane) plane, ptrdiff_t c, ptrdiff_t i, ptrdiff_t
     else FN(store_n)(p, count, a);
 }
 
+/* What to ask for while a vector of rows goes through its classes: `step` bytes for each of them. */
+typedef struct { const char *at; ptrdiff_t step; } FN(Stream);
+
+INLINE FN(Stream) FN(stream)(const char *array, const Layout *layout, ptrdiff_t i, ptrdiff_t n_classes)
+{
+    const char *first = array + i * layout->row_stride;
+    if (FN(is_plane)(layout)) return (FN(Stream)){first + AHEAD_PLANE, layout->class_stride};
+    return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / n_classes};
+}
+
 /* max_c of the rows i .. i + count, joined with what max holds. */
 INLINE void FN(lanes_max)(FN(Plane) x, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count, REAL *max)
 {
@@ -351,8 +388,8 @@ INLINE void FN(lanes_max)(FN(Plane) x, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count
 
 /* Adds exp(x - max) over the classes but the target, whose term goes to target_exp; stages the exps in e
  * unless that is empty. */
-INLINE void FN(lanes_sum)(FN(Plane) x, FN(Plane) e, ptrdiff_t n, ptrdiff_t i, ptrdiff_t count,
-                          const INT *target, const REAL *max, double *rest, double *error, REAL *target_exp)
+INLINE void FN(lanes_sum)(FN(Plane) x, FN(Plane) e, FN(Stream) in, FN(Stream) out, ptrdiff_t n,
+                          ptrdiff_t i, ptrdiff_t count, const INT *target, const REAL *max, double *rest, double *error, REAL *target_exp)
 {
     vec m = FN(load)(max + i);
     m = (vec)((ivec)m & ~(ivec)(m == -INFINITY)); /* as shift() above */
@@ -364,6 +401,8 @@ INLINE void FN(lanes_sum)(FN(Plane) x, FN(Plane) e, ptrdiff_t n, ptrdiff_t i, pt
         vec pair[2] = {{0}};
         for (ptrdiff_t k = 0; k < 2 && c + k < n; k++) {
             const ivec here = (ivec){0} + (INT)(c + k);
+            FN(ask_for)(in.at, (c + k) * in.step, 1, 0);
+            if (e.data) FN(ask_for)(out.at, (c + k) * out.step, 1, 1);
             vec v = FN(exp_from)(FN(load_lanes)(x, c + k, i, count), m);
             if (e.data) FN(store_lanes)(e, c + k, i, count, v);
             e_y = FN(if_equal)(y, here, v, e_y);
@@ -458,12 +497,6 @@ static void FN(plane_to_rows)(FN(Plane) plane, char *rows, ptrdiff_t row_stride,
 }
 #undef FOR_VERY_FEW_CLASSES
 
-/* How a tile's memory becomes a plane. */
-INLINE int FN(is_plane)(const Layout *layout)
-{
-    return FN(is_native)(layout) && layout->row_stride == sizeof(REAL);
-}
-
 INLINE FN(Plane) FN(scratch_plane)(const Tile *tile)
 {
     return (FN(Plane)){(char *)tile->scratch, TILE * sizeof(REAL)};
@@ -547,8 +580,10 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
         }
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
             ptrdiff_t count = FN(smaller)(n_rows - i, LANES);
-            if (count == LANES) FN(lanes_sum)(x, e, n, i, LANES, target, max, rest, error, target_exp);
-            else FN(lanes_sum)(x, e, n, i, count, target, max, rest, error, target_exp);
+            FN(Stream) in = FN(stream)(tile->logits, &tile->logits_layout, i, n_classes);
+            FN(Stream) out = FN(stream)(tile->grad, &tile->grad_layout, i, n_classes);
+            if (count == LANES) FN(lanes_sum)(x, e, in, out, n, i, LANES, target, max, rest, error, target_exp);
+            else FN(lanes_sum)(x, e, in, out, n, i, count, target, max, rest, error, target_exp);
         }
     }
     for (ptrdiff_t i = 0; i < TILE; i++) {
