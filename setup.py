@@ -63,7 +63,8 @@ class BuildWhatTheCompilerTakes(build_ext):
         return True
 
 
-modules = cythonize([extension("cpu", "cpu"), extension("threads", "threads")], build_dir="build/cython")
+shared = [extension(name, name) for name in ("arrays", "cpu", "threads")]
+modules = cythonize(shared, build_dir="build/cython")
 for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
     kernels = extension(f"_kernels_{level}", "kernels", flags)
     modules += cythonize([kernels], build_dir=f"build/cython-{level}")

@@ -35,7 +35,7 @@ def set_num_threads(n: int) -> None:
     Parameters
     ----------
     n : int
-        At least 1. More than there are CPUs is allowed. No result depends on it.
+        At least 1, less than 2**31. More than there are CPUs is allowed. No result depends on it.
 
     Raises
     ------

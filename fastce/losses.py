@@ -36,7 +36,7 @@ def cross_entropy(
     logits : array_like
         Unnormalised log-probabilities, in nats, of any shape with at least one axis. float32 and float64
         are computed in their own precision; float16 and bfloat16 (of ``ml_dtypes``) in float32;
-        integers and bools convert to float64. Any memory layout; nothing is copied.
+        integers and bools convert to float64. Any memory layout; floating-point logits are never copied.
     target : array_like of int
         Class index of each row: the logits' shape without `axis`.
     axis : int, default -1
@@ -44,12 +44,13 @@ def cross_entropy(
     sample_weight : array_like, optional
         Weight of each row, of the target's shape.
     ignore_index : int or None, default -100
-        Rows with this target are not read: loss 0, and they leave the mean. None: no such value.
+        Rows with this target do not count: loss 0, and they leave the mean. None: no such value.
     reduction : {'mean', 'sum', 'none'}, default 'mean'
         ``'mean'`` is :math:`\sum_i s_i \ell_i / \sum_i s_i` over the rows that are not ignored, with
         the sample weights :math:`s_i`.
     normalizer : float, optional
-        Replaces the denominator of the mean, for instance to accumulate over batches.
+        Replaces the denominator of the mean, for instance to accumulate over batches. It may be 0 where
+        no row counts; the mean is 0 then.
     n_threads : int, optional
         At most that many threads; default :func:`fastce.get_num_threads`. Changes no bit of the result.
 
@@ -66,7 +67,7 @@ def cross_entropy(
     TypeError
         A dtype that is not listed above.
     ValueError
-        Shapes that do not match, no classes, an unknown `reduction`, a `normalizer` that is not positive.
+        Shapes that do not match, no classes, an unknown `reduction`, a negative `normalizer`.
 
     Notes
     -----
@@ -137,7 +138,7 @@ def cross_entropy_and_grad(
     ------
     IndexError, TypeError, ValueError
         As in :func:`cross_entropy`, before anything is written; and ValueError or TypeError if `out` has
-        another shape or dtype than the logits, is read-only or overlaps an input in part.
+        another shape or dtype than the logits, is read-only, or overlaps itself or an input in part.
 
     Notes
     -----

@@ -26,11 +26,11 @@ FLOATS = [np.dtype(t) for t in (np.float32, np.float64)]
 HALVES = [np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16)]
 DTYPES = FLOATS + HALVES
 
-# Around every vector width, tile and block that a kernel may have: 4, 8, 16, 32, 64 lanes, blocks
-# of 4096.
+# Around every vector width, group of vectors, walk and piece that a kernel may have: 4, 8, 16, 32, 64 lanes,
+# few classes up to 56 or 112, chunks of 8192.
 CLASS_COUNTS = (
-    *(1, 2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 32, 33, 34, 63, 64, 65, 100, 127, 129),
-    *(1000, 1003, 4096, 4097, 16384, 16385, 32000, 40000, 262144),
+    *(1, 2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 32, 33, 34, 56, 57, 63, 64, 65, 100, 112, 113),
+    *(127, 128, 129, 130, 1000, 1003, 4096, 4097, 8191, 8192, 8193, 16385, 32000, 40000, 262144),
 )
 BATCH_SIZES = (0, 1, 2, 3, 7, 15, 16, 17, 64, 65, 1000)
 
@@ -238,6 +238,17 @@ def _tiny(rng, n_classes, dtype):
     return rng.integers(-9, 10, n_classes) * unit, rng.integers(n_classes)
 
 
+def _step_down(gap):
+    """The target stands so far above all others, which are equal, that exp(-gap) is subnormal or nearly."""
+
+    def kind(rng, n_classes, dtype):
+        x, y = np.full(n_classes, -float(gap)), rng.integers(n_classes)
+        x[y] = 0
+        return x, y
+
+    return kind
+
+
 KINDS = {
     "normal": _normal(3),
     "wide": _normal(20),
@@ -263,6 +274,9 @@ KINDS = {
     "confident subnormal": _confident_subnormal,
     "extreme": _extreme,
     "tiny": _tiny,
+    "step 101": _step_down(101),
+    "step 712": _step_down(712),
+    "step 735": _step_down(735),
 }
 
 

@@ -51,7 +51,7 @@ def test_dtypes_of_sample_weight(dtype):
     refused(TypeError, "sample_weight", np.eye(2), [0, 1], sample_weight=np.zeros(2, dtype))
 
 
-@pytest.mark.parametrize("reduction", ["average", "", "Mean", None, 1, b"mean"])
+@pytest.mark.parametrize("reduction", ["average", "", "Mean", None, 1, b"mean", np.array(["mean", "sum"])])
 def test_reduction(reduction):
     refused((ValueError, TypeError), r"(?s)mean.*sum.*none", np.eye(2), [0, 1], reduction=reduction)
 
@@ -67,9 +67,13 @@ def test_axis_error_is_numpys():
     refused(np.exceptions.AxisError, "axis 5 is out of bounds", np.eye(2), [0, 1], axis=5)
 
 
+def test_axis_beyond_every_integer():
+    refused(np.exceptions.AxisError, "out of bounds", np.eye(2), [0, 1], axis=2**70)
+
+
 @pytest.mark.parametrize("axis", [1.0, "1", None, (0, 1)])
 def test_axis_must_be_an_integer(axis):
-    refused(TypeError, ".", np.eye(2), [0, 1], axis=axis)
+    refused(TypeError, r"axis is .*expected an int", np.eye(2), [0, 1], axis=axis)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +117,12 @@ def test_options_are_keywords_and_known():
 
 @pytest.mark.parametrize("normalizer", ["2", 1j, [1.0, 2.0]])
 def test_normalizer_must_be_a_number(normalizer):
-    refused((TypeError, ValueError), ".", np.eye(2), [0, 1], normalizer=normalizer)
+    refused(TypeError, "normalizer is .*expected a number", np.eye(2), [0, 1], normalizer=normalizer)
+
+
+@pytest.mark.parametrize("normalizer", [-1, -1e-300, np.inf, np.nan])
+def test_normalizer_must_be_finite_and_not_negative(normalizer):
+    refused(ValueError, "normalizer is .*finite", np.eye(2), [0, 1], normalizer=normalizer)
 
 
 def test_inputs_are_left_alone(rng):

@@ -185,5 +185,11 @@ def test_a_label_is_not_rounded():
 
 @pytest.mark.parametrize("ignore_index", [1.5, "0"])
 def test_ignore_index_must_be_an_integer(ignore_index):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"ignore_index is .*expected an int or None"):
         fastce.cross_entropy(np.eye(2), [0, 1], ignore_index=ignore_index)
+
+
+def test_an_empty_list_has_no_dtype_of_its_own():
+    assert fastce.cross_entropy(np.empty((0, 3)), [], reduction="sum") == 0
+    with pytest.raises(TypeError, match="float64"):
+        fastce.cross_entropy(np.empty((0, 3)), np.empty(0))

@@ -108,6 +108,39 @@ def test_out_of_integer_logits():
         fastce.cross_entropy_and_grad(x, [0, 1, 2], out=x)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((0, 3), -1), ((0, 0), -1), ((3, 0), 0), ((3, 0, 4), 0), ((0, 3, 4), 1)]
+)
+def test_out_of_an_empty_batch(shape, axis):
+    logits, out = np.empty(shape), np.empty(shape)
+    target = np.empty(np.delete(shape, axis), int)
+    loss, grad = fastce.cross_entropy_and_grad(logits, target, axis=axis, out=out)
+    assert np.isnan(loss)
+    assert grad is out
+
+
+def test_no_classes_with_out():
+    with pytest.raises(ValueError, match="no classes along axis 1"):
+        fastce.cross_entropy_and_grad(np.empty((2, 0)), [0, 0], out=np.empty((2, 0)))
+
+
+def test_out_that_overlaps_itself():
+    memory = np.full(64, 7.0)
+    for strides in ((8, 8), (16, 8), (0, 8), (-8, 8), (8, 24)):
+        out = np.lib.stride_tricks.as_strided(memory[32:], (4, 4), strides)
+        with pytest.raises(ValueError, match="share memory"):
+            fastce.cross_entropy_and_grad(np.zeros((4, 4)), [0, 1, 2, 3], out=out)
+    assert (memory == 7).all()
+
+
+def test_axes_of_length_one_are_in_place_whatever_their_strides():
+    logits = np.arange(4.0).reshape(1, 4)
+    out = np.lib.stride_tricks.as_strided(logits, (1, 4), (800, 8))
+    expected = fastce.cross_entropy_and_grad(logits, [1])[1]
+    fastce.cross_entropy_and_grad(logits, [1], out=out)
+    assert bits(logits) == bits(expected)
+
+
 def test_side_by_side_is_no_overlap():
     x, y = nasty(np.float64, 8, 10)
     expected = fastce.cross_entropy_and_grad(x, y)[1]

@@ -64,6 +64,15 @@ LOG = Kernel(
     lambda x: x * mp.sqrt(x) / (2 * mp.atanh(mp.sqrt(x))),
 )
 
+# The entries 1 + i / 16 of the table are the middles of their intervals; the first is the widest.
+LOG_AFTER_TABLE = Kernel(
+    "log(1+x) = x + x^2 q(x), |x| <= 1/32",
+    mpf("-0.0313"),
+    mpf("0.0313"),
+    lambda x: (mp.log1p(x) - x) / x**2,
+    lambda x: abs(x**2 / mp.log1p(x)),
+)
+
 
 def drop_extra(reference: list[int], error: list[mpf], size: int) -> None:
     """Drop the lowest of the alternating extrema, keeping the alternation and the highest."""
@@ -135,15 +144,65 @@ def print_fit(kernel: Kernel, degree: int, bits: int) -> None:
         show(f"q{k}", c, bits)
 
 
+def scaled_table(table_bits: int, bits: int) -> tuple[np.ndarray, mpf, float]:
+    """Return floats close to ``scale * 2^(i / n)``, i < n, that scale, and how close, in 2^-bits.
+
+    The scale is free: a factor of all exps of a row.  There is one for which all entries lie closer
+    to floats than half a unit, as in S. Gal's accurate tables.  Tried are all first entries in
+    [1, 2) of float32, a fixed sample of those of float64, in long double.
+    """
+    n, float_type = 2**table_bits, FORMATS[bits][0]
+    if bits == 24:
+        candidates = np.arange(1 << 23, 1 << 24, dtype=np.int64)
+    else:
+        candidates = np.random.default_rng(0).integers(1 << 52, 1 << 53, 1 << 25)
+    best = None
+    for first in np.array_split(candidates, 64):
+        steps = [np.longdouble(mp.nstr(mp.mpf(2) ** (mpf(i) / n), 25)) for i in range(n)]
+        exact = np.multiply.outer(np.array(steps), first.astype(np.longdouble))
+        unit = np.where(exact >= np.longdouble(2) ** bits, 2, 1)
+        off = (np.rint(exact / unit) * unit / exact - 1).astype(float)
+        spread = off.max(0) - off.min(0)
+        k = int(spread.argmin())
+        if best is None or spread[k] < best[1]:
+            best = int(first[k]), spread[k], (off.max(0)[k] + off.min(0)[k]) / 2
+    first, spread, middle = best
+    scale = mpf(first) / 2 ** (bits - 1) * (1 + mpf(middle))
+    entries = [mpf(scale * mp.mpf(2) ** (mpf(i) / n), prec=bits) for i in range(n)]
+    return np.array([mp.nstr(e, 25) for e in entries]).astype(float_type), scale, spread / 2 * 2.0**bits
+
+
 def print_table(table_bits: int, bits: int) -> None:
-    """Print the bits of 2^(i / n), i < n, less those of 1.0 and of i / n in the exponent field."""
+    """Print the bits of a table's entries, less those of 1.0 and of i / n in the exponent field."""
     n, field, float_type, int_type = 2**table_bits, bits - 1, *FORMATS[bits]
     one = int(np.array(1, float_type).view(int_type))
-    print(f"\nfloat of {bits} bits: table of 2^(i / {n})")
-    for i in range(n):
-        power = int(np.array(mp.nstr(mp.mpf(2) ** (mpf(i) / n), 25), float_type).view(int_type))
-        pattern = (power - one - (i << (field - table_bits))) % 2 ** (8 * np.dtype(int_type).itemsize)
+    entries, scale, distance = scaled_table(table_bits, bits)
+    print(f"\nfloat of {bits} bits: table of {float(scale).hex()} * 2^(i / {n}),", end=" ")
+    print(f"off by at most {distance:.3g} * 2^-{bits}")
+    for i, entry in enumerate(entries.view(int_type)):
+        pattern = (int(entry) - one - (i << (field - table_bits))) % 2 ** (8 * np.dtype(int_type).itemsize)
         print(f"0x{pattern:x}", end=", " if i + 1 < n else "\n")
+
+
+def close_to_float64(i: int, n: int) -> tuple[mpf, mpf]:
+    """Return c near 1 / (1 + i / n) whose -log c is almost a float64, and that."""
+    unit = mpf(2) ** -53
+    best = (mpf(1), mpf(0))
+    if i:
+        middle = mpf(1 / (1 + mpf(i) / n), prec=53)
+        tried = [middle + k * 2**25 * unit for k in range(-2000, 2001)]
+        off = [abs(mpf(-mp.log(c), prec=53) / -mp.log(c) - 1) for c in tried]
+        c = tried[off.index(min(off))]
+        best = c, mpf(-mp.log(c), prec=53)
+    return best
+
+
+def print_log_table(table_bits: int) -> None:
+    """Print c close to 1 / (1 + i / n), i < n, and -log c, as float64."""
+    n = 2**table_bits
+    print(f"\nfloat of 53 bits: table of c close to 1 / (1 + i / {n}), then of -log c")
+    for row in zip(*(close_to_float64(i, n) for i in range(n)), strict=True):
+        print(", ".join(float(x).hex() for x in row))
 
 
 def print_ln2(bits: int, count_bits: int) -> None:
@@ -161,6 +220,8 @@ if __name__ == "__main__":
         print_fit(exp_kernel(table_bits), degree, bits)
         if table_bits:
             print_table(table_bits, bits)
-    print_fit(LOG, 6, 53)
-    print_ln2(24, 9)
+    for kernel, degree in (LOG, 6), (LOG, 2), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
+        print_fit(kernel, degree, 53)
+    print_log_table(4)
+    print_ln2(24, 10)
     print_ln2(53, 12)

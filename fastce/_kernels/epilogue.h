@@ -9,34 +9,33 @@
  * Nothing here cancels: where the target is the maximum log s = log1p(r), elsewhere r holds
  * the maximum's own 1 and log s = log1p((r - 1) + e_y).
  */
-/* a * f, where f = r = scaled / REST_SCALE if that is so small that it may be subnormal. */
-INLINE vec times_rest(vec a, vec scaled, vec f)
+/* a * f, where f = r or so. Where r carries a scale that is for an r so small that it may be subnormal. */
+INLINE vec times_rest(vec a, vec scaled, vec f, double rest_scale)
 {
-    ivec tiny = (ivec)(scaled < 0x1p-900);
-    vec product = a * f, rescued = a * scaled * (1 / REST_SCALE) + 0 * product; /* NaN stays NaN */
-    return (vec)(((ivec)rescued & tiny) | ((ivec)product & ~tiny));
+    const vec product = a * f;
+    if (rest_scale == 1) return product;
+    const vec rescued = a * scaled * (1 / rest_scale) + 0 * product; /* NaN stays NaN */
+    return select_f64(not_less_f64(scaled, splat_f64(0x1p-900)), product, rescued);
 }
 
-INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normalizer)
+INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normalizer, double rest_scale, int with_grad)
 {
-    const double per_weight = 1 / normalizer;
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
         ivec label;
         memcpy(&label, rows->label + i, sizeof label);
-        ivec ignored = (ivec)(label < 0);
-        vec m = load_f64(rows->max + i), scaled = load_f64(rows->rest + i), w = load_f64(rows->weight + i);
-        vec x_y = load_f64(rows->at_target + i), e_y = load_f64(rows->target_exp + i);
-        vec r = scaled * (1 / REST_SCALE);
-        ivec is_max = (ivec)(x_y == m);
-        vec others = (r - 1) + e_y;
-        others = (vec)(((ivec)r & is_max) | ((ivec)others & ~is_max));
-        vec reciprocal = 1 / (r + e_y);
-        vec half = (0.5 * m - 0.5 * x_y) + 0.5 * log1p_f64(others, reciprocal); /* m - x_y may overflow */
-        vec loss = times_rest(2 * w, 0.5 * scaled, half);
-        vec alpha = w * per_weight * reciprocal;
-        store_f64(rows->loss + i, (vec)((ivec)loss & ~ignored));
+        const mask_f64 used = differ_f64(label, (ivec){0} - 1);
+        const vec m = load_f64(rows->max + i), x_y = load_f64(rows->at_target + i), e_y = load_f64(rows->target_exp + i);
+        const vec scaled = load_f64(rows->rest + i), r = scaled * (1 / rest_scale), w = load_f64(rows->weight + i);
+        const vec others = select_f64(not_less_f64(x_y, m), r, (r - 1) + e_y);
+        const vec log_s = log1p_f64(others, rest_scale == 1);
+        vec loss;
+        if (rest_scale == 1) loss = w * ((m - x_y) + log_s);
+        else loss = times_rest(2 * w, 0.5 * scaled, (0.5 * m - 0.5 * x_y) + 0.5 * log_s, rest_scale); /* m - x_y may overflow */
+        store_f64(rows->loss + i, keep_f64(used, loss));
+        if (!with_grad) continue;
+        const vec alpha = w / (normalizer * (r + e_y));
         store_f64(rows->alpha + i, alpha);
-        store_f64(rows->beta + i, 0 - times_rest(alpha, scaled, r)); /* 0 - : never -0.0 */
+        store_f64(rows->beta + i, 0 - times_rest(alpha, scaled, r, rest_scale)); /* 0 - : never -0.0 */
     }
 }
 
@@ -56,8 +55,8 @@ INLINE void sum_weights(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
         ivec label;
         memcpy(&label, rows->label + i, sizeof label);
-        vec weight = load_n_f64(rows->weight + i, smaller_f64(n_rows - i, LANES), 0);
-        add_f64(&sums->weight, (vec)((ivec)weight & ~(ivec)(label < 0)));
+        const vec weight = load_n_f64(rows->weight + i, smaller_f64(n_rows - i, LANES), 0);
+        add_f64(&sums->weight, keep_f64(differ_f64(label, (ivec){0} - 1), weight));
     }
 }
 

@@ -64,10 +64,13 @@ INLINE void store_16(char *p, uint16_t h, int swapped)
 #endif /* FASTCE_FORMATS_H */
 
 #undef SWAP
+#undef REAL_FORMAT
 #if REAL_BITS == 64
 #define SWAP __builtin_bswap64
+#define REAL_FORMAT FORMAT_F64
 #else
 #define SWAP __builtin_bswap32
+#define REAL_FORMAT FORMAT_F32
 #endif
 
 /* One element, converted. `format` is FORMAT_F64 where REAL is double, another where it is float. */
@@ -99,28 +102,58 @@ INLINE void FN(store_one)(char *p, REAL a, Format format, int swapped)
     memcpy(p, &u, sizeof u);
 }
 
-/* n elements that stand `stride` bytes apart from src on, into dst. One loop per format, so that
- * the compiler sees constants; for contiguous elements they vectorise. */
+#if REAL_BITS == 32 && (defined(LEVEL_V3) || defined(LEVEL_V4))
+#define HALVES_IN_REGISTERS
+/* LANES contiguous float16 or bfloat16, widened; and narrowed, by the rounding of store_one. */
+INLINE vec load_halves(const char *p, Format format)
+{
+#ifdef LEVEL_V4
+    const __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    return format == FORMAT_F16 ? (vec)_mm512_cvtph_ps(h) : (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+#else
+    const __m128i h = _mm_loadu_si128((const __m128i *)p);
+    return format == FORMAT_F16 ? (vec)_mm256_cvtph_ps(h) : (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
+#endif
+}
+
+INLINE void store_halves(char *p, vec a, Format format)
+{
+    const ivec u = (ivec)a, even = u + 0x7fff + ((u >> 16) & 1), quiet = u | 0x400000;
+    const ivec is_nan = (ivec)(a != a), rounded = (even & ~is_nan) | (quiet & is_nan); /* in the upper halves */
+#ifdef LEVEL_V4
+    const __m256i h = format == FORMAT_F16 ? _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)
+                                           : _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)rounded, 16));
+    _mm256_storeu_si256((__m256i *)p, h);
+#else
+    const __m256i upper = _mm256_srli_epi32((__m256i)rounded, 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x08);
+    const __m128i h = format == FORMAT_F16 ? _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT) : _mm256_castsi256_si128(packed);
+    _mm_storeu_si128((__m128i *)p, h);
+#endif
+}
+#endif
+
+/* n elements that stand `stride` bytes apart from src on, into dst. One loop per format, so that the compiler
+ * sees constants. */
 static void FN(fetch)(const char *src, Format format, int swapped, ptrdiff_t stride, ptrdiff_t n, REAL *dst)
 {
 #define FETCH(step, fmt, swap) \
-    for (ptrdiff_t i = 0; i < n; i++) dst[i] = FN(load_one)(src + i * (step), fmt, swap)
-    ptrdiff_t size = (ptrdiff_t)format_size(format);
+    for (; i < n; i++) dst[i] = FN(load_one)(src + i * (step), fmt, swap)
+    const ptrdiff_t size = (ptrdiff_t)format_size(format);
+    ptrdiff_t i = 0;
     if (swapped || stride != size) FETCH(stride, format, swapped);
-#if REAL_BITS == 32
-#if defined(LEVEL_V3) || defined(LEVEL_V4)
+    else if (format == REAL_FORMAT) memcpy(dst, src, (size_t)(n * size));
     else if (format == FORMAT_F16) {
-        ptrdiff_t i = 0;
-        for (; i + 8 <= n; i += 8)
-            _mm256_storeu_ps(dst + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(src + 2 * i))));
-        for (; i < n; i++) dst[i] = float16_to_float(load_16(src + 2 * i, 0));
+#ifdef HALVES_IN_REGISTERS
+        for (; i + LANES <= n; i += LANES) FN(store)(dst + i, load_halves(src + 2 * i, FORMAT_F16));
+#endif
+        FETCH(2, FORMAT_F16, 0);
+    } else {
+#ifdef HALVES_IN_REGISTERS
+        for (; i + LANES <= n; i += LANES) FN(store)(dst + i, load_halves(src + 2 * i, FORMAT_BF16));
+#endif
+        FETCH(2, FORMAT_BF16, 0);
     }
-#else
-    else if (format == FORMAT_F16) FETCH(2, FORMAT_F16, 0);
-#endif
-    else if (format == FORMAT_BF16) FETCH(2, FORMAT_BF16, 0);
-#endif
-    else memcpy(dst, src, (size_t)(n * size));
 #undef FETCH
 }
 
@@ -128,23 +161,21 @@ static void FN(fetch)(const char *src, Format format, int swapped, ptrdiff_t str
 static void FN(put)(const REAL *src, Format format, int swapped, ptrdiff_t stride, ptrdiff_t n, char *dst)
 {
 #define PUT(step, fmt, swap) \
-    for (ptrdiff_t i = 0; i < n; i++) FN(store_one)(dst + i * (step), src[i], fmt, swap)
-    ptrdiff_t size = (ptrdiff_t)format_size(format);
+    for (; i < n; i++) FN(store_one)(dst + i * (step), src[i], fmt, swap)
+    const ptrdiff_t size = (ptrdiff_t)format_size(format);
+    ptrdiff_t i = 0;
     if (swapped || stride != size) PUT(stride, format, swapped);
-#if REAL_BITS == 32
-#if defined(LEVEL_V3) || defined(LEVEL_V4)
+    else if (format == REAL_FORMAT) memcpy(dst, src, (size_t)(n * size));
     else if (format == FORMAT_F16) {
-        ptrdiff_t i = 0;
-        for (; i + 8 <= n; i += 8)
-            _mm_storeu_si128((__m128i *)(dst + 2 * i),
-                             _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT));
-        for (; i < n; i++) store_16(dst + 2 * i, float_to_float16(src[i]), 0);
+#ifdef HALVES_IN_REGISTERS
+        for (; i + LANES <= n; i += LANES) store_halves(dst + 2 * i, FN(load)(src + i), FORMAT_F16);
+#endif
+        PUT(2, FORMAT_F16, 0);
+    } else {
+#ifdef HALVES_IN_REGISTERS
+        for (; i + LANES <= n; i += LANES) store_halves(dst + 2 * i, FN(load)(src + i), FORMAT_BF16);
+#endif
+        PUT(2, FORMAT_BF16, 0);
     }
-#else
-    else if (format == FORMAT_F16) PUT(2, FORMAT_F16, 0);
-#endif
-    else if (format == FORMAT_BF16) PUT(2, FORMAT_BF16, 0);
-#endif
-    else memcpy(dst, src, (size_t)(n * size));
 #undef PUT
 }

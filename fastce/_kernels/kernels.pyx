@@ -16,8 +16,9 @@ E. Few rows of many classes would leave threads idle: then the pieces of each ro
 F. All labels are checked before anything the caller can see is written; a call that writes nothing
    of the kind saves that pass. Either way the walk uses no label unchecked: another thread may have
    changed it meanwhile.
-G. Below SERIAL_ELEMENTS a call stays on its thread: waking others costs more. Below
-   GIL_ELEMENTS it keeps the GIL as well.
+G. Below SERIAL_WORK a call stays on its thread: waking others costs 2 to 5 microseconds while they still spin from the
+   call before, and 20 to 50 when they sleep. The threshold is 6 to 10 microseconds of work; `python -m fastce bench
+   --suite goals` measures both sides of it. Below GIL_WORK, about 1 microsecond, the call keeps the GIL as well.
 
 Refused: a thread pool of our own; dynamic schedules (they lose D); copying to a better layout.
 """
@@ -31,6 +32,20 @@ from cython.parallel cimport prange
 from libc.math cimport NAN, isfinite
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
+from fastce._kernels.arrays cimport (
+    FORMAT_F32,
+    FORMAT_F64,
+    Format,
+    as_floats,
+    as_labels,
+    check_apart,
+    check_batch_shape,
+    check_out,
+    format_of,
+    is_swapped,
+    normalised_axis,
+    same_memory,
+)
 from fastce._kernels.threads cimport n_threads_for
 
 cnp.import_array()
@@ -39,8 +54,7 @@ cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr *, int subok)
 
 cdef extern from "rows.h" nogil:
-    enum: TILE, CHUNK, MAX_PIECES, FEW_CLASSES
-    ctypedef enum Format: FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16
+    enum: TILE, CHUNK, SCRATCH, FEW_BYTES
     ctypedef struct Layout:
         Format format
         bint swapped
@@ -51,6 +65,7 @@ cdef extern from "rows.h" nogil:
         char *grad
         Layout logits_layout, grad_layout
         double *scratch
+        void *staging
     ctypedef struct Labels:
         int size
         bint is_signed, swapped, has_ignore
@@ -58,47 +73,45 @@ cdef extern from "rows.h" nogil:
     ctypedef struct Rows:
         int64_t label[1]
         double weight[1]
-        double max[1]
-        double rest[1]
-        double at_target[1]
-        double target_exp[1]
-        double piece_max[1]
         double loss[1]
     ctypedef struct Sums:
         pass
-    Py_ssize_t format_size(Format) noexcept
-    Py_ssize_t piece_length(Py_ssize_t n_classes) noexcept
-    void combine_parts(const double *part_max, const double *part_rest, Py_ssize_t n, double *max,
-                       double *rest) noexcept
-    void find_target_exps(const double *at_target, const double *max, Py_ssize_t n, double *target_exp) noexcept
-    Py_ssize_t read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *) noexcept
+    ctypedef struct LabelCounts:
+        int64_t used, bad
+    Py_ssize_t count_pieces(Py_ssize_t n_classes) noexcept
+    void *own_staging() noexcept
+    void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
-    void read_at_target(const Tile *, Rows *) noexcept
     void sweep(const Tile *, Rows *, bint across) noexcept
-    void sweep_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end, double *max, double *rest) noexcept
-    void epilogue_cross_entropy(Rows *, Py_ssize_t n_rows, double normalizer) noexcept
+    void read_target(const Tile *, Rows *) noexcept
+    void sweep_piece(const Tile *, Rows *, Py_ssize_t piece) noexcept
+    void combine_pieces(const Tile *, Rows *) noexcept
+    void epilogue(const Tile *, Rows *, double normalizer) noexcept
     void write_gradient(const Tile *, const Rows *, bint across) noexcept
-    void write_piece(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
+    void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept
     void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     ctypedef struct Pair:
-        pass
+        double sum, error
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
-    void exp_array_f32(const float *, Py_ssize_t n, float m, float *) noexcept
-    void exp_array_f64(const double *, Py_ssize_t n, double m, double *) noexcept
-    void log1p_array_f64(const double *, Py_ssize_t n, double *) noexcept
     double add_pairs(const Pair *, Py_ssize_t n) noexcept
+    void exp_array_f32(const float *, Py_ssize_t, float m, float *, double *base, double *n) noexcept
+    void exp_array_f64(const double *, Py_ssize_t, double m, double *, double *base, double *n) noexcept
+    const double exp_scale_f32, exp_scale_f64
+    const int exp_steps_f32, exp_steps_f64
+    void log1p_array_f64(const double *, Py_ssize_t n, double *) noexcept
 
 cdef enum:
     MAX_DIMS = 64
     BLOCKS = 64
-    SERIAL_ELEMENTS = 16384
-    GIL_ELEMENTS = 2048
+    ROW_WORK = 8                           # what a row costs besides its classes, in classes
+    SERIAL_WORK = 32768
+    GIL_WORK = 4096
 
 # The arrays of a call, as indices.
 cdef enum:
@@ -122,15 +135,15 @@ cdef struct Problem:
 cdef struct Partials:                      # one entry per block
     Pair loss[BLOCKS]
     Pair weight[BLOCKS]
-    Py_ssize_t bad[BLOCKS]                 # labels that are neither a class nor ignore_index
+    LabelCounts counts[BLOCKS]
 
 
 # ---- The walk ----------------------------------------------------------------------------------
 
 cdef Py_ssize_t locate(const Problem *p, Py_ssize_t number, char **at) noexcept nogil:
     """Where the rows of a tile begin in each array; returns how many there are."""
-    cdef Py_ssize_t inner = p.n_dims - 1, outer = number // p.tiles_in_inner, position
-    cdef Py_ssize_t first = number % p.tiles_in_inner * p.tile_rows
+    cdef Py_ssize_t inner = p.n_dims - 1, outer = number // p.tiles_in_inner if inner else 0, position
+    cdef Py_ssize_t first = (number - outer * p.tiles_in_inner) * p.tile_rows
     cdef Py_ssize_t array, dim
     for array in range(N_ARRAYS):
         at[array] = p.data[array] + first * p.stride[array][inner] if p.data[array] else NULL
@@ -143,102 +156,119 @@ cdef Py_ssize_t locate(const Problem *p, Py_ssize_t number, char **at) noexcept 
     return min(p.tile_rows, p.shape[inner] - first)
 
 
-cdef Py_ssize_t begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile, Rows *rows) noexcept nogil:
-    """Fill in the tile and its rows' labels and, if there are any, weights; returns how many labels are bad."""
-    cdef Py_ssize_t inner = p.n_dims - 1
-    tile.n_rows = locate(p, number, at)
+cdef Tile tile_of(const Problem *p, double *scratch) noexcept nogil:
+    """What all tiles have in common."""
+    cdef Tile tile
     tile.n_classes = p.n_classes
-    tile.logits = at[LOGITS]
-    tile.grad = at[GRAD]
     tile.logits_layout = p.logits_layout
     tile.grad_layout = p.grad_layout
+    tile.scratch = scratch
+    tile.staging = NULL
+    return tile
+
+
+cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile, Rows *rows,
+                     LabelCounts *counts) noexcept nogil:
+    """Fill in where the tile is, its rows' labels and, if there are any, weights."""
+    cdef Py_ssize_t inner = p.n_dims - 1
+    tile.n_rows = locate(p, number, at)
+    tile.logits = at[LOGITS]
+    tile.grad = at[GRAD]
     if at[WEIGHT]:
         read_weights(p.weight_format, p.weight_swapped, at[WEIGHT], p.stride[WEIGHT][inner], tile.n_rows, rows.weight)
-    return read_labels(&p.labels, at[TARGET], p.stride[TARGET][inner], tile.n_rows, rows.label)
+    read_labels(&p.labels, at[TARGET], p.stride[TARGET][inner], tile.n_rows, rows.label, counts)
 
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     sum_losses(sums, rows, tile.n_rows)
-    sum_weights(sums, rows, tile.n_rows)
+    if at[WEIGHT]:
+        sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:
         put_losses(rows.loss, tile.n_rows, p.loss_format, p.stride[LOSS][p.n_dims - 1], at[LOSS])
 
 
+cdef void begin_block(Partials *partials, int block, Sums *sums) noexcept nogil:
+    clear_sums(sums)
+    partials.counts[block].used = partials.counts[block].bad = 0
+
+
+cdef void end_block(const Problem *p, Partials *partials, int block, const Sums *sums) noexcept nogil:
+    partials.loss[block] = total_loss(sums)
+    if p.data[WEIGHT]:
+        partials.weight[block] = total_weight(sums)
+    else:
+        partials.weight[block] = Pair(partials.counts[block].used, 0)
+
+
 cdef void run_block(const Problem *p, int block, bint check, Partials *partials) noexcept nogil:
     """The tiles of a block; with `check` their labels and weights alone."""
-    cdef double[CHUNK] scratch
+    cdef double[SCRATCH] scratch
     cdef char *at[N_ARRAYS]
-    cdef Tile tile
+    cdef Tile tile = tile_of(p, scratch)
     cdef Rows rows
     cdef Sums sums
-    cdef Py_ssize_t number, bad = 0
-    tile.scratch = scratch
-    clear_sums(&sums)
+    cdef Py_ssize_t number
+    if p.data[GRAD] and not p.across and p.n_classes > CHUNK:
+        tile.staging = own_staging()
+    begin_block(partials, block, &sums)
     fill_weights(&rows, min(p.tile_rows, p.n_rows))
     for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
-        bad += begin_tile(p, number, at, &tile, &rows)
+        begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
         if check:
-            sum_weights(&sums, &rows, tile.n_rows)
+            if at[WEIGHT]:
+                sum_weights(&sums, &rows, tile.n_rows)
             continue
         sweep(&tile, &rows, p.across)
-        epilogue_cross_entropy(&rows, tile.n_rows, p.normalizer)
+        epilogue(&tile, &rows, p.normalizer)
         if tile.grad:
             write_gradient(&tile, &rows, p.across)
         end_tile(p, at, &tile, &rows, &sums)
-    partials.loss[block] = total_loss(&sums)
-    partials.weight[block] = total_weight(&sums)
-    partials.bad[block] = bad
+    end_block(p, partials, block, &sums)
 
 
-cdef void run_piece(const Tile *shared, Rows *rows, Py_ssize_t piece, bint writes, double *rest) noexcept nogil:
+cdef void run_piece(const Tile *shared, Rows *rows, Py_ssize_t piece, bint writes) noexcept nogil:
     """Sweep or write one piece of the only row of a tile, in a scratch of its own."""
-    cdef double[CHUNK] scratch
+    cdef double[SCRATCH] scratch
     cdef Tile tile = shared[0]
-    cdef Py_ssize_t length = piece_length(tile.n_classes)
-    cdef Py_ssize_t start = piece * length, end = min(start + length, tile.n_classes)
     tile.scratch = scratch
     if writes:
-        write_piece(&tile, rows, start, end)
+        write_piece(&tile, rows, piece)
     else:
-        sweep_piece(&tile, rows, start, end, &rows.piece_max[piece], &rest[piece])
+        sweep_piece(&tile, rows, piece)
 
 
 cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcept nogil:
     """What run_block does for every block, with the pieces of each row shared between the threads."""
     cdef char *at[N_ARRAYS]
-    cdef Tile tile
+    cdef Tile tile = tile_of(p, NULL)          # each piece has a scratch of its own, and its threads share no staging
     cdef Rows rows
     cdef Sums sums
-    cdef double[MAX_PIECES] rest
-    cdef Py_ssize_t length = piece_length(p.n_classes), number
-    cdef Py_ssize_t piece, n_pieces = (p.n_classes + length - 1) // length
+    cdef Py_ssize_t number, piece, n_pieces = count_pieces(p.n_classes)
     cdef int block
+    n_threads = <int>min(n_threads, n_pieces)
     fill_weights(&rows, 1)
     for block in range(p.n_blocks):
-        clear_sums(&sums)
-        partials.bad[block] = 0
+        begin_block(partials, block, &sums)
         for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
-            partials.bad[block] += begin_tile(p, number, at, &tile, &rows)
-            read_at_target(&tile, &rows)
-            rows.max[0] = rows.rest[0] = 0
+            begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
             if rows.label[0] >= 0:
+                read_target(&tile, &rows)
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
-                    run_piece(&tile, &rows, piece, False, rest)
-                combine_parts(rows.piece_max, rest, n_pieces, rows.max, rows.rest)
-            find_target_exps(rows.at_target, rows.max, 1, rows.target_exp)
-            epilogue_cross_entropy(&rows, 1, p.normalizer)
+                    run_piece(&tile, &rows, piece, False)
+                combine_pieces(&tile, &rows)
+            epilogue(&tile, &rows, p.normalizer)
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
-                    run_piece(&tile, &rows, piece, True, rest)
+                    run_piece(&tile, &rows, piece, True)
                 write_target(&tile, &rows)
             end_tile(p, at, &tile, &rows, &sums)
-        partials.loss[block] = total_loss(&sums)
-        partials.weight[block] = total_weight(&sums)
+        end_block(p, partials, block, &sums)
 
 
 cdef void run_blocks(const Problem *p, bint check, int n_threads, Partials *partials) noexcept nogil:
     cdef int block
-    if n_threads == 1:
+    n_threads = min(n_threads, p.n_blocks)
+    if n_threads <= 1:
         for block in range(p.n_blocks):
             run_block(p, block, check, partials)
     else:
@@ -248,7 +278,7 @@ cdef void run_blocks(const Problem *p, bint check, int n_threads, Partials *part
 
 cdef void run(const Problem *p, bint check, int n_threads, Partials *partials) noexcept nogil:
     """Fill in the partials: of the labels and weights alone (check), or of the whole job."""
-    cdef bint uneven = p.n_rows < 4 * n_threads and p.n_rows % n_threads
+    cdef bint uneven = n_threads > 1 and p.n_rows < 4 * <int64_t>n_threads and p.n_rows % n_threads
     if uneven and not check and not p.across and p.n_classes > CHUNK:
         run_split(p, n_threads, partials)
     else:
@@ -256,10 +286,10 @@ cdef void run(const Problem *p, bint check, int n_threads, Partials *partials) n
 
 
 cdef void run_releasing_gil(const Problem *p, bint check, int n_threads, Partials *partials):
-    cdef Py_ssize_t elements = p.n_rows if check else p.n_rows * p.n_classes
-    if elements < SERIAL_ELEMENTS:
+    cdef Py_ssize_t work = p.n_rows if check else p.n_rows * (p.n_classes + ROW_WORK)
+    if work < SERIAL_WORK:
         n_threads = 1
-    if elements < GIL_ELEMENTS:
+    if work < GIL_WORK:
         run(p, check, 1, partials)
     else:
         with nogil:
@@ -267,151 +297,6 @@ cdef void run_releasing_gil(const Problem *p, bint check, int n_threads, Partial
 
 
 # ---- From arguments to a problem ---------------------------------------------------------------
-
-cdef cnp.ndarray as_array(object a, str name):
-    if type(a) is cnp.ndarray:
-        return a
-    if isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it, or mark rows with ignore_index")
-    if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
-        return np.from_dlpack(a)
-    return np.asarray(a)
-
-
-cdef int format_of(cnp.ndarray a) except -1:
-    """The Format of an array's dtype; N_ARRAYS (no Format) if the kernels don't read it."""
-    cdef int number = cnp.PyArray_TYPE(a)
-    if number == cnp.NPY_FLOAT:
-        return FORMAT_F32
-    if number == cnp.NPY_DOUBLE:
-        return FORMAT_F64
-    if number == cnp.NPY_FLOAT16:
-        return FORMAT_F16
-    if a.dtype.name == "bfloat16":
-        return FORMAT_BF16
-    return N_ARRAYS
-
-
-cdef bint is_swapped(cnp.ndarray a):
-    return not cnp.PyArray_ISNOTSWAPPED(a)
-
-
-cdef cnp.ndarray as_floats(object given, str name):
-    """An array of a dtype the kernels read; integers and bools become float64."""
-    cdef cnp.ndarray a = as_array(given, name)
-    if format_of(a) != N_ARRAYS:
-        return a
-    if a.dtype.kind in "iub":
-        return a.astype(np.float64)
-    raise TypeError(
-        f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
-        "an integer dtype or bool: convert it with .astype"
-    )
-
-
-cdef cnp.ndarray as_labels(object given):
-    cdef cnp.ndarray a = as_array(given, "target")
-    if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
-        raise TypeError(
-            f"target has dtype {a.dtype}; expected class indices of an integer dtype"
-            + (": use .astype(int) if the classes are 0 and 1" if a.dtype.kind == "b" else "")
-        )
-    return a
-
-
-cdef str shape_without(tuple shape, int axis):
-    return str(shape[:axis] + shape[axis + 1:])
-
-
-cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis) except -1:
-    """The array must have the logits' shape without the class axis."""
-    cdef int n_dims = cnp.PyArray_NDIM(logits), dim
-    cdef bint same = cnp.PyArray_NDIM(a) == n_dims - 1
-    for dim in range(n_dims - 1):
-        same = same and cnp.PyArray_DIM(a, dim) == cnp.PyArray_DIM(logits, dim + (dim >= axis))
-    if not same:
-        raise ValueError(
-            f"{name} has shape {np.shape(a)}; expected {shape_without(np.shape(logits), axis)}, "
-            f"the shape {np.shape(logits)} of the logits without the class axis {axis}"
-        )
-    return 0
-
-
-cdef int normalised_axis(object axis, int n_dims) except -1:
-    cdef Py_ssize_t number = index(axis)
-    if n_dims == 0:
-        raise ValueError("logits is a scalar; expected at least one axis, the classes")
-    if not -n_dims <= number < n_dims:
-        raise np.exceptions.AxisError(axis, n_dims)
-    return <int>(number + n_dims if number < 0 else number)
-
-
-cdef int check_out(object given, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray weight) except -1:
-    """Refuse an `out` that the gradient can't be written into without harm."""
-    if type(given) is not cnp.ndarray:
-        if not isinstance(given, np.ndarray):
-            raise TypeError(f"out is a {type(given).__name__}; expected an ndarray to write the gradient into")
-        if isinstance(given, np.ma.MaskedArray):
-            raise TypeError("out is a masked array; expected a plain ndarray")
-    cdef cnp.ndarray out = given
-    cdef int n_dims = cnp.PyArray_NDIM(logits), dim
-    cdef bint same = cnp.PyArray_NDIM(out) == n_dims and cnp.PyArray_EquivArrTypes(out, logits)
-    for dim in range(n_dims):
-        same = same and cnp.PyArray_DIM(out, dim) == cnp.PyArray_DIM(logits, dim)
-    if not same:
-        raise ValueError(
-            f"out has shape {np.shape(out)} and dtype {out.dtype}; expected those of the logits, "
-            f"{np.shape(logits)} and {logits.dtype}"
-        )
-    if not cnp.PyArray_ISWRITEABLE(out):
-        raise ValueError("out is read-only; expected a writable array")
-    for dim in range(n_dims):
-        if cnp.PyArray_STRIDE(out, dim) == 0 and cnp.PyArray_DIM(out, dim) > 1:
-            raise ValueError("out has elements that share memory (a stride of 0); expected one place per element")
-    if not same_memory(out, logits):
-        check_apart(out, logits, "logits", ", or out=logits to overwrite all of it")
-    check_apart(out, target, "target", "")
-    if weight is not None:
-        check_apart(out, weight, "sample_weight", "")
-    return 0
-
-
-cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Every element of two arrays of one shape has the same address."""
-    cdef bint same = cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
-    cdef int dim
-    for dim in range(cnp.PyArray_NDIM(a)):
-        same = same and cnp.PyArray_STRIDE(a, dim) == cnp.PyArray_STRIDE(b, dim)
-    return same
-
-
-cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name, str otherwise) except -1:
-    if first_byte(out) >= end_byte(a) or first_byte(a) >= end_byte(out):
-        return 0
-    try:
-        overlap = np.shares_memory(out, a, max_work=100_000)
-    except np.exceptions.TooHardError:
-        overlap = True
-    if overlap:
-        raise ValueError(f"out overlaps {name} in memory; expected separate arrays{otherwise}")
-    return 0
-
-
-cdef char *first_byte(cnp.ndarray a) noexcept:
-    cdef char *first = <char *>cnp.PyArray_DATA(a)
-    cdef int dim
-    for dim in range(cnp.PyArray_NDIM(a)):
-        first += min(cnp.PyArray_STRIDE(a, dim) * (cnp.PyArray_DIM(a, dim) - 1), 0)
-    return first
-
-
-cdef char *end_byte(cnp.ndarray a) noexcept:
-    cdef char *end = <char *>cnp.PyArray_DATA(a) + cnp.PyArray_ITEMSIZE(a)
-    cdef int dim
-    for dim in range(cnp.PyArray_NDIM(a)):
-        end += max(cnp.PyArray_STRIDE(a, dim) * (cnp.PyArray_DIM(a, dim) - 1), 0)
-    return end
-
 
 cdef void add_operand(Problem *p, int number, cnp.ndarray a, int axis, int n_dims):
     """Strides of an operand over the batch axes of the logits, in their order. axis < 0: `a` has no class axis."""
@@ -468,7 +353,7 @@ cdef int lay_out(Problem *p, cnp.ndarray logits, int axis, cnp.ndarray target, c
     """Fill in everything that concerns shapes, strides and dtypes. Only logits and target may not be None."""
     cdef int n_dims = cnp.PyArray_NDIM(logits), dim, k = 0
     cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(logits)
-    cdef bint rows_adjacent = False
+    cdef bint rows_adjacent = False, few
     p.n_rows = 1
     p.n_dims = n_dims - 1
     p.n_classes = cnp.PyArray_DIM(logits, axis)
@@ -478,12 +363,10 @@ cdef int lay_out(Problem *p, cnp.ndarray logits, int axis, cnp.ndarray target, c
             p.n_rows *= p.shape[k]
             rows_adjacent |= cnp.PyArray_STRIDE(logits, dim) == item
             k += 1
-    if p.n_rows > 0 and p.n_classes == 0:
-        raise ValueError(f"logits has shape {np.shape(logits)}, no classes along axis {axis}; expected at least one")
-
     for k in range(N_ARRAYS):
         p.data[k] = NULL
-        p.stride[k][0] = 0
+        for dim in range(p.n_dims or 1):
+            p.stride[k][dim] = 0
     add_operand(p, LOGITS, logits, axis, n_dims)
     add_operand(p, TARGET, target, -1, n_dims - 1)
     p.logits_layout = Layout(<Format>format_of(logits), is_swapped(logits), cnp.PyArray_STRIDE(logits, axis), 0)
@@ -512,13 +395,15 @@ cdef int lay_out(Problem *p, cnp.ndarray logits, int axis, cnp.ndarray target, c
 
     # Which walk a row takes decides the last bits of its sums: it may depend on the number of classes and
     # on strides, which a part of a batch shares with the whole, but not on the number of rows.
-    p.across = p.n_classes <= FEW_CLASSES or (rows_adjacent and p.logits_layout.class_stride != item)
-    if not p.across:
-        p.tile_rows = max(1, min(TILE, CHUNK // p.n_classes))
-    elif p.n_classes > FEW_CLASSES and p.n_rows < 16 * TILE:
+    few = p.n_classes * (8 if format_of(logits) == FORMAT_F64 else 4) <= FEW_BYTES
+    p.across = few or (rows_adjacent and p.logits_layout.class_stride != item)
+    p.tile_rows = TILE
+    if not p.across and p.n_classes > CHUNK:
+        p.tile_rows = 1
+    elif not p.across:
+        p.tile_rows = max(1, min(TILE, CHUNK // p.n_classes if grad is not None else p.n_rows // 8))
+    elif not few and p.n_rows < 16 * TILE:
         p.tile_rows = TILE // 4            # narrow tiles, so that there is one for each thread
-    else:
-        p.tile_rows = TILE
     p.tiles_in_inner = (p.shape[p.n_dims - 1] + p.tile_rows - 1) // p.tile_rows
     p.n_tiles = 0
     if p.n_rows > 0:
@@ -536,7 +421,10 @@ cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_
     labels.ignore_index = 0
     labels.has_ignore = ignore_index is not None
     if labels.has_ignore:
-        value = index(ignore_index)
+        try:
+            value = index(ignore_index)
+        except TypeError:
+            raise TypeError(f"ignore_index is {ignore_index!r}; expected an int or None") from None
         try:
             labels.ignore_index = value
             labels.has_ignore = labels.is_signed or labels.ignore_index >= 0
@@ -566,7 +454,7 @@ cdef Py_ssize_t total_bad(const Problem *p, const Partials *partials) noexcept n
     cdef Py_ssize_t bad = 0
     cdef int block
     for block in range(p.n_blocks):
-        bad += partials.bad[block]
+        bad += partials.counts[block].bad
     return bad
 
 
@@ -575,27 +463,32 @@ cdef enum Reduction:
 
 
 cdef int reduction_of(object reduction) except -1:
-    if reduction == "mean":
-        return MEAN
-    if reduction == "sum":
-        return SUM
-    if reduction == "none":
-        return NONE
+    if isinstance(reduction, str):
+        if reduction == "mean":
+            return MEAN
+        if reduction == "sum":
+            return SUM
+        if reduction == "none":
+            return NONE
     raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
 
 
 cdef double checked_normalizer(object normalizer, int reduction) except? -1:
     """The given normalizer, or NaN for None."""
+    cdef double value = NAN
     if normalizer is None:
-        return NAN
-    cdef double value = normalizer
+        return value
+    try:
+        value = normalizer
+    except TypeError:
+        raise TypeError(f"normalizer is {normalizer!r}; expected a number or None") from None
     if reduction != MEAN:
         raise ValueError(
             f"normalizer is {normalizer!r} with reduction={('mean', 'sum', 'none')[reduction]!r}; "
             "expected reduction='mean', whose denominator it replaces"
         )
-    if not (value > 0 and isfinite(value)):
-        raise ValueError(f"normalizer is {normalizer!r}; expected a positive finite number")
+    if not (value >= 0 and isfinite(value)):
+        raise ValueError(f"normalizer is {normalizer!r}; expected a finite number that is not negative")
     return value
 
 
@@ -606,10 +499,12 @@ cdef object softmax_cross_entropy(object given_logits, object given_target, obje
     cdef cnp.ndarray target = as_labels(given_target), weight = None, grad = None, loss = None
     cdef int axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits))
     cdef int reduction = reduction_of(given_reduction), n_threads = n_threads_for(given_n_threads)
-    cdef double normalizer = checked_normalizer(given_normalizer, reduction), denominator
+    cdef double normalizer = checked_normalizer(given_normalizer, reduction), denominator, total
     cdef Problem problem
     cdef Partials partials
 
+    if cnp.PyArray_DIM(logits, axis) == 0 and cnp.PyArray_SIZE(target) > 0:
+        raise ValueError(f"logits has shape {np.shape(logits)}, no classes along axis {axis}; expected at least one")
     check_batch_shape(target, "target", logits, axis)
     if given_weight is not None:
         weight = as_floats(given_weight, "sample_weight")
@@ -617,8 +512,13 @@ cdef object softmax_cross_entropy(object given_logits, object given_target, obje
             weight = weight.astype(np.float32)
         check_batch_shape(weight, "sample_weight", logits, axis)
     if out is not None:
-        check_out(out, logits, target, weight)
+        check_out(out, logits)
         grad = out
+        if not same_memory(grad, logits):
+            check_apart(grad, logits, "logits")
+        check_apart(grad, target, "target")
+        if weight is not None:
+            check_apart(grad, weight, "sample_weight")
     set_labels(&problem.labels, target, ignore_index, cnp.PyArray_DIM(logits, axis))
     if with_grad and grad is None:
         grad = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
@@ -639,18 +539,19 @@ cdef object softmax_cross_entropy(object given_logits, object given_target, obje
         raise_bad_label(target, ignore_index, problem.n_classes)
 
     if reduction == NONE:
-        result = loss
-    else:
-        total = add_pairs(partials.loss, problem.n_blocks)
-        if reduction == MEAN:
-            total = divided(total, add_pairs(partials.weight, problem.n_blocks)
-                            if given_normalizer is None else normalizer)
-        result = total
-    return (result, grad) if with_grad else result
+        return (loss, grad) if with_grad else loss
+    total = add_pairs(partials.loss, problem.n_blocks)
+    if reduction == MEAN:
+        denominator = normalizer
+        if given_normalizer is None:
+            denominator = add_pairs(partials.weight, problem.n_blocks)
+        total = mean(total, denominator, given_normalizer is not None)
+    return (total, grad) if with_grad else total
 
 
-cdef double divided(double a, double b) noexcept nogil:
-    return a / b
+cdef double mean(double total, double denominator, bint given) noexcept:
+    """The quotient; a denominator of 0 that was given, the number of rows of an empty batch, makes it 0."""
+    return 0 if given and total == 0 and denominator == 0 else total / denominator
 
 
 def cross_entropy(logits, target, axis, sample_weight, ignore_index, reduction, normalizer, n_threads):
@@ -665,18 +566,23 @@ def cross_entropy_and_grad(logits, target, axis, sample_weight, ignore_index, re
 
 # ---- For the tests that measure vmath.h ----------------------------------------------------------
 
-EXP_SCALE = {"float32": 2.0 ** 96, "float64": 2.0 ** 64}
+EXP_SCALE = {"float32": exp_scale_f32, "float64": exp_scale_f64}
+EXP_STEPS = {"float32": exp_steps_f32, "float64": exp_steps_f64}
 
 
 def scaled_exp(x, m):
-    """exp(x - m) * EXP_SCALE of a contiguous float32 or float64 vector, x <= m."""
+    """exp((x - base) - n * ln2 / EXP_STEPS) * EXP_SCALE of a contiguous float32 or float64 vector x <= m.
+
+    Returns base and n too: what the exps of a row with maximum m are against.
+    """
     out = np.empty_like(x)
     cdef cnp.ndarray a = x, b = out
+    cdef double base, n
     if x.dtype == np.float32:
-        exp_array_f32(<float *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), m, <float *>cnp.PyArray_DATA(b))
+        exp_array_f32(<float *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), m, <float *>cnp.PyArray_DATA(b), &base, &n)
     else:
-        exp_array_f64(<double *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), m, <double *>cnp.PyArray_DATA(b))
-    return out
+        exp_array_f64(<double *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), m, <double *>cnp.PyArray_DATA(b), &base, &n)
+    return out, base, n
 
 
 def log1p(t):

@@ -49,6 +49,8 @@
 #define sum_vec FN(sum_vec)
 #define LANES_COUNT (VECTOR_BYTES / (REAL_BITS / 8))
 #define LANES ((ptrdiff_t)LANES_COUNT)
+#define LANES_F64 (VECTOR_BYTES / 8)
+#define PART (16 / (REAL_BITS / 8))
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
@@ -62,8 +64,8 @@
 #undef UINT
 #undef REAL_SUFFIX
 #undef OP
-#undef SHUFFLE_LOW
-#undef SHUFFLE_HIGH
+#undef IOP
+#undef EVERY_LANE
 #if REAL_BITS == 64
 #define REAL double
 #define INT int64_t
@@ -91,11 +93,15 @@ INLINE ivec FN(iota)(void)
     return lane;
 }
 
-/* The intrinsic of this level and type: OP(max) is _mm512_max_ps, _mm256_max_pd, ... */
+/* The intrinsic of this level and type: OP(max) is _mm512_max_ps, _mm256_max_pd, ...; IOP that of its integers. */
 #if defined(LEVEL_V4) && REAL_BITS == 64
 #define OP(name) _mm512_##name##_pd
+#define IOP(name, end) _mm512_##name##_epi64##end
+typedef __mmask8 FN(mask_bits);
 #elif defined(LEVEL_V4)
 #define OP(name) _mm512_##name##_ps
+#define IOP(name, end) _mm512_##name##_epi32##end
+typedef __mmask16 FN(mask_bits);
 #elif defined(LEVEL_V3) && REAL_BITS == 64
 #define OP(name) _mm256_##name##_pd
 #elif defined(LEVEL_V3)
@@ -141,40 +147,31 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 #endif
 }
 
-/* a where the comparison of x with `bound` is not "less" (NaN is not less), +0 elsewhere. */
-INLINE vec FN(unless_less)(vec a, vec x, vec bound)
-{
+/* Which lanes an operation concerns: a bit each where the level has mask registers, else all bits of the lane. */
 #ifdef LEVEL_V4
-    return OP(maskz_mov)(JOIN(OP(cmp), _mask)(x, bound, _CMP_NLT_UQ), a);
+typedef FN(mask_bits) FN(mask);
+INLINE FN(mask) FN(not_less)(vec a, vec b) { return JOIN(OP(cmp), _mask)(a, b, _CMP_NLT_UQ); } /* NaN is not less */
+INLINE FN(mask) FN(differ)(ivec i, ivec j) { return IOP(cmpneq, _mask)((__m512i)i, (__m512i)j); }
+INLINE vec FN(select)(FN(mask) where, vec a, vec b) { return OP(mask_mov)(b, where, a); }
+INLINE vec FN(keep)(FN(mask) where, vec a) { return OP(maskz_mov)(where, a); }
+INLINE vec FN(keep_fma)(FN(mask) where, vec a, vec b, vec c) { return OP(maskz_fmadd)(where, a, b, c); }
+INLINE int FN(every_lane)(FN(mask) where) { return where == (FN(mask))-1; }
+#define EVERY_LANE ((FN(mask))-1)
 #else
-    return (vec)((ivec)a & ~(ivec)(x < bound));
-#endif
-}
-
-/* a where i != j, +0 elsewhere. */
-INLINE vec FN(unless_equal)(vec a, ivec i, ivec j)
+typedef ivec FN(mask);
+INLINE FN(mask) FN(not_less)(vec a, vec b) { return ~(ivec)(a < b); } /* NaN is not less */
+INLINE FN(mask) FN(differ)(ivec i, ivec j) { return (ivec)(i != j); }
+INLINE vec FN(select)(FN(mask) where, vec a, vec b) { return (vec)(((ivec)a & where) | ((ivec)b & ~where)); }
+INLINE vec FN(keep)(FN(mask) where, vec a) { return (vec)((ivec)a & where); } /* +0 elsewhere */
+INLINE vec FN(keep_fma)(FN(mask) where, vec a, vec b, vec c) { return FN(keep)(where, FN(fma)(a, b, c)); }
+INLINE int FN(every_lane)(FN(mask) where)
 {
-#if defined(LEVEL_V4) && REAL_BITS == 64
-    return _mm512_maskz_mov_pd(_mm512_cmpneq_epi64_mask((__m512i)i, (__m512i)j), a);
-#elif defined(LEVEL_V4)
-    return _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask((__m512i)i, (__m512i)j), a);
-#else
-    return (vec)((ivec)a & ~(ivec)(i == j));
-#endif
+    INT all = -1;
+    for (int i = 0; i < LANES; i++) all &= where[i];
+    return all != 0;
 }
-
-/* b where i = j, a elsewhere. */
-INLINE vec FN(if_equal)(ivec i, ivec j, vec b, vec a)
-{
-#if defined(LEVEL_V4) && REAL_BITS == 64
-    return _mm512_mask_mov_pd(a, _mm512_cmpeq_epi64_mask((__m512i)i, (__m512i)j), b);
-#elif defined(LEVEL_V4)
-    return _mm512_mask_mov_ps(a, _mm512_cmpeq_epi32_mask((__m512i)i, (__m512i)j), b);
-#else
-    ivec equal = (ivec)(i == j);
-    return (vec)(((ivec)b & equal) | ((ivec)a & ~equal));
+#define EVERY_LANE (~(ivec){0})
 #endif
-}
 
 /* The first n lanes from p, `fill` in the others. 0 <= n <= LANES */
 INLINE vec FN(load_n)(const REAL *p, ptrdiff_t n, REAL fill)
@@ -197,6 +194,14 @@ INLINE void FN(store_n)(REAL *p, ptrdiff_t n, vec a)
 #endif
 }
 
+INLINE void FN(copy)(const REAL *src, ptrdiff_t n, REAL *dst)
+{
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        if (n - i >= LANES) FN(store)(dst + i, FN(load)(src + i));
+        else FN(store_n)(dst + i, n - i, FN(load_n)(src + i, n - i, 0));
+    }
+}
+
 INLINE REAL FN(largest_lane)(vec a)
 {
 #ifdef LEVEL_V4
@@ -208,9 +213,8 @@ INLINE REAL FN(largest_lane)(vec a)
 #endif
 }
 
-/* A running sum of vectors in more than their precision: float32 is carried in float64,
- * float64 as an unevaluated pair (Knuth's TwoSum). The first term's size never costs the
- * later ones their digits. */
+/* A running sum of vectors in more than their precision: float32 is carried in float64, float64 as an
+ * unevaluated pair (Knuth's TwoSum). The first term's size never costs the later ones their digits. */
 #if REAL_BITS == 64
 typedef struct { vec sum, error; } sum_vec;
 
@@ -220,18 +224,6 @@ INLINE void FN(add)(sum_vec *acc, vec a)
     vec a_part = sum - acc->sum;
     acc->error += (acc->sum - (sum - a_part)) + (a - a_part);
     acc->sum = sum;
-}
-
-/* A running sum per lane that is kept in memory between two uses: sum[i] + error[i]. */
-INLINE sum_vec FN(load_sums)(const double *sum, const double *error)
-{
-    return (sum_vec){FN(load)(sum), FN(load)(error)};
-}
-
-INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
-{
-    FN(store)(sum, acc.sum);
-    FN(store)(error, acc.error);
 }
 
 INLINE double FN(add_up)(vec a)
@@ -246,86 +238,139 @@ INLINE double FN(add_up)(vec a)
 }
 
 INLINE double FN(total)(sum_vec acc) { return FN(add_up)(acc.sum) + FN(add_up)(acc.error); }
+
+/* A sum per lane that rests in memory: sum[i] + error[i]. */
+INLINE sum_vec FN(load_sums)(const double *sum, const double *error) { return (sum_vec){FN(load)(sum), FN(load)(error)}; }
+
+INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
+{
+    FN(store)(sum, acc.sum);
+    FN(store)(error, acc.error);
+}
+
+/* LANES_F64 reals as float64, and back. */
+INLINE vec_f64 FN(load_wide)(const REAL *p) { return FN(load)(p); }
+INLINE void FN(store_narrow)(REAL *p, vec_f64 a) { FN(store)(p, a); }
 #else
 typedef struct { vec_f64 low, high; } sum_vec;
 
-/* The two halves of a vector of float32 as vectors of float64, and back. */
-INLINE vec_f64 FN(widen_low)(vec a)
+/* LANES_F64 reals as float64, and back. */
+INLINE vec_f64 FN(load_wide)(const REAL *p)
 {
 #if defined(LEVEL_V4)
-    return _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    return _mm512_cvtps_pd(_mm256_loadu_ps(p));
 #elif defined(LEVEL_V3)
-    return _mm256_cvtps_pd(_mm256_castps256_ps128(a));
-#elif defined(__SSE2__)
-    return _mm_cvtps_pd(a);
+    return _mm256_cvtps_pd(_mm_loadu_ps(p));
 #else
-    return (vec_f64){a[0], a[1]};
+    return (vec_f64){p[0], p[1]};
 #endif
 }
 
-INLINE vec_f64 FN(widen_high)(vec a)
+INLINE void FN(store_narrow)(REAL *p, vec_f64 a)
 {
 #if defined(LEVEL_V4)
-    return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    _mm256_storeu_ps(p, _mm512_cvtpd_ps(a));
 #elif defined(LEVEL_V3)
-    return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
-#elif defined(__SSE2__)
-    return _mm_cvtps_pd(_mm_movehl_ps(a, a));
+    _mm_storeu_ps(p, _mm256_cvtpd_ps(a));
 #else
-    return (vec_f64){a[2], a[3]};
+    p[0] = (REAL)a[0];
+    p[1] = (REAL)a[1];
 #endif
 }
 
 INLINE void FN(add)(sum_vec *acc, vec a)
 {
-    acc->low += FN(widen_low)(a);
-    acc->high += FN(widen_high)(a);
+#if defined(LEVEL_V4)
+    acc->low += _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    acc->high += _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+#elif defined(LEVEL_V3)
+    acc->low += _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    acc->high += _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+#elif defined(__SSE2__)
+    acc->low += _mm_cvtps_pd(a);
+    acc->high += _mm_cvtps_pd(_mm_movehl_ps(a, a));
+#else
+    acc->low += (vec_f64){a[0], a[1]};
+    acc->high += (vec_f64){a[2], a[3]};
+#endif
 }
+
+INLINE double FN(total)(sum_vec acc) { return add_up_f64(acc.low + acc.high); }
 
 INLINE sum_vec FN(load_sums)(const double *sum, const double *error)
 {
     (void)error; /* float64 is enough */
-    return (sum_vec){load_f64(sum), load_f64(sum + LANES / 2)};
+    return (sum_vec){load_f64(sum), load_f64(sum + LANES_F64)};
 }
 
 INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
 {
     (void)error;
     store_f64(sum, acc.low);
-    store_f64(sum + LANES / 2, acc.high);
+    store_f64(sum + LANES_F64, acc.high);
+}
+#endif
+
+/* Vectors are made of parts of 16 bytes; each holds PART reals of one row when a block of
+ * rows is transposed (transpose.h). */
+INLINE vec FN(load_parts)(const char *p, ptrdiff_t stride, ptrdiff_t n_parts)
+{
+#if defined(LEVEL_V4)
+    __m512 a = _mm512_setzero_ps();
+    if (n_parts > 0) a = _mm512_zextps128_ps512(_mm_loadu_ps((const float *)p));
+    if (n_parts > 1) a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + stride)), 1);
+    if (n_parts > 2) a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 2 * stride)), 2);
+    if (n_parts > 3) a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 3 * stride)), 3);
+    return (vec)a;
+#elif defined(LEVEL_V3)
+    __m256 a = _mm256_setzero_ps();
+    if (n_parts > 0) a = _mm256_zextps128_ps256(_mm_loadu_ps((const float *)p));
+    if (n_parts > 1) a = _mm256_insertf128_ps(a, _mm_loadu_ps((const float *)(p + stride)), 1);
+    return (vec)a;
+#else
+    (void)stride;
+    return n_parts > 0 ? FN(load)((const REAL *)p) : (vec){0};
+#endif
 }
 
-INLINE double FN(total)(sum_vec acc) { return add_up_f64(acc.low + acc.high); }
-#endif
-
-/* a0 b0 a1 b1 ... of the first halves, and of the second halves. */
-#if LANES_COUNT == 2
-#define SHUFFLE_LOW 0, 2
-#define SHUFFLE_HIGH 1, 3
-#elif LANES_COUNT == 4
-#define SHUFFLE_LOW 0, 4, 1, 5
-#define SHUFFLE_HIGH 2, 6, 3, 7
-#elif LANES_COUNT == 8
-#define SHUFFLE_LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define SHUFFLE_HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#else
-#define SHUFFLE_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define SHUFFLE_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#endif
-
-INLINE vec FN(interleave_low)(vec a, vec b) { return SHUFFLE(a, b, SHUFFLE_LOW); }
-INLINE vec FN(interleave_high)(vec a, vec b) { return SHUFFLE(a, b, SHUFFLE_HIGH); }
-
-/* Rows to columns, in place: after log2(LANES) perfect shuffles of rows i and i + LANES/2
- * the vector at c holds element c of every row. */
-INLINE void FN(transpose)(vec *row)
+/* The way back. */
+INLINE void FN(store_parts)(char *p, ptrdiff_t stride, ptrdiff_t n_parts, vec a)
 {
-    for (int step = 1; step < LANES_COUNT; step *= 2) {
-        vec next[LANES_COUNT];
-        for (int i = 0; i < LANES_COUNT / 2; i++) {
-            next[2 * i] = FN(interleave_low)(row[i], row[i + LANES_COUNT / 2]);
-            next[2 * i + 1] = FN(interleave_high)(row[i], row[i + LANES_COUNT / 2]);
-        }
-        for (int i = 0; i < LANES_COUNT; i++) row[i] = next[i];
-    }
+#if defined(LEVEL_V4)
+    __m512 b = (__m512)a;
+    if (n_parts > 0) _mm_storeu_ps((float *)p, _mm512_castps512_ps128(b));
+    if (n_parts > 1) _mm_storeu_ps((float *)(p + stride), _mm512_extractf32x4_ps(b, 1));
+    if (n_parts > 2) _mm_storeu_ps((float *)(p + 2 * stride), _mm512_extractf32x4_ps(b, 2));
+    if (n_parts > 3) _mm_storeu_ps((float *)(p + 3 * stride), _mm512_extractf32x4_ps(b, 3));
+#elif defined(LEVEL_V3)
+    __m256 b = (__m256)a;
+    if (n_parts > 0) _mm_storeu_ps((float *)p, _mm256_castps256_ps128(b));
+    if (n_parts > 1) _mm_storeu_ps((float *)(p + stride), _mm256_extractf128_ps(b, 1));
+#else
+    (void)stride;
+    if (n_parts > 0) FN(store)((REAL *)p, a);
+#endif
+}
+
+/* The first halves of the parts of a and b, interleaved: a0 b0 (a1 b1) of each; and their second halves. */
+INLINE vec FN(interleave_low)(vec a, vec b)
+{
+#ifdef OP
+    return OP(unpacklo)(a, b);
+#elif REAL_BITS == 64
+    return SHUFFLE(a, b, 0, 2);
+#else
+    return SHUFFLE(a, b, 0, 4, 1, 5);
+#endif
+}
+
+INLINE vec FN(interleave_high)(vec a, vec b)
+{
+#ifdef OP
+    return OP(unpackhi)(a, b);
+#elif REAL_BITS == 64
+    return SHUFFLE(a, b, 1, 3);
+#else
+    return SHUFFLE(a, b, 2, 6, 3, 7);
+#endif
 }

@@ -9,6 +9,11 @@ typedef struct {
     int64_t n_classes;
 } Labels;
 
+typedef struct {
+    int64_t used; /* a class */
+    int64_t bad;  /* neither a class nor ignore_index */
+} LabelCounts;
+
 INLINE int64_t load_label(const char *p, int size, int is_signed, int swapped)
 {
     uint8_t b; uint16_t h; uint32_t w; uint64_t q;
@@ -20,10 +25,10 @@ INLINE int64_t load_label(const char *p, int size, int is_signed, int swapped)
     }
 }
 
-/* Labels of n rows that stand `stride` bytes apart: the class, or -1 for a row to ignore. Returns how many
- * are neither a class nor ignore_index; those become -1 too. A uint64 beyond int64 is negative
- * here and hence no class. */
-static ptrdiff_t read_labels(const Labels *labels, const char *src, ptrdiff_t stride, ptrdiff_t n, int64_t *label)
+/* Labels of n rows that stand `stride` bytes apart: the class, or -1 for a row to ignore. One that is neither a class
+ * nor ignore_index becomes -1 too. A uint64 beyond int64 is negative here and hence no class. */
+static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride, ptrdiff_t n, int64_t *label,
+                        LabelCounts *counts)
 {
 #define READ(stride, size, is_signed, swapped) \
     for (ptrdiff_t i = 0; i < n; i++) label[i] = load_label(src + i * (stride), size, is_signed, swapped)
@@ -34,14 +39,16 @@ static ptrdiff_t read_labels(const Labels *labels, const char *src, ptrdiff_t st
 #undef READ
     const int64_t has_ignore = labels->has_ignore, ignore_index = labels->ignore_index;
     const uint64_t n_classes = (uint64_t)labels->n_classes;
-    int64_t bad = 0;
+    int64_t used = 0, bad = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         int64_t ignored = has_ignore & (label[i] == ignore_index);
         int64_t outside = (uint64_t)label[i] >= n_classes;
         bad += outside & ~ignored;
+        used += 1 & ~(ignored | outside);
         label[i] = ignored | outside ? -1 : label[i];
     }
-    return bad;
+    counts->used += used;
+    counts->bad += bad;
 }
 
 /* Weights where none are given. */

@@ -37,17 +37,19 @@ cdef int default_n_threads = 1
 
 def _cgroup_quota():
     """CPUs that the process' cgroup (version 2, then 1) may use, or None where there is no limit."""
-    root = Path("/sys/fs/cgroup")
+    root, limits = Path("/sys/fs/cgroup"), []
     try:
         group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].split("\n")[0].lstrip("/")
-        for folder in dict.fromkeys((root / group, root)):
-            if (folder / "cpu.max").exists():
+        for folder in {root, root / group, *(root / group).parents}:
+            if (folder / "cpu.max").exists():      # a group is bound by what those around it have, too
                 quota, period = (folder / "cpu.max").read_text().split()
-                return None if quota == "max" else int(quota) / int(period)
-        quota = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return None if quota <= 0 else quota / int((root / "cpu/cpu.cfs_period_us").read_text())
+                limits.append(float("inf") if quota == "max" else int(quota) / int(period))
+        if not limits:
+            quota = int((root / "cpu/cpu.cfs_quota_us").read_text())
+            limits.append(float("inf") if quota <= 0 else quota / int((root / "cpu/cpu.cfs_period_us").read_text()))
     except (OSError, ValueError):
         return None
+    return None if min(limits) == float("inf") else min(limits)
 
 
 def _available():
@@ -71,9 +73,9 @@ cdef int checked(object n_threads) except -1:
         n = index(n_threads)
     except TypeError:
         raise TypeError(f"n_threads must be an int >= 1 or None, got {n_threads!r}") from None
-    if n < 1:
-        raise ValueError(f"n_threads must be at least 1, got {n}")
-    return min(n, 1 << 15)
+    if not 1 <= n <= 0x7fffffff:
+        raise ValueError(f"n_threads must be at least 1 and less than 2**31, got {n}")
+    return n
 
 
 def get_num_threads():

@@ -5,62 +5,101 @@
  * Worst errors are measured again by tests/test_vmath.py, at every level.
  */
 
+#ifndef FASTCE_VMATH_H
+#define FASTCE_VMATH_H
+#if defined(LEVEL_V4) /* where a table in registers costs one permutation */
+#define EXP_TABLE_BITS_F64 4
+#define EXP_TABLE_BITS_F32 4
+#elif defined(LEVEL_V3)
+#define EXP_TABLE_BITS_F64 0
+#define EXP_TABLE_BITS_F32 3
+#else
+#define EXP_TABLE_BITS_F64 0
+#define EXP_TABLE_BITS_F32 0
+#endif
+#endif
+
 #undef LOG2E
 #undef LN2_HI
 #undef LN2_LO
 #undef EXP_SHIFT
+#undef EXP_POWER
 #undef EXP_SCALE
 #undef EXP_LOWEST
+#undef FAR
+#undef TO_INTEGER
+#undef STEPS
+#undef REST_SCALE
 #undef EXPONENT_BIAS
 #undef MANTISSA_BITS
 #undef EXP_TABLE_BITS
-#if defined(LEVEL_V4) /* where a table in registers costs one permutation */
-#define EXP_TABLE_BITS 4
-#elif defined(LEVEL_V3) && REAL_BITS == 32
-#define EXP_TABLE_BITS 3
+#undef EXP_TABLE_SCALE
+#undef EXP_TABLE_RECIPROCAL_LOW
+#if REAL_BITS == 64
+#define EXP_TABLE_BITS EXP_TABLE_BITS_F64
 #else
-#define EXP_TABLE_BITS 0
+#define EXP_TABLE_BITS EXP_TABLE_BITS_F32
+#endif
+#if EXP_TABLE_BITS == 0
+#define EXP_TABLE_SCALE 1.0
+#define EXP_TABLE_RECIPROCAL_LOW 0.0
+#elif REAL_BITS == 64
+#define EXP_TABLE_SCALE 0x1.5245d0c3dd31p+0
+#define EXP_TABLE_RECIPROCAL_LOW -0x1.73b93fcc48b35p-55 /* what 1 / EXP_TABLE_SCALE loses as a double */
+#elif EXP_TABLE_BITS == 4
+#define EXP_TABLE_SCALE 0x1.13fc91b861865p+0
+#else
+#define EXP_TABLE_SCALE 0x1.691c89ef4b576p+0
 #endif
 #if REAL_BITS == 64
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HI 0x1.62e42fefa4p-1 /* n * LN2_HI is exact for |n| <= 4096 */
 #define LN2_LO -0x1.8432a1b0e2634p-43
-#define EXP_SHIFT 64 /* see exp_from */
-#define EXP_SCALE 0x1p64
+#define EXP_SHIFT 64 /* see Exps */
+#define EXP_POWER 0x1p64
 #define EXP_LOWEST -752.0
+#define FAR 1504.0 /* -2 EXP_LOWEST */
+#define REST_SCALE REST_SCALE_F64
 #define EXPONENT_BIAS 1023
 #define MANTISSA_BITS 52
 #else
 #define LOG2E 0x1.715476p+0f
-#define LN2_HI 0x1.62e4p-1f /* n * LN2_HI is exact for |n| <= 512 */
-#define LN2_LO 0x1.7f7d1cp-20f
+#define LN2_HI 0x1.62e8p-1f /* n * LN2_HI is exact for |n| <= 1024 */
+#define LN2_LO -0x1.e8082ep-16f
 #define EXP_SHIFT 96
-#define EXP_SCALE 0x1p96f
+#define EXP_POWER 0x1p96
 #define EXP_LOWEST -153.0f
+#define FAR 306.0f
+#define REST_SCALE 1.0 /* of r in Rows: no float32 r is subnormal as a float64 */
 #define EXPONENT_BIAS 127
 #define MANTISSA_BITS 23
 #endif
+#define EXP_SCALE (EXP_TABLE_SCALE * EXP_POWER) /* of exps, see Exps */
+#define STEPS ((REAL)(1 << EXP_TABLE_BITS)) /* steps of the table in a factor of 2 */
+#define TO_INTEGER ((REAL)((INT)3 << (MANTISSA_BITS - 1))) /* added to n it leaves n in the low bits */
 
-/* 2^(i / 2^EXP_TABLE_BITS + k) for `bits` that hold, from the lowest up, i and the biased exponent k.
- * A table's entry is a power of two less what i adds when it is shifted into the exponent with k. */
+/* EXP_TABLE_SCALE 2^(i / 2^EXP_TABLE_BITS + k) for `bits` that hold, from the lowest up, i and the biased
+ * exponent k. A table's entry is a number's bits less those of 1 and what i adds when it is shifted into the exponent
+ * with k. The scale is one for which all entries are almost floats: their errors, in 2^-MANTISSA_BITS / 2, are
+ * 0.05 (float32, 8 entries), 0.26 (float32, 16) and 0.15 (float64, 16) instead of up to 1. */
 INLINE vec FN(power_of_two)(ivec bits)
 {
 #if EXP_TABLE_BITS == 4 && REAL_BITS == 64
     const __m512i low = _mm512_setr_epi64(
-        0x0, 0xffffb5586cf9890f, 0xffff72b83c7d517b, 0xffff387a6e756238,
-        0xffff06fe0a31b715, 0xfffedea64c123422, 0xfffebfdad5362a27, 0xfffeab07dd485429);
+        0x5245d0c3dd310, 0x513fd40d740de, 0x50e396614ea37, 0x51389baaafe92,
+        0x5246bd02b8f98, 0x54162c75d6b3b, 0x56af78f3ed9c6, 0x5a1b926d28731);
     const __m512i high = _mm512_setr_epi64(
-        0xfffea09e667f3bcd, 0xfffea11473eb0187, 0xfffeace5422aa0db, 0xfffec49182a3f090,
-        0xfffee89f995ad3ad, 0xffff199bdd85529c, 0xffff5818dcfba487, 0xffffa4afa2a490da);
+        0x5e63ce1d6362c, 0x6391eb08441b3, 0x64d80b541341f, 0x606478e90f135,
+        0x5c73cae8b2f8d, 0x590bccde5949a, 0x56328c03fbc1b, 0x53ee5a2aa5ec9);
     ivec entry = (ivec)_mm512_permutex2var_epi64(low, (__m512i)bits, high);
 #elif EXP_TABLE_BITS == 4
     const __m512i table = _mm512_setr_epi32(
-        0x0, 0xfffdaac3, 0xfffb95c2, 0xfff9c3d3, 0xfff837f0, 0xfff6f532, 0xfff5fed7, 0xfff5583f,
-        0xfff504f3, 0xfff508a4, 0xfff5672a, 0xfff6248c, 0xfff744fd, 0xfff8ccdf, 0xfffac0c7, 0xfffd257d);
+        0x9fe49, 0x81a50, 0x67b96, 0x5252c, 0x41a45, 0x35e39, 0x2f486, 0x2e0d1,
+        0x326e9, 0x3cac8, 0x4d094, 0x63ca4, 0x8137e, 0xa59dd, 0xd14b1, 0xc2491);
     ivec entry = (ivec)_mm512_permutexvar_epi32((__m512i)bits, table);
 #elif EXP_TABLE_BITS == 3
     const __m256i table = _mm256_setr_epi32(
-        0x0, 0xfffb95c2, 0xfff837f0, 0xfff5fed7, 0xfff504f3, 0xfff5672a, 0xfff744fd, 0xfffac0c7);
+        0x348e45, 0x34e5be, 0x36b7da, 0x3a26de, 0x3f5829, 0x3b3a3e, 0x37d424, 0x359202);
     ivec entry = (ivec)_mm256_permutevar8x32_epi32(table, (__m256i)bits);
 #else
     const ivec entry = {0};
@@ -68,33 +107,51 @@ INLINE vec FN(power_of_two)(ivec bits)
     return (vec)(entry + (bits << (MANTISSA_BITS - EXP_TABLE_BITS)));
 }
 
-/* exp(x - m) * 2^EXP_SHIFT for x <= m.
+/* The exps of a row, against its maximum m or whatever else is not below its elements.
  *
- * The power of two keeps the digits of terms that would be subnormal or zero, so that a large
- * weight can still bring them back; terms below exp(EXP_LOWEST) are +0. NaN stays NaN,
- * x = m = +-inf is NaN.
+ * exp(x - m) needs the rounding error of x - m, or it is off by |x - m| / 2 ULP. Instead each x is reduced as
+ * it is, x = n step + t with step = ln 2 / 2^EXP_TABLE_BITS, and m as well, m = n_m step + offset:
  *
- * 1. d + err = x - m exactly (Dekker's FastTwoSum, larger term first). Without err the result is off
- *    by |d| / 2 ULP.
- * 2. n = d / ln 2 * 2^EXP_TABLE_BITS rounded: adding 1.5 * 2^MANTISSA_BITS leaves the integer in the low
- *    bits. The exponent's bias and EXP_SHIFT ride along.
- * 3. t = (d - n ln2_hi) + (err - n ln2_lo), |t| <= 0.3467 / 2^EXP_TABLE_BITS; the first
- *    parenthesis is exact, or as good as.
- * 4. exp(t) = 1 + (t + t^2 q(t)), a table and a power of two times that.
+ *     exp(x - m) = 2^((n - n_m) / 2^EXP_TABLE_BITS) exp(t) * exp(-offset).
  *
- * Worst error for all float32 x below m = 0: 0.989 ULP at -5.853371 (baseline), 0.890 ULP at -11.4862175
- * (v3), 0.990 ULP at -22.029484 (v4); for float64, sampled: 0.99 ULP, with the table 1.11 ULP. It does
- * not depend on m.
- */
-INLINE vec FN(exp_from)(vec x, vec m)
+ * The last factor is the same for all of the row and is left out here. Where |m| >= FAR both are
+ * reduced from m on: x - m is exact then for each x whose exp is not 0 (Sterbenz' lemma). So `base` is 0 or m.
+ *
+ *     exps(x) = exp(x - m) exp(offset) EXP_SCALE
+ *
+ * EXP_SCALE is EXP_POWER times the scale of the table. The power of two keeps the digits of terms that would be subnormal or zero, so that a large
+ * weight can still bring them back; terms below exp(EXP_LOWEST) are +0. NaN stays NaN, and so does all
+ * of a row whose m is infinite. */
+typedef struct { vec high, low; } FN(Reduced); /* a sum; low is 0 where a table makes it small enough for one REAL */
+
+typedef struct { vec base, bias, lowest; FN(Reduced) offset; } FN(Exps);
+
+/* d - n step for an integer n: the first product and difference are exact. */
+INLINE FN(Reduced) FN(reduce)(vec d, vec n)
 {
-    const REAL steps = 1 << EXP_TABLE_BITS;
-    const REAL to_integer = (REAL)3 * ((INT)1 << (MANTISSA_BITS - 1)) + steps * (EXPONENT_BIAS + EXP_SHIFT);
-    vec d = x - m;
-    vec err = FN(larger)(x, -m) - (d - FN(lesser)(x, -m));
-    vec shifted = FN(fma)(d, FN(splat)(LOG2E * steps), FN(splat)(to_integer));
-    vec n = shifted - to_integer;
-    vec t = FN(fma)(n, FN(splat)(-LN2_HI / steps), d) + FN(fma)(n, FN(splat)(-LN2_LO / steps), err);
+    const vec high = FN(fma)(n, FN(splat)(-LN2_HI / STEPS), d), low = FN(splat)(-LN2_LO / STEPS);
+#if EXP_TABLE_BITS > 0
+    return (FN(Reduced)){FN(fma)(n, low, high), {0}};
+#else
+    return (FN(Reduced)){high, n * low};
+#endif
+}
+
+INLINE FN(Exps) FN(exps_against)(vec m)
+{
+    const vec base = FN(keep)(FN(not_less)(FN(larger)(m, -m), FN(splat)(FAR)), m), d = m - base;
+    const vec n = FN(fma)(d, FN(splat)((REAL)LOG2E * STEPS), FN(splat)(TO_INTEGER)) - TO_INTEGER;
+    return (FN(Exps)){base, TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - n, d + EXP_LOWEST, FN(reduce)(d, n)};
+}
+
+/* exp(t) - 1 for |t| <= 0.3467 / 2^EXP_TABLE_BITS */
+INLINE vec FN(expm1_reduced)(FN(Reduced) given)
+{
+#if EXP_TABLE_BITS > 0
+    const vec t = given.high;
+#else
+    const vec t = given.high + given.low;
+#endif
     vec q;
 #if REAL_BITS == 64 && EXP_TABLE_BITS == 4 /* relative error of the polynomial: 0.105 * 2^-53 */
     q = FN(splat)(0x1.6c14c8e50ea66p-10);
@@ -127,86 +184,170 @@ INLINE vec FN(exp_from)(vec x, vec m)
     q = FN(fma)(q, t, FN(splat)(0x1.555492p-3f));
     q = FN(fma)(q, t, FN(splat)(0x1.fffffcp-2f));
 #endif
-    vec power = FN(power_of_two)((ivec)shifted);
-    vec e = FN(fma)(power, FN(fma)(q, t * t, t), power);
-    return FN(unless_less)(e, d, FN(splat)(EXP_LOWEST));
+#if EXP_TABLE_BITS > 0
+    return FN(fma)(q, t * t, t);
+#else
+    return given.high + FN(fma)(q, t * t, given.low);
+#endif
 }
 
-/* The functions over arrays, for the tests that measure them. */
-INLINE void FN(exp_array)(const REAL *x, ptrdiff_t n, REAL m, REAL *out)
+/* exp(x - m) exp(offset) EXP_SCALE in some lanes, +0 in the others.
+ *
+ * 1. d = x - base.
+ * 2. n = d / step rounded: adding 1.5 * 2^MANTISSA_BITS leaves the integer in the low bits. `bias` has n_m,
+ *    the exponent's bias and EXP_SHIFT as well, so the bits are those of the power of two.
+ * 3. t = d - n step, |t| <= 0.3467 / 2^EXP_TABLE_BITS.
+ * 4. exp(t) = 1 + (t + t^2 q(t)), a table and a power of two times that.
+ *
+ * Worst error over all float32 and all m: 0.891 ULP at 4.506326 (baseline), 0.591 ULP at 114.50809 (v3), 0.753 ULP at
+ * -4.3594866 (v4); for float64, sampled: 0.87, 0.86 and 0.80 ULP. Without a table t is large enough for its own
+ * rounding to show. */
+INLINE vec FN(exps_where)(FN(mask) where, vec x, const FN(Exps) *exps)
 {
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        ptrdiff_t count = n - i < LANES ? n - i : LANES;
-        FN(store_n)(out + i, count, FN(exp_from)(FN(load_n)(x + i, count, 0), FN(splat)(m)));
-    }
+    const vec d = x - exps->base;
+    const vec shifted = FN(fma)(d, FN(splat)((REAL)LOG2E * STEPS), exps->bias);
+    const FN(Reduced) t = FN(reduce)(d, shifted - exps->bias);
+    const vec power = FN(power_of_two)((ivec)shifted);
+    return FN(keep_fma)(where & FN(not_less)(d, exps->lowest), power, FN(expm1_reduced)(t), power);
+}
+
+/* All rows are reduced from 0, as most are: then a constant `base` saves a subtraction, and changes no bit. */
+INLINE int FN(are_near)(const FN(Exps) *exps)
+{
+    return FN(every_lane)(FN(not_less)(FN(splat)(0), FN(larger)(exps->base, -exps->base)));
+}
+
+INLINE vec FN(exps)(vec x, const FN(Exps) *exps) { return FN(exps_where)(EVERY_LANE, x, exps); }
+
+#if REAL_BITS == 64
+INLINE FN(Reduced) FN(negative)(FN(Reduced) t) { return (FN(Reduced)){-t.high, -t.low}; }
+#endif
+
+/* exp(-offset) - 1 of LANES_F64 rows, the first of which is in lane k. */
+INLINE vec_f64 FN(correction)(const FN(Exps) *exps, ptrdiff_t k)
+{
+#if REAL_BITS == 64
+    (void)k;
+    return FN(expm1_reduced)(FN(negative)(exps->offset));
+#else
+    REAL high[LANES_COUNT];
+    FN(store)(high, exps->offset.high);
+#if EXP_TABLE_BITS > 0 /* |t| < 0.044: the first terms of Taylor's series are enough for float32 */
+    const vec_f64 t = -FN(load_wide)(high + k);
+    const vec_f64 q = fma_f64(fma_f64(t, splat_f64(1. / 24), splat_f64(1. / 6)), t, splat_f64(0.5));
+    return fma_f64(q, t * t, t);
+#else
+    REAL low[LANES_COUNT];
+    FN(store)(low, exps->offset.low);
+    return expm1_reduced_f64((Reduced_f64){-FN(load_wide)(high + k), -FN(load_wide)(low + k)});
+#endif
+#endif
 }
 
 #if REAL_BITS == 64
-/* log(1 + t) for t >= 0 or NaN; t finite; given 1 / (1 + t), which the caller has anyway.
+/* log(1 + t) for finite t >= 0, or NaN; `rough`: with a relative error of up to 2^-30, for a result in float32.
  *
  * 1. u = 1 + t; c = what that rounding lost.
- * 2. u = 2^k (1 + f), sqrt(1/2) <= 1 + f < sqrt(2). With k = 0 take f = t itself, c = 0.
- * 3. s = f / (2 + f), z = s^2: log(1 + f) = 2s + s z q(z) = f - s (f - z q(z)), q of degree 6.
- * 4. Add k ln 2 (two parts) and c / u, small terms first.
+ * 2. u = 2^k z, 1 - 1/64 <= z < 2 - 1/32 with AVX-512 and sqrt(1/2) <= z < sqrt(2) without.
+ * 3. AVX-512: 1/f and -log(1/f) from a table of f about 1, 1 + 1/16, ..., such that both are close to
+ *    floats (S. Gal); r = z / f - 1, |r| <= 1/32, and c joins it; log(1 + r) = r + r^2 q(r). Near t = 0 the
+ *    entries are 1 and 0, and r = t exactly.
+ *    Without: f = z - 1, or t itself if k = 0; s = f / (2 + f), log z = 2s + s^3 q(s^2).
+ * 4. Add k ln 2 in two parts.
  *
- * Worst error: 0.88 ULP (sampled).
- */
-INLINE vec FN(log1p)(vec t, vec reciprocal)
+ * Worst error, sampled: 1.10 ULP with AVX-512, near t = 1/26, 0.88 ULP without. */
+INLINE vec FN(log1p)(vec t, int rough)
 {
+    vec u = t + 1, c = t - (u - 1);
+#ifdef LEVEL_V4
+    const __m512d reciprocal_low = _mm512_setr_pd(
+        0x1.0p+0, 0x1.e1e2c401e1e1ep-1, 0x1.c71cc9671c71cp-1, 0x1.af28d72a1af28p-1,
+        0x1.9998ea999999ap-1, 0x1.8618dbc618618p-1, 0x1.745d5845d1746p-1, 0x1.642d13b0b2164p-1);
+    const __m512d reciprocal_high = _mm512_setr_pd(
+        0x1.5555275555555p-1, 0x1.47aee31ae147bp-1, 0x1.3b13653b13b14p-1, 0x1.2f68f1ba12f68p-1,
+        0x1.2493372492492p-1, 0x1.1a7aba31a7b96p-1, 0x1.1110b95111111p-1, 0x1.0842214421084p-1);
+    const __m512d log_low = _mm512_setr_pd(
+        0x0.0p+0, 0x1.f09407e49c18bp-5, 0x1.e26d6242fb19ep-4, 0x1.5ff10902b8bf9p-3,
+        0x1.c902e77a648dcp-3, 0x1.167489d2eca98p-2, 0x1.46180961d5861p-2, 0x1.739be6d00e869p-2);
+    const __m512d log_high = _mm512_setr_pd(
+        0x1.9f32c8cc02d15p-2, 0x1.c8fcf6c675365p-2, 0x1.f129ecfb0e38ep-2, 0x1.0be616589f2c1p-1,
+        0x1.1e845567ad74cp-1, 0x1.307f01bb8c257p-1, 0x1.41d9a30c819a9p-1, 0x1.52a2b1f1bd62p-1);
+    const __m512i half_interval = _mm512_set1_epi64((int64_t)1 << (MANTISSA_BITS - 5));
+    __m512i bits = _mm512_add_epi64((__m512i)u, half_interval), entry = _mm512_srli_epi64(bits, MANTISSA_BITS - 4);
+    vec k = _mm512_getexp_pd((vec)bits);
+    vec reciprocal = _mm512_permutex2var_pd(reciprocal_low, entry, reciprocal_high);
+    vec log_f = _mm512_permutex2var_pd(log_low, entry, log_high);
+    reciprocal = _mm512_scalef_pd(reciprocal, -k);
+    vec r = FN(fma)(c, reciprocal, FN(fma)(u, reciprocal, FN(splat)(-1))), q;
+    if (rough) {
+        q = FN(splat)(0x1.9a01b3e25cdffp-3); /* relative error of the polynomial: 0.006 * 2^-24 */
+        q = FN(fma)(q, r, FN(splat)(-0x1.00357c7189347p-2));
+        q = FN(fma)(q, r, FN(splat)(0x1.5555512672364p-2));
+        q = FN(fma)(q, r, FN(splat)(-0x1.fffffca787093p-2));
+        return FN(fma)(k, FN(splat)(LN2_HI), log_f) + FN(fma)(q, r * r, r);
+    }
+    q = FN(splat)(0x1.c802938859ef1p-4); /* relative error of the polynomial: 0.102 * 2^-53 */
+    q = FN(fma)(q, r, FN(splat)(-0x1.0073a456389bbp-3));
+    q = FN(fma)(q, r, FN(splat)(0x1.249230825cfbfp-3));
+    q = FN(fma)(q, r, FN(splat)(-0x1.55553f97eb97dp-3));
+    q = FN(fma)(q, r, FN(splat)(0x1.9999999bb3b82p-3));
+    q = FN(fma)(q, r, FN(splat)(-0x1.00000000c18cap-2));
+    q = FN(fma)(q, r, FN(splat)(0x1.55555555554ep-2));
+    q = FN(fma)(q, r, FN(splat)(-0x1.fffffffffffc6p-2));
+    const vec small = FN(fma)(k, FN(splat)(LN2_LO), FN(fma)(q, r * r, r));
+    return FN(fma)(k, FN(splat)(LN2_HI), log_f) + small;
+#else
     typedef uint64_t bits_vec __attribute__((vector_size(VECTOR_BYTES)));
     const uint64_t one = 0x3ff0000000000000, sqrt_half = 0x3fe6a09e667f3bcd;
-    const REAL to_integer = 0x1.8p52;
-    vec u = t + 1;
     bits_vec bits = (bits_vec)u + (one - sqrt_half);
-    ivec exponent = (ivec)(bits >> MANTISSA_BITS) - EXPONENT_BIAS;
-    vec k = (vec)(exponent + (ivec)FN(splat)(to_integer)) - to_integer;
+    ivec exponent = (ivec)(bits >> MANTISSA_BITS) - EXPONENT_BIAS, near_one = exponent == 0;
+    vec k = (vec)(exponent + (ivec)FN(splat)(TO_INTEGER)) - TO_INTEGER;
     vec f = (vec)((bits & ((1ull << MANTISSA_BITS) - 1)) + sqrt_half) - 1;
-    vec c = (t - (u - 1)) * reciprocal;
-    ivec near_one = exponent == 0;
-    f = (vec)(((ivec)t & near_one) | ((ivec)f & ~near_one));
-    c = (vec)((ivec)c & ~near_one);
-    vec s = f / (f + 2), z = s * s, q; /* relative error of the polynomial: 0.011 * 2^-53 */
-    q = FN(splat)(0x1.2f0440420a9f8p-3);
+    f = FN(select)(near_one, t, f);
+    const vec s = f / (f + 2), z = s * s;
+    vec q;
+    if (rough) {
+        q = FN(splat)(0x1.31e1fbe9cb29p-2); /* relative error of the polynomial: 0.014 * 2^-24 */
+        q = FN(fma)(q, z, FN(splat)(0x1.995ec609ce259p-2));
+        q = FN(fma)(q, z, FN(splat)(0x1.55557a1569363p-1));
+        return FN(fma)(k, FN(splat)(LN2_HI), f - s * (f - z * q)) + 0 * t;
+    }
+    c = FN(keep)(~near_one, c * (vec)(0x7fde623822fc16e6 - (ivec)u)); /* 1 / u to a twentieth: c is small */
+    q = FN(splat)(0x1.2f0440420a9f8p-3); /* relative error of the polynomial: 0.011 * 2^-53 */
     q = FN(fma)(q, z, FN(splat)(0x1.39a1df2e91e3fp-3));
     q = FN(fma)(q, z, FN(splat)(0x1.74663d28a2d6ep-3));
     q = FN(fma)(q, z, FN(splat)(0x1.c71c5213d5964p-3));
     q = FN(fma)(q, z, FN(splat)(0x1.24924941e1426p-2));
     q = FN(fma)(q, z, FN(splat)(0x1.999999997ff21p-2));
     q = FN(fma)(q, z, FN(splat)(0x1.5555555555592p-1));
-    vec small = FN(fma)(k, FN(splat)(LN2_LO), c) - s * (f - z * q);
+    const vec small = FN(fma)(k, FN(splat)(LN2_LO), c) - s * (f - z * q);
     return FN(fma)(k, FN(splat)(LN2_HI), f + small) + 0 * t; /* 0 * t: NaN stays NaN */
+#endif
+}
+#endif
+
+/* The functions over arrays, for the tests that measure them. `base` and `n` say what the exps are against:
+ * exps(x) = exp((x - base) - n step) * EXP_SCALE. */
+INLINE void FN(exp_array)(const REAL *x, ptrdiff_t count, REAL m, REAL *out, double *base, double *n)
+{
+    const FN(Exps) exps = FN(exps_against)(FN(splat)(m));
+    *base = exps.base[0];
+    *n = TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - exps.bias[0];
+    for (ptrdiff_t i = 0; i < count; i += LANES) {
+        const ptrdiff_t k = count - i < LANES ? count - i : LANES;
+        FN(store_n)(out + i, k, FN(exps)(FN(load_n)(x + i, k, 0), &exps));
+    }
 }
 
+static const double FN(exp_scale) = EXP_SCALE;
+static const int FN(exp_steps) = 1 << EXP_TABLE_BITS;
+
+#if REAL_BITS == 64
 INLINE void log1p_array_f64(const double *t, ptrdiff_t n, double *out)
 {
     for (ptrdiff_t i = 0; i < n; i += LANES) {
-        ptrdiff_t count = n - i < LANES ? n - i : LANES;
-        vec v = FN(load_n)(t + i, count, 0);
-        FN(store_n)(out + i, count, FN(log1p)(v, 1 / (1 + v)));
+        ptrdiff_t k = n - i < LANES ? n - i : LANES;
+        FN(store_n)(out + i, k, FN(log1p)(FN(load_n)(t + i, k, 0), 0));
     }
-}
-
-/* (m, r) of a row from those of its n parts: r is the sum of r_k exp(m_k - m). */
-INLINE void combine_parts(const double *part_max, const double *part_rest, ptrdiff_t n, double *max, double *rest)
-{
-    *max = part_max[0];
-    for (ptrdiff_t k = 1; k < n; k++) *max = part_max[k] > *max ? part_max[k] : *max;
-    const vec m = FN(splat)(*max == -INFINITY ? 0 : *max); /* nothing but -inf: NaN must come from r alone */
-    sum_vec sum = {{0}, {0}};
-    for (ptrdiff_t k = 0; k < n; k += LANES) {
-        ptrdiff_t count = n - k < LANES ? n - k : LANES;
-        vec factor = FN(exp_from)(FN(load_n)(part_max + k, count, -INFINITY), m) * (1 / EXP_SCALE);
-        FN(add)(&sum, FN(load_n)(part_rest + k, count, 0) * factor);
-    }
-    *rest = FN(total)(sum);
-}
-
-INLINE double exp_one(double x, double m) { return FN(exp_from)(FN(splat)(x), FN(splat)(m))[0] / EXP_SCALE; }
-
-/* exp(x_y - m) of n rows, from x_y and m. */
-INLINE void find_target_exps(const double *at_target, const double *max, ptrdiff_t n, double *target_exp)
-{
-    for (ptrdiff_t i = 0; i < n; i += LANES)
-        FN(store)(target_exp + i, FN(exp_from)(FN(load)(at_target + i), FN(load)(max + i)) * (1 / EXP_SCALE));
 }
 #endif

@@ -61,17 +61,19 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
         "bench",
-        help="time against a copy of the same bytes and against other libraries",
+        help="time against a copy of the same bytes and other libraries; errors against bounds",
         description="Time loss, and loss + gradient into a given array, over shapes: against a "
         "copy of the same bytes and against every library that is installed. Times are the best "
-        "of interleaved rounds, in one process, all libraries on the same number of threads.",
+        "of interleaved rounds, in one process, all libraries on the same number of threads. "
+        "The accuracy suite times nothing: it needs no rivals and takes about a minute.",
     )
     bench.add_argument(
         "--suite",
-        choices=("peers", "goals", "all"),
+        choices=("peers", "goals", "accuracy", "all"),
         default="peers",
         help="peers: shapes against other libraries; goals: fastce's own limits (copy, read, "
-        "class axis first, small calls, levels, bfloat16)",
+        "class axis first, small calls, levels, bfloat16); accuracy: errors in ULP against their "
+        "bounds, at every level",
     )
     bench.add_argument(
         "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"

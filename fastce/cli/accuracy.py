@@ -15,8 +15,14 @@ class Errors(NamedTuple):
     """One library's errors, each in ULP of the exact value in the result's dtype."""
 
     loss: float
-    gradient: float
+    off_target: float
+    target: float
     surest_loss: float
+
+    @property
+    def gradient(self) -> float:
+        """The largest error of all gradient elements."""
+        return max(self.off_target, self.target)
 
 
 @dataclass(frozen=True)
@@ -34,19 +40,24 @@ class Truth:
 
     def errors(self, name: str) -> Errors:
         """Return the largest errors of a rival's losses and gradient elements."""
-        losses, gradient = RIVALS[name].prepare(self.batch).loss_and_grad()
+        return self.errors_of(*RIVALS[name].prepare(self.batch).loss_and_grad())
+
+    def errors_of(self, losses: np.ndarray, gradient: np.ndarray) -> Errors:
+        """Return the largest errors of given losses and of the gradient above the subnormals."""
         # bfloat16, of kind "V", has the exponents of float32.
         dtype = gradient.dtype if gradient.dtype.kind == "f" else np.float32
-        normal = np.abs(self.gradient) >= np.finfo(dtype).tiny
+        distance = reference.ulp_distance(gradient, self.gradient)
+        # A NaN or an infinity that should not be there counts wherever it is.
+        subnormal = np.abs(self.gradient) < np.finfo(dtype).tiny
+        distance[subnormal & np.isfinite(distance)] = 0
+        at_target = float(np.max(distance[self.batch.index], initial=0))
+        distance[self.batch.index] = 0
         return Errors(
-            _worst(losses, self.losses),
-            _worst(gradient[normal], self.gradient[normal]),
+            float(np.max(reference.ulp_distance(losses, self.losses), initial=0)),
+            float(np.max(distance, initial=0)),
+            at_target,
             float(losses[self.surest]),
         )
-
-
-def _worst(actual: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.max(reference.ulp_distance(actual, exact), initial=0.0))
 
 
 def truth(batch: Batch) -> Truth:

@@ -1,4 +1,4 @@
-"""``python -m fastce bench``: time against a copy of the same bytes and other libraries."""
+"""``python -m fastce bench``: time against a copy and other libraries, errors against bounds."""
 
 import argparse
 import json
@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 import fastce
+from fastce.cli.bounds import show_bounds
 from fastce.cli.common import (
     UserError,
     console,
@@ -48,13 +49,17 @@ def run(args: argparse.Namespace) -> None:
     rounds = args.rounds or (3 if args.quick else 10)
     n_threads = args.threads or fastce.get_num_threads()
     terminal = console()
-    _show_setting(terminal, rivals, rounds, n_threads)
-    if args.suite != "goals":
+    _show_machine(terminal, n_threads)
+    if args.suite != "accuracy":
+        _show_setting(terminal, rivals, rounds)
+    if args.suite in ("peers", "all"):
         cases = _run_peers(terminal, shapes, args.dtype, rivals, rounds, n_threads)
         _show_summary(terminal, cases)
         _write(args, cases)
-    if args.suite != "peers":
+    if args.suite in ("goals", "all"):
         show_goals(terminal, rivals, rounds, n_threads)
+    if args.suite in ("accuracy", "all"):
+        show_bounds(terminal, n_threads)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -79,14 +84,17 @@ def _chosen(names: list[str] | None) -> list[str]:
     return names or [name for name in known if RIVALS[name].installed]
 
 
-def _show_setting(terminal: Console, rivals: list[str], rounds: int, n_threads: int) -> None:
-    versions = [f"{name} {RIVALS[name].version}" for name in rivals]
-    missing = [rival.name for rival in RIVALS.values() if not rival.installed]
+def _show_machine(terminal: Console, n_threads: int) -> None:
     level = fastce.show_config(mode="dict")["level"]
     terminal.print(
         f"[bold]fastce[/] at level {level}, threads: {n_threads}, {cpu_name()}, "
         f"Python {platform.python_version()}"
     )
+
+
+def _show_setting(terminal: Console, rivals: list[str], rounds: int) -> None:
+    versions = [f"{name} {RIVALS[name].version}" for name in rivals]
+    missing = [rival.name for rival in RIVALS.values() if not rival.installed]
     terminal.print(f"against {', '.join(versions) or 'a copy only'} (NumPy {np.__version__})")
     if missing:
         terminal.print(f"not installed: {', '.join(missing)}  (pip install 'fastce\\[bench]')")

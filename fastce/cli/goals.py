@@ -14,6 +14,7 @@ from timeit import Timer
 from rich.console import Console
 
 import fastce
+from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.rivals import Batch
@@ -91,6 +92,7 @@ def _goals() -> list[Goal]:
         Goal("(1, 10) loss + gradient, out", _small_gradient, at_most=0.8e-6, text=time_text),
         Goal("level v3 ÷ v4, slowest of the shapes", _levels, at_most=2.0),
         Goal("8192x32000 in place, bfloat16 ÷ float32", _bfloat16, at_most=0.7),
+        Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
     ]
 
 
@@ -168,3 +170,9 @@ def _bfloat16(setting: Setting) -> tuple[float, str]:
     seconds = interleaved(calls, setting.rounds)
     source = " ÷ ".join(time_text(seconds[name]) for name in ("bfloat16", "float32"))
     return seconds["bfloat16"] / seconds["float32"], source
+
+
+def _accuracy(setting: Setting) -> tuple[float, str]:
+    require_wide_reference()
+    closest = closest_to_bound(setting.n_threads)
+    return closest.share, str(closest)

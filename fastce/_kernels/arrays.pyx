@@ -1,0 +1,177 @@
+# cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Arrays as they are given: what becomes of their dtypes, and what is refused. Shared by all levels."""
+
+from operator import index
+
+import numpy as np
+
+cimport numpy as cnp
+
+cnp.import_array()
+
+
+cdef cnp.ndarray as_array(object a, str name):
+    if type(a) is cnp.ndarray:
+        return a
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it, or mark rows with ignore_index")
+    if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
+        return np.from_dlpack(a)
+    return np.asarray(a)
+
+
+cdef int format_of(cnp.ndarray a) except -1:
+    cdef int number = cnp.PyArray_TYPE(a)
+    if number == cnp.NPY_FLOAT:
+        return FORMAT_F32
+    if number == cnp.NPY_DOUBLE:
+        return FORMAT_F64
+    if number == cnp.NPY_FLOAT16:
+        return FORMAT_F16
+    if a.dtype.name == "bfloat16":
+        return FORMAT_BF16
+    return FORMAT_NONE
+
+
+cdef bint is_swapped(cnp.ndarray a) noexcept:
+    return not cnp.PyArray_ISNOTSWAPPED(a)
+
+
+cdef cnp.ndarray as_floats(object given, str name):
+    """An array of a dtype the kernels read; integers and bools become float64."""
+    cdef cnp.ndarray a = as_array(given, name)
+    if format_of(a) != FORMAT_NONE:
+        return a
+    if a.dtype.kind in "iub":
+        return a.astype(np.float64)
+    raise TypeError(
+        f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
+        "an integer dtype or bool: convert it with .astype"
+    )
+
+
+cdef cnp.ndarray as_labels(object given):
+    cdef cnp.ndarray a = as_array(given, "target")
+    if a.size == 0 and not hasattr(given, "dtype"):
+        return a.astype(np.intp)               # [] has no dtype of its own
+    if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
+        raise TypeError(
+            f"target has dtype {a.dtype}; expected class indices of an integer dtype"
+            + (": use .astype(int) if the classes are 0 and 1" if a.dtype.kind == "b" else "")
+        )
+    return a
+
+
+cdef int normalised_axis(object axis, int n_dims) except -1:
+    cdef Py_ssize_t number
+    if n_dims == 0:
+        raise ValueError("logits is a scalar; expected at least one axis, the classes")
+    try:
+        number = index(axis)
+    except TypeError:
+        raise TypeError(f"axis is {axis!r}; expected an int") from None
+    except OverflowError:
+        number = n_dims
+    if not -n_dims <= number < n_dims:
+        raise np.exceptions.AxisError(axis, n_dims)
+    return <int>(number + n_dims if number < 0 else number)
+
+
+cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis) except -1:
+    """The array must have the logits' shape without the class axis."""
+    cdef int n_dims = cnp.PyArray_NDIM(logits), dim
+    cdef bint same = cnp.PyArray_NDIM(a) == n_dims - 1
+    if same:
+        for dim in range(n_dims - 1):
+            same = same and cnp.PyArray_DIM(a, dim) == cnp.PyArray_DIM(logits, dim + (dim >= axis))
+    if not same:
+        shape = np.shape(logits)
+        raise ValueError(
+            f"{name} has shape {np.shape(a)}; expected {shape[:axis] + shape[axis + 1:]}, "
+            f"the shape {shape} of the logits without the class axis {axis}"
+        )
+    return 0
+
+
+# ---- Arrays to write into ------------------------------------------------------------------------
+
+cdef int check_out(object given, cnp.ndarray logits) except -1:
+    """Refuse what the gradient can't be written into: another shape or dtype, read-only, overlapping itself."""
+    if type(given) is not cnp.ndarray:
+        if not isinstance(given, np.ndarray):
+            raise TypeError(f"out is a {type(given).__name__}; expected an ndarray to write the gradient into")
+        if isinstance(given, np.ma.MaskedArray):
+            raise TypeError("out is a masked array; expected a plain ndarray")
+    cdef cnp.ndarray out = given
+    cdef int n_dims = cnp.PyArray_NDIM(logits), dim
+    cdef bint same = cnp.PyArray_NDIM(out) == n_dims and cnp.PyArray_EquivArrTypes(out, logits)
+    if same:
+        for dim in range(n_dims):
+            same = same and cnp.PyArray_DIM(out, dim) == cnp.PyArray_DIM(logits, dim)
+    if not same:
+        raise ValueError(
+            f"out has shape {np.shape(out)} and dtype {out.dtype}; expected those of the logits, "
+            f"{np.shape(logits)} and {logits.dtype}"
+        )
+    if not cnp.PyArray_ISWRITEABLE(out):
+        raise ValueError("out is read-only; expected a writable array")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(out) and overlaps_itself(given):
+        raise ValueError(
+            f"out has strides {given.strides} for shape {np.shape(out)}: elements share memory; "
+            "expected one place for each"
+        )
+    return 0
+
+
+cdef bint overlaps_itself(object a):
+    """Some axis steps by less than what the axes inside it take up."""
+    cdef Py_ssize_t taken = a.itemsize, stride, length
+    if a.size == 0:
+        return False
+    for stride, length in sorted((abs(stride), length) for stride, length in zip(a.strides, a.shape)):
+        if length > 1:
+            if stride < taken:
+                return True
+            taken += stride * (length - 1)
+    return False
+
+
+cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Every element of two arrays of one shape has the same address."""
+    cdef bint same = cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
+    cdef int dim
+    for dim in range(cnp.PyArray_NDIM(a)):
+        same = same and (cnp.PyArray_STRIDE(a, dim) == cnp.PyArray_STRIDE(b, dim) or cnp.PyArray_DIM(a, dim) <= 1)
+    return same
+
+
+cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name) except -1:
+    """Refuse an `out` that shares memory with an input, or may: where finding out would take long."""
+    if cnp.PyArray_SIZE(out) == 0 or first_byte(out) >= end_byte(a) or first_byte(a) >= end_byte(out):
+        return 0
+    verb = "overlaps"
+    try:
+        if not np.shares_memory(out, a, max_work=100_000):
+            return 0
+    except np.exceptions.TooHardError:
+        verb = "may overlap"
+    raise ValueError(
+        f"out {verb} {name} in memory; expected separate arrays"
+        + (", or out=logits to overwrite all of it" if name == "logits" else "")
+    )
+
+
+cdef char *first_byte(cnp.ndarray a) noexcept:
+    cdef char *first = <char *>cnp.PyArray_DATA(a)
+    cdef int dim
+    for dim in range(cnp.PyArray_NDIM(a)):
+        first += min(cnp.PyArray_STRIDE(a, dim) * (cnp.PyArray_DIM(a, dim) - 1), 0)
+    return first
+
+
+cdef char *end_byte(cnp.ndarray a) noexcept:
+    cdef char *end = <char *>cnp.PyArray_DATA(a) + cnp.PyArray_ITEMSIZE(a)
+    cdef int dim
+    for dim in range(cnp.PyArray_NDIM(a)):
+        end += max(cnp.PyArray_STRIDE(a, dim) * (cnp.PyArray_DIM(a, dim) - 1), 0)
+    return end
