@@ -7,7 +7,7 @@ import pytest
 from conftest import DTYPES, KINDS, nasty
 
 from fastce import reference
-from fastce.reference import ulp_distance
+from fastce.reference import _arithmetic, ulp_distance
 
 pytestmark = pytest.mark.once
 
@@ -30,8 +30,8 @@ def relative_error(actual, exact):
 def arithmetic(request, monkeypatch):
     """The arithmetic of this platform, and that of platforms whose longdouble is a double."""
     if request.param == "mpmath":
-        arithmetic = reference._mpmath_arithmetic()
-        monkeypatch.setattr(reference, "_arithmetic", lambda: arithmetic)
+        mpmath_numbers = _arithmetic._mpmath_arithmetic()
+        monkeypatch.setattr(_arithmetic, "_arithmetic", lambda: mpmath_numbers)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("target -inf", "extreme")])
@@ -98,7 +98,7 @@ def test_refusals():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ulp_distance(dtype, arithmetic):
     info = ml_dtypes.finfo(dtype)
-    wide = reference._arithmetic().wide
+    wide = _arithmetic.wide
     eps, tiny, unit, largest = (
         wide(float(v))[()]
         for v in (info.eps, info.smallest_normal, info.smallest_subnormal, info.max)
