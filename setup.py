@@ -1,4 +1,4 @@
-"""Build the kernels: one source, one extension module per instruction-set level."""
+"""Build the kernels: of each source one extension module per instruction-set level."""
 
 import platform
 import sys
@@ -13,7 +13,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 HERE = "fastce/_kernels"
-HEADERS = [str(path) for path in Path(HERE).glob("*.h")]
+SOURCES = ["kernels", "elementwise"]  # built for each level
+HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).glob(pattern)]
 
 # Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.
 # Never -ffast-math, -Ofast or -fassociative-math: they change results, and the first two the host's FP state.
@@ -30,7 +31,7 @@ def extension(name, source, flags=()):
     return Extension(
         f"fastce._kernels.{name}",
         [f"{HERE}/{source}.pyx"],
-        depends=HEADERS if source == "kernels" else [],
+        depends=HEADERS if source in SOURCES else [],
         include_dirs=[HERE, np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=[*FLAGS, *flags],
@@ -63,10 +64,10 @@ class BuildWhatTheCompilerTakes(build_ext):
         return True
 
 
-shared = [extension(name, name) for name in ("arrays", "cpu", "threads")]
+shared = [extension(name, name) for name in ("arrays", "cpu", "options", "threads")]
 modules = cythonize(shared, build_dir="build/cython")
 for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
-    kernels = extension(f"_kernels_{level}", "kernels", flags)
-    modules += cythonize([kernels], build_dir=f"build/cython-{level}")
+    leveled = [extension(f"_{source}_{level}", source, flags) for source in SOURCES]
+    modules += cythonize(leveled, build_dir=f"build/cython-{level}")
 
 setup(ext_modules=modules, cmdclass={"build_ext": BuildWhatTheCompilerTakes})

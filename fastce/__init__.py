@@ -1,12 +1,47 @@
-"""Softmax cross-entropy and its gradient on CPUs: the price of a copy, every digit."""
+"""Cross-entropy, its gradient and its relatives on CPUs: the price of a copy, every digit."""
 
+from fastce import information
+from fastce.binary import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_and_grad,
+    binary_cross_entropy_with_logits_and_hess,
+    binary_focal_loss,
+    binary_focal_loss_and_grad,
+)
 from fastce.config import get_num_threads, set_num_threads, show_config
-from fastce.losses import cross_entropy, cross_entropy_and_grad
+from fastce.label_losses import (
+    focal_loss,
+    focal_loss_and_grad,
+    margin_cross_entropy,
+    margin_cross_entropy_and_grad,
+    nll_loss,
+)
+from fastce.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_and_hess
+from fastce.metrics import log_loss
+from fastce.special import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_and_grad",
+    "binary_cross_entropy_with_logits_and_hess",
+    "binary_focal_loss",
+    "binary_focal_loss_and_grad",
     "cross_entropy",
     "cross_entropy_and_grad",
+    "cross_entropy_and_hess",
+    "focal_loss",
+    "focal_loss_and_grad",
     "get_num_threads",
+    "information",
+    "log_loss",
+    "log_softmax",
+    "logsumexp",
+    "margin_cross_entropy",
+    "margin_cross_entropy_and_grad",
+    "nll_loss",
     "set_num_threads",
     "show_config",
+    "softmax",
 ]

@@ -1,4 +1,4 @@
-"""Losses from logits: what each function means; `_kernels` computes it."""
+"""Cross-entropy from logits: what each function means; `_kernels` computes it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
 
-__all__ = ["cross_entropy", "cross_entropy_and_grad"]
+__all__ = ["cross_entropy", "cross_entropy_and_grad", "cross_entropy_and_hess"]
 
 
 def cross_entropy(
@@ -14,21 +14,27 @@ def cross_entropy(
     target: ArrayLike,
     *,
     axis: int = -1,
+    weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     n_threads: int | None = None,
 ) -> float | NDArray:
-    r"""Softmax cross-entropy of logits with class labels.
+    r"""Softmax cross-entropy of logits with class labels or target probabilities.
 
-    For a row of logits :math:`x` with label :math:`y`
+    For a row of logits :math:`x` with label :math:`y`, or with target probabilities :math:`q`
 
     .. math::
-        \ell = -\log p_y = \log \sum_j e^{x_j} - x_y, \qquad p_j = \frac{e^{x_j}}{\sum_k e^{x_k}}
+        \ell = -\log p_y = \log \sum_j e^{x_j} - x_y, \qquad \ell = -\sum_j q_j \log p_j, \qquad
+        p_j = \frac{e^{x_j}}{\sum_k e^{x_k}}
 
     computed without cancellation: with :math:`m = \max_j x_j` and the sum of the other terms
-    :math:`r = \sum_{j \ne y} e^{x_j - m}` it is :math:`\operatorname{log1p}(r)` where the label's
+    :math:`r = \sum_{j \ne y} e^{x_j - m}` the first is :math:`\operatorname{log1p}(r)` where the label's
     logit is the maximum. A confident row keeps all its digits.
 
     Parameters
@@ -37,17 +43,34 @@ def cross_entropy(
         Unnormalised log-probabilities, in nats, of any shape with at least one axis. float32 and float64
         are computed in their own precision; float16 and bfloat16 (of ``ml_dtypes``) in float32;
         integers and bools convert to float64. Any memory layout; floating-point logits are never copied.
-    target : array_like of int
-        Class index of each row: the logits' shape without `axis`.
+    target : array_like
+        Class indices of an integer dtype, one for each row: the logits' shape without `axis`. Or target
+        probabilities of a floating dtype and the logits' shape, which need not sum to 1; a class with
+        :math:`q_j = 0` counts exactly 0, also where its logit is -inf.
     axis : int, default -1
         The class axis. All other axes are batch axes.
+    weight : array_like, optional
+        Weight :math:`w` of each class, of shape (C,). A row counts :math:`w_y` times, a term of target
+        probabilities :math:`w_j` times. The weight of a class that no label names is not looked at.
     sample_weight : array_like, optional
-        Weight of each row, of the target's shape.
+        Weight :math:`s_i` of each row: the logits' shape without `axis`.
     ignore_index : int or None, default -100
-        Rows with this target do not count: loss 0, and they leave the mean. None: no such value.
+        Rows with this label do not count: loss 0, and they leave the mean. None: no such value.
+    label_smoothing : float, default 0
+        :math:`\varepsilon` in [0, 1]: :math:`(1 - \varepsilon) w_y (-\log p_y) + \frac{\varepsilon}{C} \sum_j
+        w_j (-\log p_j)`, and for target probabilities :math:`(1 - \varepsilon) q + \varepsilon / C` in
+        place of q [2]_.
+    z_loss : float, default 0
+        Adds `z_loss` times the square of :math:`\log \sum_j e^{x_j}` to each row, times the sample weight
+        alone [3]_.
+    temperature : float, default 1
+        Divides the logits; between 1e-18 and 1e18.
+    softcap : float, optional
+        Replaces the logits by ``softcap * tanh(logits / softcap)``, before the temperature; between
+        1e-18 and 1e18 [4]_.
     reduction : {'mean', 'sum', 'none'}, default 'mean'
-        ``'mean'`` is :math:`\sum_i s_i \ell_i / \sum_i s_i` over the rows that are not ignored, with
-        the sample weights :math:`s_i`.
+        ``'mean'`` is :math:`\sum_i s_i w_{y_i} \ell_i / \sum_i s_i w_{y_i}` over the rows that are not
+        ignored; for target probabilities :math:`\sum_i s_i \ell_i / \sum_i s_i`, as PyTorch has it.
     normalizer : float, optional
         Replaces the denominator of the mean, for instance to accumulate over batches. It may be 0 where
         no row counts; the mean is 0 then.
@@ -67,12 +90,15 @@ def cross_entropy(
     TypeError
         A dtype that is not listed above.
     ValueError
-        Shapes that do not match, no classes, an unknown `reduction`, a negative `normalizer`.
+        Shapes that do not match, no classes, an unknown `reduction`, an option outside its range, an
+        `ignore_index` with target probabilities.
 
     Notes
     -----
-    Per-row losses are within 2 ULP (float32) or 4 ULP (float64) of the exact value. NaN and infinities stay
-    in their own row: one that holds NaN or +inf, or nothing but -inf, has loss NaN.
+    Per-row losses are within 2 ULP (float32) or 4 ULP (float64) of the exact value, for one-hot
+    probabilities as for labels. Where soft targets, smoothing, `z_loss` or `softcap` make the loss a sum of
+    terms, the ULP is that of the largest. NaN and infinities stay in their own row: one that holds NaN or
+    +inf, or nothing but -inf, has loss NaN.
 
     The formula is that of [1]_, section 4.1, with the label's term taken out of the sum.
 
@@ -80,19 +106,38 @@ def cross_entropy(
     ----------
     .. [1] P. Blanchard, D. J. Higham, N. J. Higham, "Accurately computing the log-sum-exp and softmax
        functions", IMA Journal of Numerical Analysis 41 (2021), 2311-2330.
+    .. [2] C. Szegedy et al., "Rethinking the Inception architecture for computer vision", CVPR 2016.
+    .. [3] A. Chowdhery et al., "PaLM: scaling language modeling with Pathways", 2022.
+    .. [4] Gemma Team, "Gemma 2: improving open language models at a practical size", 2024.
 
     Examples
     --------
     >>> import numpy as np
     >>> import fastce
-    >>> logits = np.array([[20.0, 0.0, 0.0], [1.0, 2.0, 3.0]], dtype=np.float32)
+    >>> logits = np.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32)
     >>> fastce.cross_entropy(logits, [0, 2], reduction="none")
-    array([4.1223074e-09, 4.0760595e-01], dtype=float32)
+    array([4.1223074e-09, 1.0986123e+00], dtype=float32)
     >>> round(fastce.cross_entropy(logits, [0, 2]), 6)
-    0.203803
+    0.549306
+    >>> round(fastce.cross_entropy(logits, [0, 2], weight=[1, 1, 3], label_smoothing=0.1), 6)
+    1.454005
+    >>> round(fastce.cross_entropy(logits, np.array([[0.5, 0.5, 0], [0, 0, 1]])), 6)
+    5.549306
     """
     return _kernels.kernels.cross_entropy(
-        logits, target, axis, sample_weight, ignore_index, reduction, normalizer, n_threads
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        temperature,
+        softcap,
+        reduction,
+        normalizer,
+        n_threads,
     )
 
 
@@ -101,8 +146,13 @@ def cross_entropy_and_grad(
     target: ArrayLike,
     *,
     axis: int = -1,
+    weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     normalizer: float | None = None,
     n_threads: int | None = None,
@@ -115,12 +165,17 @@ def cross_entropy_and_grad(
         \frac{\partial \ell}{\partial x_y} = p_y - 1 = -\frac{r}{s}
 
     with :math:`r = \sum_{j \ne y} e^{x_j - m}` and :math:`s = r + e^{x_y - m}`, so that neither loses
-    digits. The gradient is that of the reduced loss; with ``reduction='none'`` that of the sum, so row i
-    of it is the gradient of ``loss[i]``.
+    digits; for target probabilities :math:`p_j \sum_k q_k - q_j`. The gradient is that of the reduced loss;
+    with ``reduction='none'`` that of the sum, so row i of it is the gradient of ``loss[i]``. It is one with
+    respect to the logits as given, before `softcap` and `temperature`.
 
     Parameters
     ----------
-    logits, target, axis, sample_weight, ignore_index, reduction, normalizer, n_threads
+    logits, target, axis, weight, sample_weight, ignore_index
+        As in :func:`cross_entropy`.
+    label_smoothing, z_loss, temperature, softcap
+        As in :func:`cross_entropy`.
+    reduction, normalizer, n_threads
         As in :func:`cross_entropy`.
     out : ndarray, optional
         Where to write the gradient: the logits' shape and dtype, writable. ``out=logits`` overwrites the
@@ -143,21 +198,113 @@ def cross_entropy_and_grad(
     Notes
     -----
     Every element of the gradient above the subnormal range is within 4 ULP (float32) or 8 ULP
-    (float64) of the exact value, the label's included.
+    (float64) of the exact value, the label's included; where it is a difference of terms, ULP of the largest.
 
     Examples
     --------
     >>> import numpy as np
     >>> import fastce
-    >>> logits = np.array([[20.0, 0.0, 0.0], [1.0, 2.0, 3.0]], dtype=np.float32)
+    >>> logits = np.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32)
     >>> loss, grad = fastce.cross_entropy_and_grad(logits, [0, 2], reduction="sum")
     >>> grad
     array([[-4.1223074e-09,  2.0611537e-09,  2.0611537e-09],
-           [ 9.0030573e-02,  2.4472848e-01, -3.3475903e-01]], dtype=float32)
+           [ 3.3333334e-01,  3.3333334e-01, -6.6666669e-01]], dtype=float32)
     >>> out = np.empty_like(logits)
     >>> fastce.cross_entropy_and_grad(logits, [0, 2], out=out)[1] is out
     True
     """
     return _kernels.kernels.cross_entropy_and_grad(
-        logits, target, axis, sample_weight, ignore_index, reduction, normalizer, n_threads, out
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        temperature,
+        softcap,
+        reduction,
+        normalizer,
+        n_threads,
+        out,
+    )
+
+
+def cross_entropy_and_hess(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    n_threads: int | None = None,
+    out: NDArray | None = None,
+    hess_out: NDArray | None = None,
+) -> tuple[float | NDArray, NDArray, NDArray]:
+    r"""Softmax cross-entropy, its gradient and the diagonal of its Hessian, as boosting wants them.
+
+    .. math::
+        \frac{\partial^2 \ell}{\partial x_j^2} = p_j (1 - p_j)
+
+    times the weights of the row, :math:`\sum_k q_k` for target probabilities and :math:`1 / T^2` for a
+    `temperature` T; with `softcap` the exact second derivative through the tanh, with `z_loss` that of its
+    term as well. :math:`1 - p_j` is the sum of the other exponentials over that of all where it would cancel.
+
+    Parameters
+    ----------
+    logits, target, axis, weight, sample_weight, ignore_index
+        As in :func:`cross_entropy_and_grad`.
+    label_smoothing, z_loss, temperature, softcap
+        As in :func:`cross_entropy_and_grad`.
+    reduction, normalizer, n_threads, out
+        As in :func:`cross_entropy_and_grad`.
+    hess_out : ndarray, optional
+        Where to write the Hessian, under the same rules as `out`; it may not overlap `out`.
+
+    Returns
+    -------
+    loss : float or ndarray
+        As :func:`cross_entropy`, but for the last bits.
+    grad, hess : ndarray
+        Gradient and diagonal of the Hessian of the reduced loss, of the logits' shape and dtype.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As in :func:`cross_entropy_and_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.array([[0.0, 0.0], [25.0, 0.0]])
+    >>> loss, grad, hess = fastce.cross_entropy_and_hess(logits, [0, 0], reduction="sum")
+    >>> hess
+    array([[2.50000000e-01, 2.50000000e-01],
+           [1.38879439e-11, 1.38879439e-11]])
+    """
+    return _kernels.kernels.cross_entropy_and_hess(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        temperature,
+        softcap,
+        reduction,
+        normalizer,
+        n_threads,
+        out,
+        hess_out,
     )

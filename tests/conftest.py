@@ -58,7 +58,8 @@ def level(request, monkeypatch):
     """The instruction-set level the test runs on; tests marked ``once`` keep the default one."""
     if not hasattr(request, "param"):
         return None
-    monkeypatch.setattr(fastce._kernels, "kernels", fastce._kernels.load(request.param))
+    for module in ("kernels", "elementwise"):
+        monkeypatch.setattr(fastce._kernels, module, fastce._kernels.load(request.param, module))
     return request.param
 
 

@@ -30,9 +30,12 @@ def python(code, **environment):
 def test_levels():
     assert LEVELS[0] == "baseline"
     assert set(LEVELS) <= {"baseline", "v3", "v4"}
-    modules = [fastce._kernels.load(level) for level in LEVELS]
-    assert len({id(module) for module in modules}) == len(LEVELS)
-    assert len({module.__file__ for module in modules}) == len(LEVELS)
+    for name in ("kernels", "elementwise"):
+        modules = [fastce._kernels.load(level, name) for level in LEVELS]
+        assert len({id(module) for module in modules}) == len(LEVELS)
+        assert len({module.__file__ for module in modules}) == len(LEVELS)
+        in_use = getattr(fastce._kernels, name)
+        assert in_use is modules[LEVELS.index(fastce.show_config(mode="dict")["level"])]
 
 
 @pytest.mark.parametrize("level", LEVELS)

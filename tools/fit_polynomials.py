@@ -1,4 +1,4 @@
-"""Fit the polynomials of fastce/_kernels/vmath.h; run ``python tools/fit_polynomials.py``.
+"""Fit the polynomials of fastce/_kernels: vmath.h, binary.h; run ``python tools/fit_polynomials.py``.
 
 Prints the constants of the exp and log kernels as C hexadecimal floats, lowest power first.
 
@@ -64,6 +64,8 @@ LOG = Kernel(
     lambda x: x * mp.sqrt(x) / (2 * mp.atanh(mp.sqrt(x))),
 )
 
+LOG_UP_TO_2 = LOG._replace(formula=f"{LOG.formula}, 0 <= f <= 1", high=mpf("0.1112"))
+
 # The entries 1 + i / 16 of the table are the middles of their intervals; the first is the widest.
 LOG_AFTER_TABLE = Kernel(
     "log(1+x) = x + x^2 q(x), |x| <= 1/32",
@@ -71,6 +73,15 @@ LOG_AFTER_TABLE = Kernel(
     mpf("0.0313"),
     lambda x: (mp.log1p(x) - x) / x**2,
     lambda x: abs(x**2 / mp.log1p(x)),
+)
+
+# Beyond 1/2 the quotient of exps loses nothing.
+TANH = Kernel(
+    "tanh(u) = u + u x q(x), x = u^2, |u| <= 1/2",
+    mpf(0),
+    mpf("0.2501"),
+    lambda x: (mp.tanh(mp.sqrt(x)) / mp.sqrt(x) - 1) / x,
+    lambda x: x * mp.sqrt(x) / mp.tanh(mp.sqrt(x)),
 )
 
 
@@ -220,8 +231,10 @@ if __name__ == "__main__":
         print_fit(exp_kernel(table_bits), degree, bits)
         if table_bits:
             print_table(table_bits, bits)
-    for kernel, degree in (LOG, 6), (LOG, 2), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
+    for kernel, degree in (LOG, 6), (LOG, 2), (LOG_UP_TO_2, 4), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
         print_fit(kernel, degree, 53)
+    for degree, bits in (4, 24), (9, 53):
+        print_fit(TANH, degree, bits)
     print_log_table(4)
     print_ln2(24, 10)
     print_ln2(53, 12)

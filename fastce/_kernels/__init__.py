@@ -10,7 +10,7 @@ from types import ModuleType
 
 from . import cpu
 
-__all__ = ["LEVELS", "built", "kernels", "load", "runnable"]
+__all__ = ["LEVELS", "built", "elementwise", "kernels", "load", "runnable"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi2"}
 
@@ -33,15 +33,17 @@ def runnable() -> tuple[str, ...]:
     return tuple(name for name in built() if LEVELS[name] <= present)
 
 
-def load(level: str) -> ModuleType:
-    """Return the kernels of one runnable level."""
+def load(level: str, module: str = "kernels") -> ModuleType:
+    """Return a module of one runnable level: ``"kernels"``, of rows of classes, or ``"elementwise"``."""
     if level not in runnable():
         raise ImportError(
             f"fastce level {level!r} cannot be used here: possible are {', '.join(runnable())} "
             f"(built: {', '.join(built())}; check the environment variable FASTCE_LEVEL)"
         )
-    return importlib.import_module(f"{__name__}._kernels_{level}")
+    return importlib.import_module(f"{__name__}._{module}_{level}")
 
 
-#: The kernels in use. Public functions look them up here at each call.
-kernels = load(os.environ.get("FASTCE_LEVEL") or runnable()[-1])
+_level = os.environ.get("FASTCE_LEVEL") or runnable()[-1]
+
+#: The modules in use, both of one level. Public functions look them up here at each call.
+kernels, elementwise = load(_level), load(_level, "elementwise")

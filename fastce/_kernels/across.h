@@ -1,9 +1,9 @@
 /* Across rows: every lane of a vector holds a row, and the classes pass one by one.
  *
- * Included once per REAL_BITS, after transpose.h and sweep.h. The logits of a tile are brought into the scratch as a plane:
- * contiguous rows of a few classes transposed through registers, adjacent rows as they are, the rest gathered. The
- * exps are staged there too. So each line of the arrays is read once and written once, and it does not
- * matter that the classes of an image lie a power of two apart and share one set of every cache. More than
+ * Included once per REAL_BITS, after transpose.h and sweep.h. The logits of a tile are brought into the scratch as
+ * a plane: contiguous rows of a few classes transposed through registers, adjacent rows as they are, the rest
+ * gathered. The exps are staged there too. So each line of the arrays is read once and written once, and it does
+ * not matter that the classes of an image lie a power of two apart and share one set of every cache. More than
  * CHUNK_ACROSS classes pass in chunks, and the exps are then computed again to be written.
  */
 #ifndef FASTCE_ACROSS_H
@@ -27,54 +27,77 @@ INLINE int FN(is_plane)(const Layout *layout) /* rows are adjacent in memory */
 /* Contiguous rows that are not native reals pass through the second half of the scratch. */
 INLINE REAL *FN(scratch_rows)(const Tile *tile) { return (REAL *)tile->scratch + TILE * CHUNK_ACROSS; }
 
-/* n classes from `start` on. */
-static void FN(fetch_plane)(const Tile *tile, ptrdiff_t start, ptrdiff_t n)
+/* n classes of an array of logits from `start` on. */
+static void FN(fetch_plane)(const Tile *tile, const char *array, const Layout *from, ptrdiff_t start, ptrdiff_t n,
+                            REAL *plane)
 {
-    const Layout *from = &tile->logits_layout;
     const ptrdiff_t element = (ptrdiff_t)format_size(from->format), n_rows = tile->n_rows;
-    const char *logits = tile->logits + start * from->class_stride;
-    REAL *plane = (REAL *)tile->scratch;
+    array += start * from->class_stride;
     if (FN(is_plane)(from)) {
-        for (ptrdiff_t c = 0; c < n; c++, logits += from->class_stride) {
-            FN(ask_for)(logits, AHEAD_PLANE, n_rows * sizeof(REAL), 0);
-            FN(copy)((const REAL *)logits, n_rows, plane + c * TILE);
+        for (ptrdiff_t c = 0; c < n; c++, array += from->class_stride) {
+            FN(ask_for)(array, AHEAD_PLANE, n_rows * sizeof(REAL), 0);
+            FN(copy)((const REAL *)array, n_rows, plane + c * TILE);
         }
     } else if (FN(is_contiguous)(from)) {
-        FN(rows_to_plane)(logits, from->row_stride, n_rows, n, plane);
+        FN(rows_to_plane)(array, from->row_stride, n_rows, n, plane);
     } else if (from->class_stride == element && n <= CHUNK_ACROSS) {
         REAL *rows = FN(scratch_rows)(tile);
         const ptrdiff_t at_once = from->row_stride == n * element ? n_rows : 1; /* adjoining rows: one run */
         for (ptrdiff_t i = 0; i < n_rows; i += at_once)
-            FN(fetch)(logits + i * from->row_stride, from->format, from->swapped, element, at_once * n, rows + i * n);
+            FN(fetch)(array + i * from->row_stride, from->format, from->swapped, element, at_once * n, rows + i * n);
         FN(rows_to_plane)((char *)rows, n * sizeof(REAL), n_rows, n, plane);
     } else {
-        for (ptrdiff_t c = 0; c < n; c++, logits += from->class_stride)
-            FN(fetch)(logits, from->format, from->swapped, from->row_stride, n_rows, plane + c * TILE);
+        for (ptrdiff_t c = 0; c < n; c++, array += from->class_stride)
+            FN(fetch)(array, from->format, from->swapped, from->row_stride, n_rows, plane + c * TILE);
     }
 }
 
-static void FN(put_plane)(const Tile *tile, ptrdiff_t start, ptrdiff_t n)
+/* The way back, to a gradient or a Hessian. */
+static void FN(put_plane)(const Tile *tile, char *array, const Layout *to, ptrdiff_t start, ptrdiff_t n,
+                          const REAL *plane)
 {
-    const Layout *to = &tile->grad_layout;
     const ptrdiff_t element = (ptrdiff_t)format_size(to->format), n_rows = tile->n_rows;
-    const REAL *plane = (const REAL *)tile->scratch;
-    char *grad = tile->grad + start * to->class_stride;
+    array += start * to->class_stride;
     if (FN(is_plane)(to)) {
-        for (ptrdiff_t c = 0; c < n; c++, grad += to->class_stride) {
-            FN(ask_for)(grad, AHEAD_PLANE, n_rows * sizeof(REAL), 1);
-            FN(copy)(plane + c * TILE, n_rows, (REAL *)grad);
+        for (ptrdiff_t c = 0; c < n; c++, array += to->class_stride) {
+            FN(ask_for)(array, AHEAD_PLANE, n_rows * sizeof(REAL), 1);
+            FN(copy)(plane + c * TILE, n_rows, (REAL *)array);
         }
     } else if (FN(is_contiguous)(to)) {
-        FN(plane_to_rows)(plane, grad, to->row_stride, n_rows, n);
+        FN(plane_to_rows)(plane, array, to->row_stride, n_rows, n);
     } else if (to->class_stride == element && n <= CHUNK_ACROSS) {
         REAL *rows = FN(scratch_rows)(tile);
         const ptrdiff_t at_once = to->row_stride == n * element ? n_rows : 1;
         FN(plane_to_rows)(plane, (char *)rows, n * sizeof(REAL), n_rows, n);
         for (ptrdiff_t i = 0; i < n_rows; i += at_once)
-            FN(put)(rows + i * n, to->format, to->swapped, element, at_once * n, grad + i * to->row_stride);
+            FN(put)(rows + i * n, to->format, to->swapped, element, at_once * n, array + i * to->row_stride);
     } else {
-        for (ptrdiff_t c = 0; c < n; c++, grad += to->class_stride)
-            FN(put)(plane + c * TILE, to->format, to->swapped, to->row_stride, n_rows, grad);
+        for (ptrdiff_t c = 0; c < n; c++, array += to->class_stride)
+            FN(put)(plane + c * TILE, to->format, to->swapped, to->row_stride, n_rows, array);
+    }
+}
+
+/* The logits of a chunk in the scratch, as the exps are taken of them, and target distributions in the second. */
+static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n)
+{
+    REAL *x = (REAL *)tile->scratch;
+    FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, x);
+    if (tile->formula->transform != AS_GIVEN) FN(transform)(x, n * TILE, tile->formula);
+    if (tile->formula->kind == MARGIN) {
+        for (ptrdiff_t i = 0; i < tile->n_rows; i++)
+            if (rows->label[i] >= start && rows->label[i] < start + n)
+                x[(rows->label[i] - start) * TILE + i] = -INFINITY;
+    }
+    if (!tile->q) return;
+    if ((tile->q_layout.format == FORMAT_F64) == (REAL_BITS == 64)) {
+        FN(fetch_plane)(tile, tile->q, &tile->q_layout, start, n, (REAL *)tile->second);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        const char *row = tile->q + i * tile->q_layout.row_stride + start * tile->q_layout.class_stride;
+        for (ptrdiff_t c = 0; c < n; c++)
+            ((REAL *)tile->second)[c * TILE + i] =
+                (REAL)load_number(row + c * tile->q_layout.class_stride, tile->q_layout.format, tile->q_layout.swapped);
     }
 }
 
@@ -107,6 +130,8 @@ typedef struct {
     REAL max[TILE], at_target[TILE];
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
     double sum[TILE], error[TILE];
+    REAL most[TILE];  /* the largest q_j w_j so far */
+    REAL top[TILE], at_top[TILE]; /* for a Hessian: the maximum's exp, and how many there are */
 } FN(Tally);
 
 INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally)
@@ -147,28 +172,102 @@ INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, i
 
 INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int stage, int first, FN(Tally) *tally)
 {
-    FN(Exps) exps = FN(exps_against)(FN(load)(tally->max + i));
-    if (FN(are_near)(&exps)) {
-        exps.base = (vec){0};
-        FN(add_lanes)(tile, x, n, i, stage, first, exps, tally);
-    } else {
-        FN(add_lanes)(tile, x, n, i, stage, first, exps, tally);
+    const FN(Exps) exps = FN(exps_against)(FN(load)(tally->max + i), FN(units)(&tile->formula->temperature));
+    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, n, i, stage, first, FN(near_exps)(exps), tally);
+    else FN(add_lanes)(tile, x, n, i, stage, first, exps, tally);
+}
+
+/* Notes as the rows' labels where the largest q_j w_j stands first. */
+static void FN(lanes_largest)(const REAL *q, const REAL *w, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i,
+                              FN(Tally) *tally, int64_t *label)
+{
+    REAL place[LANES_COUNT];
+    vec most = start ? FN(load)(tally->most + i) : FN(splat)(-INFINITY), at = FN(splat)(-1), here = {0};
+    for (ptrdiff_t c = 0; c < n; c++, here += 1) {
+        const vec v = FN(load)(q + c * TILE + i) * (w ? w[c] : 1);
+        const FN(mask) stays = FN(not_less)(most, v);
+        most = FN(select)(stays, most, v);
+        at = FN(select)(stays, at, here);
     }
+    FN(store)(tally->most + i, most);
+    FN(store)(place, at);
+    for (ptrdiff_t k = 0; k < LANES; k++)
+        if (place[k] >= 0 || start == 0) label[i + k] = start + (place[k] >= 0 ? (ptrdiff_t)place[k] : 0);
+}
+
+/* Adds d_j and d_j (m - z_j) SPREAD_SCALE over j != y, d_j = (even + share q_j) w_j, to the rows' mass
+ * and spread: see elements.h. */
+static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(Tally) *tally,
+                            Rows *rows)
+{
+    const Formula *formula = tile->formula;
+    const REAL *x = (const REAL *)tile->scratch, *q = tile->q ? (const REAL *)tile->second : NULL;
+    const REAL *w = formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
+    const vec scaled_m = FN(splat)((REAL)SPREAD_SCALE) * FN(load)(tally->max + i), none = {0}, one = FN(splat)(1);
+    sum_vec mass[2] = {{{0}, {0}}}, spread[2] = {{{0}, {0}}}; /* of w_j, and of q_j w_j */
+    double sums[4][LANES_COUNT], errors[LANES_COUNT];
+    ivec y, here = {0};
+    memcpy(&y, tally->target + i, sizeof y);
+    for (ptrdiff_t c = 0; c < n; c++, here += 1) {
+        const vec scaled_gap = FN(fma)(FN(load)(x + c * TILE + i), FN(splat)((REAL)-SPREAD_SCALE), scaled_m);
+        const FN(mask) others = FN(differ)(y, here);
+        const vec weight = w ? FN(splat)(w[c]) : one;
+        for (int k = formula->even == 0; k < (q ? 2 : 1); k++) {
+            const vec d = FN(keep)(others, k ? FN(load)(q + c * TILE + i) * weight : weight);
+            FN(add)(&mass[k], d);
+            FN(add)(&spread[k], FN(select)(FN(not_less)(none, FN(larger)(-d, d)), none, d * scaled_gap));
+        }
+    }
+    for (int k = 0; k < 2; k++) {
+        FN(store_sums)(sums[2 * k], errors, mass[k]);
+        FN(store_sums)(sums[2 * k + 1], errors, spread[k]);
+    }
+    for (ptrdiff_t k = 0; k < LANES; k++) {
+        rows->mass[i + k] += formula->even * sums[0][k];
+        rows->spread[i + k] += formula->even * sums[1][k];
+        if (!q || formula->share == 0) continue;
+        rows->mass[i + k] += formula->share * sums[2][k];
+        rows->spread[i + k] += formula->share * sums[3][k];
+    }
+}
+
+/* For a Hessian: the sum of the staged exps below the maximum's. */
+static void FN(lanes_below)(const Tile *tile, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally, Rows *rows)
+{
+    const vec max = FN(load)(tally->max + i);
+    const FN(Exps) exps = FN(exps_against)(max, FN(units)(&tile->formula->temperature));
+    const vec top = FN(exps)(max, &exps);
+    double sums[LANES_COUNT], errors[LANES_COUNT];
+    sum_vec below = {{0}, {0}};
+    vec at_top = first ? (vec){0} : FN(load)(tally->at_top + i);
+    for (ptrdiff_t c = 0; c < n; c++) {
+        const vec v = FN(load)((const REAL *)tile->scratch + c * TILE + i);
+        const FN(mask) is_top = FN(not_less)(v, top);
+        FN(add)(&below, FN(select)(is_top, (vec){0}, v));
+        at_top += FN(keep)(is_top, FN(splat)(1));
+    }
+    FN(store_sums)(sums, errors, below);
+    FN(store)(tally->top + i, top);
+    FN(store)(tally->at_top + i, at_top);
+    for (ptrdiff_t k = 0; k < LANES; k++) rows->below[i + k] += sums[k];
 }
 
 /* What becomes of the exps of each row of a tile. */
 typedef struct {
     REAL max[TILE], a[TILE], b[TILE], beta[TILE];
+    REAL even[TILE], share[TILE];
+    REAL curve_a[TILE], curve_b[TILE], p_scale[TILE], excess[TILE], hess_target[TILE], hess_top[TILE];
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
 } FN(Scaling);
 
 /* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored and
  * each b is 1. */
-INLINE void FN(lanes_write)(REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int simple, const FN(Scaling) *scaling)
+INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int simple,
+                            const FN(Scaling) *scaling)
 {
     const vec a = FN(load)(scaling->a + i), b = FN(load)(scaling->b + i), beta = FN(load)(scaling->beta + i);
     FN(Exps) exps;
-    if (!staged) exps = FN(exps_against)(FN(load)(scaling->max + i));
+    if (!staged) exps = FN(exps_against)(FN(load)(scaling->max + i), FN(units)(&tile->formula->temperature));
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
@@ -181,56 +280,160 @@ INLINE void FN(lanes_write)(REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int s
     }
 }
 
+/* The same with terms, a Hessian, or neither; see chunk_write and curves. */
+static void FN(lanes_write_elements)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int staged,
+                                     const FN(Scaling) *s)
+{
+    const Formula *formula = tile->formula;
+    REAL *x = (REAL *)tile->scratch, *h = tile->hess ? (REAL *)tile->third : NULL;
+    const REAL *q = formula->has_terms && tile->q ? (const REAL *)tile->second : NULL;
+    const REAL *w = formula->has_terms && formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
+    const vec a = FN(load)(s->a + i), b = FN(load)(s->b + i), beta = FN(load)(s->beta + i);
+    const vec curve_a = FN(load)(s->curve_a + i), curve_b = FN(load)(s->curve_b + i);
+    const vec p_scale = FN(load)(s->p_scale + i);
+    const vec excess = FN(load)(s->excess + i), hess_top = FN(load)(s->hess_top + i);
+    const vec max = FN(load)(s->max + i), hess_target = FN(load)(s->hess_target + i), one = FN(splat)(1);
+    const FN(Exps) exps = FN(exps_against)(max, FN(units)(&formula->temperature));
+    const vec top = FN(exps)(max, &exps);
+    ivec y, here = {0};
+    memcpy(&y, s->target + i, sizeof y);
+    const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
+    for (ptrdiff_t c = 0; c < n; c++, here += 1) {
+        REAL *at = x + c * TILE + i;
+        const FN(mask) others = FN(differ)(y, here);
+        const vec e = staged ? FN(load)(at) : FN(exps)(FN(load)(at), &exps);
+        if (h) {
+            const vec below = e * curve_a * curve_b * curve_b * FN(fma)(e * p_scale, excess, one);
+            const vec v = FN(select)(FN(not_less)(e, top), hess_top, below);
+            FN(store)(h + c * TILE + i, FN(keep)(used, FN(select)(others, v, hess_target)));
+        }
+        vec v = e * a * b * b;
+        if (formula->has_terms) {
+            vec d = FN(load)(s->even + i);
+            if (q) d = FN(fma)(FN(load)(q + c * TILE + i), FN(load)(s->share + i), d);
+            v -= d * (w ? FN(splat)(w[c]) : one);
+        }
+        FN(store)(at, FN(keep)(used, FN(select)(others, v, beta)));
+    }
+}
+
+/* Derivatives of a chunk with respect to the logits as given, 0 in ignored rows, to their arrays. */
+static void FN(put_elements)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n)
+{
+    REAL *g = (REAL *)tile->scratch, *h = tile->hess ? (REAL *)tile->third : NULL, *x = (REAL *)tile->second;
+    if (tile->formula->transform != AS_GIVEN) {
+        FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, x);
+        FN(apply_slopes)(x, g, h, n * TILE, tile->formula);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i++)
+            for (ptrdiff_t c = 0; rows->label[i] < 0 && c < n; c++) {
+                g[c * TILE + i] = 0; /* whatever their logits hold */
+                if (h) h[c * TILE + i] = 0;
+            }
+    }
+    FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, g);
+    if (h) FN(put_plane)(tile, tile->hess, &tile->hess_layout, start, n, h);
+}
+
 /* ---- A tile ------------------------------------------------------------------------------- */
 
 static void FN(sweep_across)(const Tile *tile, Rows *rows)
 {
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
-    const int stage = tile->grad && n_classes <= CHUNK_ACROSS;
+    const int single = n_classes <= CHUNK_ACROSS, stage = FN(stages)(tile) && single;
+    const int has_terms = tile->formula->has_terms;
+    const REAL *w = (const REAL *)tile->formula->term_weight;
     REAL *x = (REAL *)tile->scratch;
     FN(Tally) tally;
 
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
-        FN(fetch_plane)(tile, start, n);
-        for (ptrdiff_t i = 0; i < n_rows; i += LANES) FN(lanes_max)(x, n, i, start == 0, &tally);
+        FN(prepare_planes)(tile, rows, start, n);
+        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+            FN(lanes_max)(x, n, i, start == 0, &tally);
+            if (takes_maximum(tile)) FN(lanes_largest)(x, NULL, start, n, i, &tally, rows->label);
+            if (tile->q)
+                FN(lanes_largest)((const REAL *)tile->second, w ? w + start : NULL, start, n, i, &tally, rows->label);
+        }
+    }
+    for (ptrdiff_t i = 0; (has_terms || tile->hess) && i < n_rows; i++) {
+        if (has_terms && rows->label[i] >= 0) FN(find_own_term)(tile, rows, i);
+        rows->mass[i] = rows->spread[i] = rows->below[i] = 0;
     }
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
-        if (n_classes > CHUNK_ACROSS) FN(fetch_plane)(tile, start, n);
+        if (!single) FN(prepare_planes)(tile, rows, start, n);
         FN(find_targets)(rows->label, n_rows, start, n, tally.target);
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+            if (has_terms) FN(lanes_terms)(tile, start, n, i, &tally, rows);
             if (stage) FN(lanes_sum)(tile, x, n, i, 1, 1, &tally);
-            else FN(lanes_sum)(tile, x, n, i, 0, start == 0, &tally);
+            else FN(lanes_sum)(tile, x, n, i, tile->hess != NULL, start == 0, &tally);
+            if (tile->hess) FN(lanes_below)(tile, n, i, start == 0, &tally, rows);
         }
     }
-#if REAL_BITS == 64
-    for (ptrdiff_t i = 0; i < n_rows; i++) tally.sum[i] += tally.error[i];
-#endif
-    FN(finish_rows)(tally.max, tally.at_target, tally.sum, n_rows, rows);
+    FN(finish_rows)(tile, tally.max, tally.at_target, tally.sum, tally.error, rows);
+    for (ptrdiff_t i = 0; tile->hess && i < n_rows; i++)
+        rows->below[i] = (rows->below[i] + (tally.at_top[i] - 1.0) * tally.top[i]) * rows->unit[i] / EXP_POWER;
+}
+
+/* Logarithms of softmaxes. */
+static void FN(write_logs_across)(const Tile *tile, const Rows *rows)
+{
+    REAL *x = (REAL *)tile->scratch, max[TILE], log_sum[TILE];
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES_F64) {
+        FN(store_narrow)(max + i, load_f64(rows->max + i));
+        FN(store_narrow)(log_sum + i, load_f64(rows->log_sum + i));
+    }
+    for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK_ACROSS) {
+        const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK_ACROSS);
+        if (tile->n_classes > CHUNK_ACROSS) FN(prepare_planes)(tile, rows, start, n);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
+            for (ptrdiff_t c = 0; c < n; c++) {
+                REAL *at = x + c * TILE + i;
+                FN(store)(at, (FN(load)(at) - FN(load)(max + i)) - FN(load)(log_sum + i));
+            }
+        FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
+    }
 }
 
 static void FN(write_across)(const Tile *tile, const Rows *rows)
 {
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
-    const int staged = n_classes <= CHUNK_ACROSS;
+    const int staged = n_classes <= CHUNK_ACROSS, by_element = tile->formula->by_element || tile->formula->has_terms;
     REAL *x = (REAL *)tile->scratch;
     FN(Scaling) scaling;
     int simple = 1;
+
+    if (tile->formula->kind == LOG_SOFTMAX) {
+        FN(write_logs_across)(tile, rows);
+        return;
+    }
 
     for (ptrdiff_t i = 0; i < n_rows; i += LANES_F64) {
         simple &= FN(factors)(load_f64(rows->alpha + i) * load_f64(rows->unit + i), 1, scaling.a + i, scaling.b + i);
         FN(store_narrow)(scaling.beta + i, load_f64(rows->beta + i));
         FN(store_narrow)(scaling.max + i, load_f64(rows->max + i));
+        if (!by_element) continue;
+        FN(factors)(load_f64(rows->curve + i) * load_f64(rows->unit + i), 1, scaling.curve_a + i, scaling.curve_b + i);
+        FN(store_narrow)(scaling.p_scale + i, load_f64(rows->unit + i) * (1 / EXP_POWER));
+        FN(store_narrow)(scaling.even + i, load_f64(rows->even + i));
+        FN(store_narrow)(scaling.share + i, load_f64(rows->share + i));
+        FN(store_narrow)(scaling.excess + i, load_f64(rows->excess + i));
+        FN(store_narrow)(scaling.hess_target + i, load_f64(rows->hess_target + i));
+        FN(store_narrow)(scaling.hess_top + i, load_f64(rows->hess_top + i));
     }
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
-        if (!staged) FN(fetch_plane)(tile, start, n);
+        if (!staged) FN(prepare_planes)(tile, rows, start, n);
         simple &= FN(find_targets)(rows->label, n_rows, start, n, scaling.target);
-        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-            if (staged && simple) FN(lanes_write)(x, n, i, 1, 1, &scaling);
-            else FN(lanes_write)(x, n, i, staged, 0, &scaling);
+        if (by_element) {
+            for (ptrdiff_t i = 0; i < n_rows; i += LANES) FN(lanes_write_elements)(tile, start, n, i, staged, &scaling);
+            FN(put_elements)(tile, rows, start, n);
+            continue;
         }
-        FN(put_plane)(tile, start, n);
+        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+            if (staged && simple) FN(lanes_write)(tile, x, n, i, 1, 1, &scaling);
+            else FN(lanes_write)(tile, x, n, i, staged, 0, &scaling);
+        }
+        FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
     }
 }

@@ -1,167 +1,185 @@
 /* Along the row: a vector holds consecutive classes of one row.
  *
- * Included once per REAL_BITS, after sweep.h. Rows of up to CHUNK classes are swept a tile at a time. A longer one is
- * alone in its tile and swept in pieces, each against its own maximum while it is in cache; threads may share
- * them (`run_split` in kernels.pyx).
+ * Included once per REAL_BITS, after chunk.h. Rows of up to CHUNK classes are swept a tile at a time; longer ones go in
+ * pieces (pieces.h).
  */
-
-/* Chunks, or more where it would be more than MAX_PIECES. They depend on the length of a row alone, so a sum
- * has the same tree whoever computes it. */
 #ifndef FASTCE_ALONG_H
 #define FASTCE_ALONG_H
-INLINE ptrdiff_t piece_length(ptrdiff_t n_classes)
-{
-    const ptrdiff_t at_most = (ptrdiff_t)CHUNK * MAX_PIECES;
-    return CHUNK * ((n_classes + at_most - 1) / at_most);
-}
+/* The exps count with factors of their own. */
+INLINE int is_weighted(const Tile *tile) { return tile->formula->kind == LOG_SUM_EXP && tile->q; }
 
-INLINE ptrdiff_t count_pieces(ptrdiff_t n_classes)
+/* log s = log1p(r) wants the maximum as the target, where any class would do. */
+INLINE int takes_maximum(const Tile *tile)
 {
-    const ptrdiff_t length = piece_length(n_classes);
-    return (n_classes + length - 1) / length;
+    return tile->formula->kind == LOG_SOFTMAX || (tile->formula->kind == LOG_SUM_EXP && !tile->q);
 }
 
 /* How many rows of up to CHUNK classes stay in cache together. */
 INLINE ptrdiff_t rows_at_once(ptrdiff_t n_classes) { return CHUNK / n_classes; }
-
-/* Where a thread stages the exps of a long row that the gradient can't hold: of half precision, strided, swapped. The
- * system makes it when a thread first asks for it, and frees it with the thread. */
-static void *own_staging(void)
-{
-    static _Thread_local double memory[STAGED_BYTES / sizeof(double)];
-    return memory;
-}
-
-/* Of exp(max - m) of a piece: it may have the digits of a subnormal probability that a weight brings back. */
-#define UNIT_SCALE 0x1p64
-
-/* Fills in the row's m, r and exp(x_y - m) from its n pieces and x_y. */
-static void combine(Rows *rows, ptrdiff_t n, double rest_scale)
-{
-    Pieces *p = &rows->pieces;
-    ptrdiff_t top = 0;
-    for (ptrdiff_t k = 1; k < n; k++) top = p->max[k] > p->max[top] ? k : top;
-    const double m = p->max[top], x_y = rows->at_target[0];
-    const int target_is_max = x_y >= m;
-    if (!target_is_max) p->rest[top] = p->others[top];
-    const Exps_f64 exps = exps_against_f64(splat_f64(m));
-    const vec_f64 unit = to_unit_f64(correction_f64(&exps, 0)); /* UNIT_SCALE is the EXP_POWER of float64 */
-    sum_vec_f64 sum = {{0}, {0}};
-    for (ptrdiff_t k = 0; k < n; k += LANES_F64) {
-        const ptrdiff_t count = n - k < LANES_F64 ? n - k : LANES_F64;
-        const vec_f64 e = exps_f64(load_n_f64(p->max + k, count, -INFINITY), &exps) * unit;
-        add_f64(&sum, load_n_f64(p->rest + k, count, 0) * e);
-        store_n_f64(p->unit + k, count, load_n_f64(p->unit + k, count, 0) * e);
-    }
-    rows->max[0] = m;
-    rows->rest[0] = total_f64(sum) / UNIT_SCALE + (target_is_max ? 0 : rest_scale);
-    rows->target_exp[0] = (exps_f64(splat_f64(x_y), &exps) * unit)[0] / UNIT_SCALE;
-}
 #endif
 
-/* ---- Contiguous reals --------------------------------------------------------------------- */
+/* ---- Runs of rows that go by element (elements.h) ----------------------------------------- */
 
-static REAL FN(chunk_max)(const REAL *x, ptrdiff_t n)
+/* Classes of a row of numbers of any format, from `start` on: in place where contiguous reals, else in scratch. */
+static const REAL *FN(numbers)(const char *row, const Layout *layout, ptrdiff_t start, ptrdiff_t n, REAL *scratch)
 {
-    const vec lowest = FN(splat)(-INFINITY);
-    vec m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
-    ptrdiff_t j = 0;
-    for (; j + 4 * LANES <= n; j += 4 * LANES) {
-        m0 = FN(larger)(FN(load)(x + j), m0); /* a NaN is passed over here and met by chunk_sum */
-        m1 = FN(larger)(FN(load)(x + j + LANES), m1);
-        m2 = FN(larger)(FN(load)(x + j + 2 * LANES), m2);
-        m3 = FN(larger)(FN(load)(x + j + 3 * LANES), m3);
+    const char *src = row + start * layout->class_stride;
+    if (layout->format == REAL_FORMAT && !layout->swapped && layout->class_stride == sizeof(REAL))
+        return (const REAL *)src;
+    if ((layout->format == FORMAT_F64) == (REAL_BITS == 64)) {
+        FN(fetch)(src, layout->format, layout->swapped, layout->class_stride, n, scratch);
+        return scratch;
     }
-    for (; j + LANES <= n; j += LANES) m0 = FN(larger)(FN(load)(x + j), m0);
-    if (j < n) m1 = FN(larger)(FN(load_n)(x + j, n - j, -INFINITY), m1);
-    return FN(largest_lane)(FN(larger)(FN(larger)(m0, m1), FN(larger)(m2, m3)));
+    for (ptrdiff_t i = 0; i < n; i++)
+        scratch[i] = (REAL)load_number(src + i * layout->class_stride, layout->format, layout->swapped);
+    return scratch;
 }
 
-/* Where the arrays are while their elements may be elsewhere: what add_group asks for lies ahead of it. */
-typedef struct { const char *logits, *grad; ptrdiff_t logits_step, grad_step; } FN(Source);
+/* The transformed logits of n classes of row i, in z; what the exps may not contain is -inf. */
+static void FN(prepare_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *z)
+{
+    const Layout *from = &tile->logits_layout, *of_q = &tile->q_layout;
+    const Formula *formula = tile->formula;
+    const char *row = tile->logits + i * from->row_stride;
+    const ptrdiff_t y = rows->label[i] - start;
+    FN(fetch)(row + start * from->class_stride, from->format, from->swapped, from->class_stride, n, z);
+    if (formula->transform != AS_GIVEN) FN(transform)(z, n, formula);
+    if (formula->kind == MARGIN && y >= 0 && y < n) z[y] = -INFINITY;
+    if (is_weighted(tile))
+        FN(mask_zeros)(z, FN(numbers)(tile->q + i * of_q->row_stride, of_q, start, n, (REAL *)tile->second), n);
+}
 
-INLINE FN(Source) FN(source)(const Tile *tile, ptrdiff_t i, ptrdiff_t start)
+/* n classes of row i of q, or NULL where there is no q. */
+INLINE const REAL *FN(q_run)(const Tile *tile, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
+{
+    if (!tile->q) return NULL;
+    return FN(numbers)(tile->q + i * tile->q_layout.row_stride, &tile->q_layout, start, n, (REAL *)tile->second);
+}
+
+/* Where the largest of n numbers, which is `most`, stands first. */
+static ptrdiff_t FN(place_of)(REAL most, const REAL *q, ptrdiff_t n)
+{
+    ptrdiff_t j = 0;
+    while (j + LANES <= n && FN(every_lane)(~FN(not_less)(FN(load)(q + j), FN(splat)(most)))) j += LANES;
+    while (j < n && !(q[j] >= most)) j++;
+    return j < n ? j : 0; /* nothing but NaN */
+}
+
+static const REAL *FN(times)(const REAL *a, const REAL *b, ptrdiff_t n, REAL *product)
+{
+    for (ptrdiff_t j = 0; j < n; j++) product[j] = a[j] * b[j];
+    return product;
+}
+
+/* The label of row i, where its target is a distribution: the class of the largest q_j w_j, whose term stays out
+ * of the sums. One-hot rows are then as exact as labels. */
+static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
+{
+    const REAL *w = (const REAL *)tile->formula->term_weight;
+    REAL most = -INFINITY;
+    rows->label[i] = 0;
+    for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK) {
+        const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK);
+        const REAL *q = FN(q_run)(tile, i, start, n);
+        if (w) q = FN(times)(q, w + start, n, (REAL *)tile->third);
+        const ptrdiff_t largest = FN(place_of)(FN(chunk_max)(q, n), q, n);
+        if (q[largest] > most) {
+            most = q[largest];
+            rows->label[i] = start + largest;
+        }
+    }
+}
+
+/* d_y, in float64: it is all there is where the target is one-hot. */
+static void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
+{
+    const Formula *formula = tile->formula;
+    const double w = formula->class_weight ? formula->class_weight[rows->label[i]] : 1;
+    const char *q = tile->q ? tile->q + i * tile->q_layout.row_stride + rows->label[i] * tile->q_layout.class_stride
+                            : NULL;
+    const double q_y = q ? load_number(q, tile->q_layout.format, tile->q_layout.swapped) : 0;
+    rows->own[i] = (formula->label_share + (formula->even + formula->share * q_y)) * w;
+}
+
+/* chunk_write of a run of row i, its loop once for each kind of terms. */
+static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n,
+                          const REAL *x, REAL *g, const FN(Exps) *exps, FN(Factor) f)
+{
+    const Formula *formula = tile->formula;
+    if (!formula->has_terms) {
+        if (exps) FN(chunk_write)(x, g, n, exps, f, NULL);
+        else FN(chunk_write)(x, g, n, NULL, f, NULL);
+        return;
+    }
+    FN(Terms) terms = {NULL, NULL, (REAL)rows->even[i], (REAL)rows->share[i]};
+    if (exps) { /* in two steps: rows that leave the cache wait for memory anyway */
+        FN(chunk_write)(x, g, n, exps, f, NULL);
+        x = g;
+        f = (FN(Factor)){1, 1};
+    }
+    terms.q = FN(q_run)(tile, i, start, n);
+    if (formula->term_weight) terms.w = (const REAL *)formula->term_weight + start;
+    if (terms.q && terms.w) FN(chunk_write)(x, g, n, NULL, f, &terms);
+    else if (terms.q) FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){terms.q, NULL, terms.even, terms.share});
+    else if (terms.w) FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){NULL, terms.w, terms.even, terms.share});
+    else FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){NULL, NULL, terms.even, terms.share});
+}
+
+/* The gradient of a run of row i from its exps against `max` in g; its Hessian, if any, in the third
+ * scratch; both to their arrays. */
+static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *g,
+                           double max, double unit, double scale)
+{
+    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout, *to_hess = &tile->hess_layout;
+    const Formula *formula = tile->formula;
+    const ptrdiff_t y = rows->label[i] - start;
+    REAL *h = tile->hess ? (REAL *)tile->third : NULL;
+
+    if (rows->label[i] < 0) {
+        memset(g, 0, (size_t)n * sizeof(REAL));
+        if (h) memset(h, 0, (size_t)n * sizeof(REAL));
+    } else {
+        if (h) {
+            const vec top = FN(splat)((REAL)max);
+            const FN(Exps) exps = FN(exps_against)(top, FN(units)(&formula->temperature));
+            const REAL exp_top = max == rows->max[i] ? FN(exps)(top, &exps)[0] : (REAL)INFINITY;
+            const FN(Curve) row = {FN(factor)(rows->curve[i] * unit, scale), (REAL)(unit * scale / EXP_POWER),
+                                   (REAL)rows->excess[i], exp_top, (REAL)rows->hess_top[i]};
+            FN(curves)(g, h, n, &row);
+        }
+        FN(write_run)(tile, rows, i, start, n, g, g, NULL, FN(factor)(rows->alpha[i] * unit, scale));
+        if (y >= 0 && y < n) {
+            g[y] = (REAL)rows->beta[i];
+            if (h) h[y] = (REAL)rows->hess_target[i];
+        }
+        if (formula->transform != AS_GIVEN) {
+            const char *row = tile->logits + i * from->row_stride;
+            FN(apply_slopes)(FN(contiguous_run)(row, from, start, n, (REAL *)tile->second), g, h, n, formula);
+        }
+    }
+    char *grad = tile->grad + i * to->row_stride + start * to->class_stride;
+    FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
+    if (h) {
+        char *hess = tile->hess + i * to_hess->row_stride + start * to_hess->class_stride;
+        FN(put)(h, to_hess->format, to_hess->swapped, to_hess->class_stride, n, hess);
+    }
+}
+
+/* Logarithms of softmaxes of a run of row i. The logits are still in place, also where they are to be overwritten. */
+static void FN(write_log_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
-    return (FN(Source)){tile->logits + i * from->row_stride + start * from->class_stride,
-                        tile->grad ? tile->grad + i * to->row_stride + start * to->class_stride : NULL,
-                        from->class_stride, to->class_stride};
-}
-
-/* Adds the exps of four vectors, or of the n elements that are left of a row, to the sum; stages them in e
- * unless that is NULL. Where the target may be among them, y is its place, and its term is 0. */
-INLINE void FN(add_group)(sum_vec *sum, const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *exps, int has_target,
-                          ptrdiff_t y)
-{
-    vec v[4];
-    for (ptrdiff_t k = 0; k < 4; k++) {
-        const ptrdiff_t at = k * LANES, count = n - at;
-        if (count <= 0) {
-            v[k] = (vec){0};
-            continue;
-        }
-        const vec a = count >= LANES ? FN(load)(x + at) : FN(load_n)(x + at, count, -INFINITY);
-        v[k] = has_target ? FN(exps_where)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - at)), a, exps)
-                          : FN(exps)(a, exps);
-        if (!e) continue;
-        if (count >= LANES) FN(store)(e + at, v[k]);
-        else FN(store_n)(e + at, count, v[k]);
-    }
-    for (ptrdiff_t k = 0; k < 4; k++) FN(add)(sum, v[k]);
-}
-
-/* Sum of the exps over j != y. */
-INLINE double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_t y, FN(Source) source)
-{
-    const ptrdiff_t group = 4 * LANES, full = n - n % group;
-    const int few = n <= 4 * group; /* asking for the target each time costs less than a branch mispredicted */
-    y = y >= 0 && y < n ? y : -1;
-    sum_vec sum = {{0}, {0}};
-    for (ptrdiff_t j = 0; j < full; j += group) {
-        FN(ask_for)(source.logits + j * source.logits_step, AHEAD_ROWS, group * source.logits_step, 0);
-        if (source.grad) FN(ask_for)(source.grad + j * source.grad_step, AHEAD_ROWS, group * source.grad_step, 1);
-        if (few || (y >= j && y < j + group)) FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 1, y - j);
-        else FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 0, 0);
-    }
-    if (full < n) FN(add_group)(&sum, x + full, e ? e + full : e, n - full, &exps, 1, y - full);
-    return FN(total)(sum);
-}
-
-/* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient. */
-static double FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y, FN(Source) source)
-{
-    FN(Exps) exps = *given;
-    const int native = source.logits_step == sizeof(REAL) && (!source.grad || source.grad_step == sizeof(REAL));
-    if (native) source.logits_step = source.grad_step = sizeof(REAL);
-    if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, source);
-    exps.base = (vec){0};
-    if (e) return FN(chunk_sum)(x, e, n, exps, y, source);
-    source.grad = NULL;
-    return FN(chunk_sum)(x, NULL, n, exps, y, source);
-}
-
-/* g = f * exps, which are those of x, or x itself where `exps` is NULL. */
-INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Exps) *exps, FN(Factor) f)
-{
-    const int lifted = f.b != 1;
+    REAL *scratch = (REAL *)tile->scratch;
+    const REAL *x = FN(contiguous_run)(tile->logits + i * from->row_stride, from, start, n, scratch);
+    const vec m = FN(splat)((REAL)rows->max[i]), log_sum = FN(splat)((REAL)rows->log_sum[i]);
+    char *out = tile->grad + i * to->row_stride + start * to->class_stride;
+    REAL *dst = FN(is_contiguous)(to) ? (REAL *)out : scratch;
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = n - j;
-        vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
-        v = (exps ? FN(exps)(v, exps) : v) * f.a;
-        if (lifted) v = v * f.b * f.b;
-        if (count >= LANES) FN(store)(g + j, v);
-        else FN(store_n)(g + j, count, v);
+        if (count >= LANES) FN(store)(dst + j, (FN(load)(x + j) - m) - log_sum);
+        else FN(store_n)(dst + j, count, (FN(load_n)(x + j, count, 0) - m) - log_sum);
     }
-}
-
-/* n classes of a row from `start` on, as contiguous REALs: in place where they are that, else in scratch. */
-INLINE const REAL *FN(contiguous_run)(const char *row, const Layout *from, ptrdiff_t start, ptrdiff_t n,
-                                      REAL *scratch)
-{
-    const char *run = row + start * from->class_stride;
-    if (FN(is_contiguous)(from)) return (const REAL *)run;
-    FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
-    return scratch;
+    if (dst == scratch) FN(put)(scratch, to->format, to->swapped, to->class_stride, n, out);
 }
 
 /* ---- Rows of one chunk -------------------------------------------------------------------- */
@@ -172,14 +190,26 @@ INLINE REAL *FN(scratch_row)(const Tile *tile, ptrdiff_t i)
     return (REAL *)tile->scratch + i % rows_at_once(tile->n_classes) * tile->n_classes;
 }
 
+/* What row i of transformed logits z has of terms. */
+static void FN(sweep_terms)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *z, REAL m)
+{
+    if (tile->q) FN(find_label)(tile, rows, i);
+    FN(find_own_term)(tile, rows, i);
+    rows->mass[i] = rows->spread[i] = 0;
+    FN(add_terms)(tile->formula, z, FN(q_run)(tile, i, 0, tile->n_classes), 0, tile->n_classes, m, rows->label[i],
+                  &rows->mass[i], &rows->spread[i]);
+}
+
 /* All maxima first: the sums of a row then need not wait for its maximum. */
 static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     const ptrdiff_t n = tile->n_classes, at_once = rows_at_once(n);
-    const int direct = FN(is_contiguous)(from), stage_in_grad = tile->grad && FN(is_contiguous)(to);
+    const int by_element = tile->formula->by_element, stages = FN(stages)(tile), weighted = is_weighted(tile);
+    const int direct = FN(is_contiguous)(from) && !by_element;
+    const int stage_in_grad = stages && FN(is_contiguous)(to) && !by_element;
     REAL max[TILE], at_target[TILE];
-    double sum[TILE];
+    double sum[TILE], error[TILE];
 
     for (ptrdiff_t first = 0; first < tile->n_rows; first += at_once) {
         const ptrdiff_t end = FN(smaller)(first + at_once, tile->n_rows);
@@ -187,21 +217,39 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
             max[i] = at_target[i] = 0;
             if (rows->label[i] < 0) continue;
             const char *row = tile->logits + i * from->row_stride;
-            const REAL *x = FN(contiguous_run)(row, from, 0, n, FN(scratch_row)(tile, i));
+            REAL *scratch = FN(scratch_row)(tile, i);
+            if (by_element) FN(prepare_run)(tile, rows, i, 0, n, scratch);
+            const REAL *x = by_element ? scratch : FN(contiguous_run)(row, from, 0, n, scratch);
             max[i] = FN(chunk_max)(x, n);
-            at_target[i] = x[rows->label[i]];
+            if (tile->formula->has_terms) FN(sweep_terms)(tile, rows, i, x, max[i]);
+            if (takes_maximum(tile)) rows->label[i] = FN(place_of)(max[i], x, n);
+            at_target[i] = FN(load_one)((const char *)(x + rows->label[i]), REAL_FORMAT, 0); /* perhaps unaligned */
         }
         for (ptrdiff_t i = first; i < end; i++) {
-            sum[i] = 0;
+            sum[i] = error[i] = 0;
             if (rows->label[i] < 0) continue;
             REAL *scratch = FN(scratch_row)(tile, i);
             const REAL *x = direct ? (const REAL *)(tile->logits + i * from->row_stride) : scratch;
-            REAL *staged = stage_in_grad ? (REAL *)(tile->grad + i * to->row_stride) : tile->grad ? scratch : NULL;
-            const FN(Exps) exps = FN(exps_against)(FN(splat)(max[i]));
-            sum[i] = FN(chunk_sum_of)(x, staged, n, &exps, rows->label[i], FN(source)(tile, i, 0));
+            REAL *staged = stage_in_grad ? (REAL *)(tile->grad + i * to->row_stride)
+                           : stages || weighted ? scratch : NULL;
+            const FN(Exps) exps = FN(exps_against)(FN(splat)(max[i]), FN(units)(&tile->formula->temperature));
+            sum[i] = FN(total_and_error)(
+                FN(chunk_sum_of)(x, staged, n, &exps, weighted ? -1 : rows->label[i], FN(source)(tile, i, 0)),
+                &error[i]);
+            if (tile->hess) {
+                const REAL top = FN(exps)(FN(splat)(max[i]), &exps)[0];
+                const FN(TopSums) sums = FN(sum_below)(staged, n, top);
+                rows->below[i] = sums.below + (sums.at_top - 1) * top;
+            }
+            if (!weighted) continue;
+            sum[i] = FN(weighted_sum)(staged, FN(q_run)(tile, i, 0, n), n);
+            error[i] = 0;
+            at_target[i] = max[i]; /* nothing else is to be taken out */
         }
     }
-    FN(finish_rows)(max, at_target, sum, tile->n_rows, rows);
+    FN(finish_rows)(tile, max, at_target, sum, error, rows);
+    if (!tile->hess) return;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) rows->below[i] *= rows->unit[i] / EXP_POWER; /* a share of them all */
 }
 
 static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
@@ -210,109 +258,19 @@ static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
     const ptrdiff_t n = tile->n_classes;
     const int direct = FN(is_contiguous)(to);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        if (tile->formula->kind == LOG_SOFTMAX) {
+            FN(write_log_run)(tile, rows, i, 0, n);
+            continue;
+        }
+        if (tile->formula->by_element) {
+            FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i), rows->max[i], rows->unit[i], 1);
+            continue;
+        }
         char *grad = tile->grad + i * to->row_stride;
         REAL *g = direct ? (REAL *)grad : FN(scratch_row)(tile, i);
         if (rows->label[i] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
-        else FN(chunk_write)(g, g, n, NULL, FN(factor)(rows->alpha[i] * rows->unit[i], 1));
+        else FN(write_run)(tile, rows, i, 0, n, g, g, NULL, FN(factor)(rows->alpha[i] * rows->unit[i], 1));
         if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
         FN(write_target)(tile, rows, i);
     }
-}
-
-/* ---- Rows in pieces: the only row of a tile ----------------------------------------------- */
-
-/* Where its exps are staged, or NULL: beyond the cache they would be moved twice more, which costs more than
- * computing them again. */
-INLINE REAL *FN(staged_long_row)(const Tile *tile)
-{
-    if (!tile->grad || tile->n_classes > (ptrdiff_t)(STAGED_BYTES / sizeof(REAL))) return NULL;
-    return (REAL *)(FN(is_contiguous)(&tile->grad_layout) ? tile->grad : tile->staging);
-}
-
-/* The exps of a piece. One that holds nothing but -inf has exps 0, unlike a row. */
-INLINE FN(Exps) FN(exps_of_piece)(const Pieces *pieces, ptrdiff_t piece)
-{
-    const double m = pieces->max[piece];
-    return FN(exps_against)(FN(splat)(m == -INFINITY ? 0 : (REAL)m));
-}
-
-static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
-{
-    const Layout *from = &tile->logits_layout;
-    const ptrdiff_t length = piece_length(tile->n_classes), start = piece * length;
-    const ptrdiff_t end = FN(smaller)(start + length, tile->n_classes);
-    Pieces *pieces = &rows->pieces;
-    REAL *scratch = (REAL *)tile->scratch, *staged = FN(staged_long_row)(tile);
-    const REAL *x = NULL;
-    REAL m = -INFINITY;
-    double sum = 0;
-
-    for (ptrdiff_t at = start; at < end; at += CHUNK) {
-        const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
-        x = FN(contiguous_run)(tile->logits, from, at, n, scratch);
-        const REAL chunk_max = FN(chunk_max)(x, n);
-        m = chunk_max > m ? chunk_max : m;
-    }
-    pieces->max[piece] = m;
-    const FN(Exps) exps = FN(exps_of_piece)(pieces, piece);
-    for (ptrdiff_t at = start; at < end; at += CHUNK) {
-        const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
-        if (end - start > CHUNK) x = FN(contiguous_run)(tile->logits, from, at, n, scratch);
-        sum += FN(chunk_sum_of)(x, staged ? staged + at : NULL, n, &exps, rows->label[0] - at, FN(source)(tile, 0, at));
-    }
-    const double top = FN(exps)(FN(splat)(m), &exps)[0];
-    const vec_f64 correction = FN(correction)(&exps, 0);
-    pieces->unit[piece] = FN(to_unit)(correction)[0];
-    pieces->rest[piece] = FN(to_rest)(splat_f64(sum), correction)[0];
-    pieces->others[piece] = FN(to_rest)(splat_f64(sum - top), correction)[0];
-}
-
-/* Before the pieces are swept: their exps may be staged in place of the logits. */
-static void FN(read_target)(const Tile *tile, Rows *rows)
-{
-    const Layout *from = &tile->logits_layout;
-    const char *at = tile->logits + rows->label[0] * from->class_stride;
-    rows->at_target[0] = FN(is_native)(from) ? FN(load_one)(at, REAL_FORMAT, 0)
-                                             : FN(load_one)(at, from->format, from->swapped);
-}
-
-static void FN(combine_pieces)(const Tile *tile, Rows *rows)
-{
-    combine(rows, count_pieces(tile->n_classes), REST_SCALE);
-}
-
-static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
-{
-    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
-    const ptrdiff_t length = piece_length(tile->n_classes);
-    const ptrdiff_t end = FN(smaller)((piece + 1) * length, tile->n_classes);
-    const int direct = FN(is_contiguous)(to);
-    const REAL *staged = FN(staged_long_row)(tile);
-    const FN(Exps) exps = FN(exps_of_piece)(&rows->pieces, piece);
-    const FN(Factor) factor = FN(factor)(rows->alpha[0] * rows->pieces.unit[piece], 1 / UNIT_SCALE);
-    REAL *scratch = (REAL *)tile->scratch;
-
-    for (ptrdiff_t at = piece * length; at < end; at += CHUNK) {
-        const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
-        char *grad = tile->grad + at * to->class_stride;
-        REAL *g = direct ? (REAL *)grad : scratch;
-        if (rows->label[0] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
-        else if (staged) FN(chunk_write)(staged + at, g, n, NULL, factor);
-        else FN(chunk_write)(FN(contiguous_run)(tile->logits, from, at, n, scratch), g, n, &exps, factor);
-        if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
-    }
-}
-
-static void FN(sweep_long_row)(const Tile *tile, Rows *rows)
-{
-    if (rows->label[0] < 0) return;
-    FN(read_target)(tile, rows);
-    for (ptrdiff_t piece = 0; piece < count_pieces(tile->n_classes); piece++) FN(sweep_piece)(tile, rows, piece);
-    FN(combine_pieces)(tile, rows);
-}
-
-static void FN(write_long_row)(const Tile *tile, const Rows *rows)
-{
-    for (ptrdiff_t piece = 0; piece < count_pieces(tile->n_classes); piece++) FN(write_piece)(tile, rows, piece);
-    FN(write_target)(tile, rows, 0);
 }

@@ -1,14 +1,15 @@
 cimport numpy as cnp
 
-cdef extern from "problem.h":
+cdef extern from "common.h":
     ctypedef enum Format: FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16, FORMAT_NONE
 
 cdef int format_of(cnp.ndarray a) except -1
 cdef bint is_swapped(cnp.ndarray a) noexcept
+cdef cnp.ndarray as_array(object a, str name)
 cdef cnp.ndarray as_floats(object given, str name)
 cdef cnp.ndarray as_labels(object given)
-cdef int normalised_axis(object axis, int n_dims) except -1
+cdef int normalised_axis(object axis, int n_dims, str name=*) except -1
 cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis) except -1
-cdef int check_out(object given, cnp.ndarray logits) except -1
-cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name) except -1
+cdef int check_out(object given, cnp.ndarray logits, str name=*) except -1
+cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name, str out_name=*) except -1
 cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept

@@ -14,7 +14,7 @@ cdef cnp.ndarray as_array(object a, str name):
     if type(a) is cnp.ndarray:
         return a
     if isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it, or mark rows with ignore_index")
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; expected a plain array: use .filled()")
     if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
         return np.from_dlpack(a)
     return np.asarray(a)
@@ -62,10 +62,10 @@ cdef cnp.ndarray as_labels(object given):
     return a
 
 
-cdef int normalised_axis(object axis, int n_dims) except -1:
+cdef int normalised_axis(object axis, int n_dims, str name="logits") except -1:
     cdef Py_ssize_t number
     if n_dims == 0:
-        raise ValueError("logits is a scalar; expected at least one axis, the classes")
+        raise ValueError(f"{name} is a scalar; expected at least one axis, the classes")
     try:
         number = index(axis)
     except TypeError:
@@ -95,13 +95,13 @@ cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis
 
 # ---- Arrays to write into ------------------------------------------------------------------------
 
-cdef int check_out(object given, cnp.ndarray logits) except -1:
-    """Refuse what the gradient can't be written into: another shape or dtype, read-only, overlapping itself."""
+cdef int check_out(object given, cnp.ndarray logits, str name="out") except -1:
+    """Refuse what a derivative can't be written into: another shape or dtype, read-only, overlapping itself."""
     if type(given) is not cnp.ndarray:
         if not isinstance(given, np.ndarray):
-            raise TypeError(f"out is a {type(given).__name__}; expected an ndarray to write the gradient into")
+            raise TypeError(f"{name} is a {type(given).__name__}; expected an ndarray to write into")
         if isinstance(given, np.ma.MaskedArray):
-            raise TypeError("out is a masked array; expected a plain ndarray")
+            raise TypeError(f"{name} is a masked array; expected a plain ndarray")
     cdef cnp.ndarray out = given
     cdef int n_dims = cnp.PyArray_NDIM(logits), dim
     cdef bint same = cnp.PyArray_NDIM(out) == n_dims and cnp.PyArray_EquivArrTypes(out, logits)
@@ -110,15 +110,20 @@ cdef int check_out(object given, cnp.ndarray logits) except -1:
             same = same and cnp.PyArray_DIM(out, dim) == cnp.PyArray_DIM(logits, dim)
     if not same:
         raise ValueError(
-            f"out has shape {np.shape(out)} and dtype {out.dtype}; expected those of the logits, "
-            f"{np.shape(logits)} and {logits.dtype}"
+            f"{name} has shape {np.shape(out)} and dtype {out.dtype}; expected those of the logits, "
+            f"{np.shape(logits)} and {logits.dtype}: use numpy.empty_like"
         )
     if not cnp.PyArray_ISWRITEABLE(out):
-        raise ValueError("out is read-only; expected a writable array")
-    if not cnp.PyArray_IS_C_CONTIGUOUS(out) and overlaps_itself(given):
+        raise ValueError(f"{name} is read-only; expected a writable array: use a copy")
+    return check_separate_elements(out, name)
+
+
+cdef int check_separate_elements(cnp.ndarray out, str name) except -1:
+    if not cnp.PyArray_IS_C_CONTIGUOUS(out) and overlaps_itself(out):
+        strides = (<object>out).strides
         raise ValueError(
-            f"out has strides {given.strides} for shape {np.shape(out)}: elements share memory; "
-            "expected one place for each"
+            f"{name} has strides {strides} for shape {np.shape(out)}: elements may share memory; "
+            "expected one place for each: use numpy.empty_like"
         )
     return 0
 
@@ -145,7 +150,7 @@ cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
     return same
 
 
-cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name) except -1:
+cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name, str out_name="out") except -1:
     """Refuse an `out` that shares memory with an input, or may: where finding out would take long."""
     if cnp.PyArray_SIZE(out) == 0 or first_byte(out) >= end_byte(a) or first_byte(a) >= end_byte(out):
         return 0
@@ -156,8 +161,8 @@ cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name) except -1:
     except np.exceptions.TooHardError:
         verb = "may overlap"
     raise ValueError(
-        f"out {verb} {name} in memory; expected separate arrays"
-        + (", or out=logits to overwrite all of it" if name == "logits" else "")
+        f"{out_name} {verb} {name} in memory; expected separate arrays"
+        + (f", or {out_name}=logits to overwrite all of it" if name == "logits" else "")
     )
 
 
@@ -175,3 +180,21 @@ cdef char *end_byte(cnp.ndarray a) noexcept:
     for dim in range(cnp.PyArray_NDIM(a)):
         end += max(cnp.PyArray_STRIDE(a, dim) * (cnp.PyArray_DIM(a, dim) - 1), 0)
     return end
+
+
+# ---- For special.py, whose results are made in Python ---------------------------------------------
+
+def float_array(given, str name):
+    """An array of a dtype the kernels read."""
+    return as_floats(given, name)
+
+
+def normalized_axis(axis, int n_dims):
+    return normalised_axis(axis, n_dims, "the array")
+
+
+def check_out_apart(cnp.ndarray out, cnp.ndarray a, str name, bint in_place):
+    """Refuse an `out` that overlaps itself or, unless it may be in its place, an input."""
+    check_separate_elements(out, "out")
+    if not (in_place and same_memory(out, a)):
+        check_apart(out, a, name)

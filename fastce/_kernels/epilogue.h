@@ -3,12 +3,19 @@
  * Included after the float64 headers; all in float64, LANES rows at a time. With e_y = exp(x_y - m),
  * s = r + e_y and the row's weight w
  *
- *     loss    -log p_y = (m - x_y) + log s           alpha =  w / s
+ *     loss    -log p_y = (m - x_y) + log s           alpha =  w
  *                                                    beta  = -w r / s        p_y - 1 = -r / s
  *
  * Nothing here cancels: where the target is the maximum log s = log1p(r), elsewhere r holds
  * the maximum's own 1 and log s = log1p((r - 1) + e_y).
  */
+/* w * loss; a weight of 0 has no part in a loss of infinity. NaN stays. */
+INLINE vec weighted(vec w, vec loss, vec r)
+{
+    const vec zero = {0};
+    return select_f64(not_less_f64(zero, larger_f64(-w, w)), w * r, loss);
+}
+
 /* a * f, where f = r or so. Where r carries a scale that is for an r so small that it may be subnormal. */
 INLINE vec times_rest(vec a, vec scaled, vec f, double rest_scale)
 {
@@ -18,24 +25,243 @@ INLINE vec times_rest(vec a, vec scaled, vec f, double rest_scale)
     return select_f64(not_less_f64(scaled, splat_f64(0x1p-900)), product, rescued);
 }
 
+/* What the sweep found out about LANES rows, from i on. */
+typedef struct {
+    mask_f64 used;   /* not ignored */
+    vec m, x_y;
+    vec scaled, r;   /* r times rest_scale, and r */
+    vec e_y;
+    vec others, others_low; /* sum of all exps but one maximum's: log s = log1p(others) */
+} Swept;
+
+INLINE Swept swept(const Rows *rows, ptrdiff_t i, double rest_scale)
+{
+    Swept row;
+    ivec label;
+    memcpy(&label, rows->label + i, sizeof label);
+    row.used = differ_f64(label, (ivec){0} - 1);
+    row.m = load_f64(rows->max + i);
+    row.x_y = load_f64(rows->at_target + i);
+    row.e_y = load_f64(rows->target_exp + i);
+    row.scaled = load_f64(rows->rest + i);
+    row.r = row.scaled * (1 / rest_scale);
+    row.others_low = load_f64(rows->rest_low + i) * (1 / rest_scale);
+    row.others = select_f64(not_less_f64(row.x_y, row.m), row.r, (row.r - 1) + row.e_y);
+    return row;
+}
+
 INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normalizer, double rest_scale, int with_grad)
 {
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        ivec label;
-        memcpy(&label, rows->label + i, sizeof label);
-        const mask_f64 used = differ_f64(label, (ivec){0} - 1);
-        const vec m = load_f64(rows->max + i), x_y = load_f64(rows->at_target + i), e_y = load_f64(rows->target_exp + i);
-        const vec scaled = load_f64(rows->rest + i), r = scaled * (1 / rest_scale), w = load_f64(rows->weight + i);
-        const vec others = select_f64(not_less_f64(x_y, m), r, (r - 1) + e_y);
-        const vec log_s = log1p_f64(others, rest_scale == 1);
+        const Swept row = swept(rows, i, rest_scale);
+        const vec w = load_f64(rows->weight + i), log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1);
         vec loss;
-        if (rest_scale == 1) loss = w * ((m - x_y) + log_s);
-        else loss = times_rest(2 * w, 0.5 * scaled, (0.5 * m - 0.5 * x_y) + 0.5 * log_s, rest_scale); /* m - x_y may overflow */
-        store_f64(rows->loss + i, keep_f64(used, loss));
+        if (rest_scale == 1) loss = w * ((row.m - row.x_y) + log_s);
+        else /* of halves: m - x_y may overflow */
+            loss = times_rest(2 * w, 0.5 * row.scaled, (0.5 * row.m - 0.5 * row.x_y) + 0.5 * log_s, rest_scale);
+        store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, row.r)));
         if (!with_grad) continue;
-        const vec alpha = w / (normalizer * (r + e_y));
+        const vec alpha = w / normalizer, per_s = alpha / (row.r + row.e_y);
         store_f64(rows->alpha + i, alpha);
-        store_f64(rows->beta + i, 0 - times_rest(alpha, scaled, r, rest_scale)); /* 0 - : never -0.0 */
+        store_f64(rows->beta + i, 0 - times_rest(per_s, row.scaled, row.r, rest_scale)); /* 0 - : never -0.0 */
+    }
+}
+
+/* With terms, a z-loss, a temperature or a Hessian. Q = d_y + mass is the sum of all d_j, and
+ *
+ *     loss   =  Q log s + d_y (m - z_y) + spread + z_loss lse^2
+ *     dz_j   =  Q p_j - d_j + 2 z_loss lse p_j               dz_y = mass - Q r / s + 2 z_loss lse p_y
+ *     d2z_j  =  (Q + 2 z_loss lse) p_j (1 - p_j) + 2 z_loss p_j^2
+ *
+ * times the sample weight; each derivative by 1 / T as well. No term of the loss is negative where
+ * weights and targets are not. */
+INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, double rest_scale, int with_grad)
+{
+    const double inverse_t = f->temperature.factor / f->temperature.divisor;
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        const Swept row = swept(rows, i, rest_scale);
+        const vec sample = load_f64(rows->sample + i), zero = {0};
+        vec own = load_f64(rows->weight + i), mass = zero, spread = zero; /* times the sample weight, all of them */
+        if (f->has_terms) {
+            own = sample * load_f64(rows->own + i);
+            mass = sample * load_f64(rows->mass + i);
+            spread = sample * load_f64(rows->spread + i);
+        }
+        const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1), all = own + mass;
+        vec half = own * (0.5 * row.m - 0.5 * row.x_y);
+        half = weighted(own, half, row.r) + weighted(sample, spread, row.r) * (0.5 / SPREAD_SCALE);
+        half = half / f->temperature.divisor * f->temperature.factor;
+        vec by_lse = zero;
+        if (f->z_loss != 0) {
+            const vec lse = row.m / f->temperature.divisor * f->temperature.factor + log_s;
+            const vec weighted_m = sample * row.m / f->temperature.divisor * f->temperature.factor;
+            by_lse = 2 * f->z_loss * (weighted_m + times_rest(sample, row.scaled, log_s, rest_scale));
+            half += 0.25 * by_lse * lse;
+        }
+        const vec loss = 2 * half + times_rest(all, row.scaled, log_s, rest_scale);
+        store_f64(rows->loss + i, keep_f64(row.used, loss));
+        if (!with_grad) continue;
+        const vec s = row.r + row.e_y, p_y = row.e_y / s, share = sample * (inverse_t / f->normalizer);
+        const vec by_z = inverse_t / f->normalizer * (all / s);
+        store_f64(rows->alpha + i, inverse_t / f->normalizer * (all + by_lse));
+        /* At the target Q p_y - d_y = mass - Q r / s, whichever has the smaller terms. */
+        const vec left = all * p_y, right = times_rest(by_z, row.scaled, row.r, rest_scale);
+        const vec left_size = larger_f64(larger_f64(-left, left), larger_f64(-own, own));
+        const vec right_size = larger_f64(larger_f64(-mass, mass), all * (row.r / s));
+        const vec by_left = inverse_t / f->normalizer * ((left - own) + by_lse * p_y);
+        const vec by_right = inverse_t / f->normalizer * (mass + by_lse * p_y) - right;
+        store_f64(rows->beta + i, select_f64(not_less_f64(left_size, right_size), by_right, by_left));
+        store_f64(rows->even + i, share * f->even);
+        store_f64(rows->share + i, share * f->share);
+        const double second = inverse_t * inverse_t / f->normalizer;
+        const vec curve = second * (all + by_lse), square = 2 * second * f->z_loss * sample;
+        if (!f->by_element) continue;
+        const vec others = select_f64(not_less_f64(row.x_y, row.m), row.r / s, load_f64(rows->below + i) + p_y);
+        store_f64(rows->curve + i, curve);
+        store_f64(rows->excess + i, weighted(curve, square / curve, row.r) - 1);
+        store_f64(rows->hess_target + i, p_y * (curve * (row.r / s) + square * p_y));
+        store_f64(rows->hess_top + i, (curve * others + square / s) / s);
+    }
+}
+
+/* The focal loss u^gamma (-log p_y) with u = 1 - p_y = r / s (Lin et al. 2017). Its gradient is that of
+ * cross-entropy times
+ *
+ *     kappa = u^gamma (1 + gamma p_y (-log p_y) / u)        the quotient is 1 where u vanishes */
+static void epilogue_focal(const Formula *f, Rows *rows, ptrdiff_t n_rows, double rest_scale)
+{
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        const Swept row = swept(rows, i, rest_scale);
+        const vec w = load_f64(rows->weight + i), s = row.r + row.e_y, u = row.r / s, p_y = row.e_y / s, zero = {0};
+        const vec entropy = (row.m - row.x_y) + log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1);
+        vec power = u, quotient = p_y * entropy / u;
+        for (int k = 0; k < LANES; k++) {
+            if (f->gamma == 2) power[k] = u[k] * u[k];
+            else if (u[k] < 0x1p-900) power[k] = pow(row.scaled[k] / s[k], f->gamma) * pow(rest_scale, -f->gamma);
+            else power[k] = pow(u[k], f->gamma);
+        }
+        quotient = select_f64(not_less_f64(zero, u) & not_less_f64(u, zero), 1 + zero * u, quotient);
+        quotient = select_f64(not_less_f64(zero, row.e_y) & not_less_f64(row.e_y, zero), zero * u, quotient);
+        const vec kappa = power * (1 + f->gamma * quotient), coefficient = w * kappa / f->normalizer;
+        const vec loss = times_rest(w * power, row.scaled, entropy, rest_scale);
+        store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, row.r)));
+        store_f64(rows->alpha + i, coefficient);
+        store_f64(rows->beta + i, 0 - times_rest(coefficient / s, row.scaled, row.r, rest_scale));
+    }
+}
+
+/* ---- Margins between cosines ---------------------------------------------------------------- */
+
+typedef struct { double value, slope; } Margin;
+
+/* What the target's cosine c = cos t becomes, and its derivative:
+ *
+ *     cos(margin1 t + margin2) - margin3            (Deng et al. 2019)
+ *
+ * continued so that it falls for all t in [0, pi]: with one multiple beyond margin1 t + margin2 = pi by the
+ * straight line c - margin2 sin(margin2), else by (-1)^k cos(...) - 2k in the k-th half turn (Liu et al. 2017). */
+static Margin margin_of(const Formula *f, double c)
+{
+    const double sine = sqrt((1 - c) * (1 + c)), divisor = sine > f->least_sine ? sine : f->least_sine;
+    if (f->margin1 == 1) {
+        const double cos2 = cos(f->margin2), sin2 = sin(f->margin2);
+        if (c < -cos2 && f->margin2 > 0) return (Margin){c - f->margin2 * sin2 - f->margin3, 1};
+        return (Margin){c * cos2 - sine * sin2 - f->margin3, cos2 + c / divisor * sin2};
+    }
+    /* From the nearer end of [0, pi], where margin1 pi is a whole number of half turns: the angle is as exact as c. */
+    const int from_pi = c < 0 && floor(f->margin1) == f->margin1;
+    const double pi = 0x1.921fb54442d18p+1;
+    const double angle = (from_pi ? -f->margin1 * acos(-c) : f->margin1 * acos(c)) + f->margin2;
+    const double turns = floor(angle / pi), k = turns + (from_pi ? f->margin1 : 0), sign = fmod(turns, 2) == 0 ? 1 : -1;
+    return (Margin){sign * cos(angle) - 2 * k - f->margin3, sign * sin(angle) * f->margin1 / divisor};
+}
+
+/* The sweep has left the target out, from the maximum too: here it joins with its margin. */
+static void epilogue_margin(const Tile *tile, Rows *rows, double rest_scale)
+{
+    const Formula *f = tile->formula;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        const double c = rows->given[i], w = rows->weight[i], clipped = c > 1 ? 1 : c < -1 ? -1 : c;
+        const Margin margin = margin_of(f, clipped);
+        const int alone = tile->n_classes == 1;
+        const double m = alone ? margin.value : rows->max[i], top = m > margin.value ? m : margin.value;
+        const double shift = exp(f->scale * (m - top)), e_y = exp(f->scale * (margin.value - top));
+        const double r = alone ? 0 : rows->rest[i] / rest_scale * shift, s = r + e_y;
+        const double log_s = log1p(margin.value >= m ? r : (r - 1) + e_y);
+        const double factor = w * f->scale / f->normalizer;
+        rows->loss[i] = rows->label[i] < 0 ? 0 : w * (f->scale * (top - margin.value) + log_s); /* always finite */
+        rows->alpha[i] = factor * (r / s); /* the sweep's p_j are shares of r */
+        rows->beta[i] = 0 - factor * margin.slope * (r / s);
+    }
+}
+
+/* Of log-probabilities (Kind NLL): nothing was swept. */
+static void epilogue_nll(Rows *rows, ptrdiff_t n_rows)
+{
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        const double w = rows->weight[i], x_y = rows->given[i];
+        rows->loss[i] = rows->label[i] < 0 || (w == 0 && !isnan(x_y)) ? 0 : 0 - w * x_y;
+    }
+}
+
+/* ---- Softmax, its logarithm and that of its sum --------------------------------------------- */
+
+/* With any class as the target: the sums are as exact as they can be. */
+INLINE void epilogue_softmax(Rows *rows, ptrdiff_t n_rows, double rest_scale)
+{
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        const Swept row = swept(rows, i, rest_scale);
+        const vec s = row.r + row.e_y;
+        store_f64(rows->alpha + i, splat_f64(1));
+        store_f64(rows->beta + i, row.e_y / s);
+    }
+}
+
+/* How many infinities of either sign a row has when its exps count with their factors, and whether it has a NaN. */
+typedef struct { ptrdiff_t positive, negative; int nan; } Infinities;
+
+static Infinities count_infinities(const Tile *tile, ptrdiff_t i)
+{
+    const Layout *from = &tile->logits_layout, *of_q = &tile->q_layout;
+    Infinities found = {0, 0, 0};
+    for (ptrdiff_t j = 0; j < tile->n_classes; j++) {
+        const double x = load_number(tile->logits + i * from->row_stride + j * from->class_stride,
+                                     from->format, from->swapped);
+        const double b = tile->q ? load_number(tile->q + i * of_q->row_stride + j * of_q->class_stride,
+                                               of_q->format, of_q->swapped) : 1;
+        if (b == 0) continue;
+        found.nan |= isnan(x) || isnan(b) || (isinf(b) && x == -INFINITY);
+        found.positive += (x == INFINITY && b > 0) || (b == INFINITY && x > -INFINITY);
+        found.negative += (x == INFINITY && b < 0) || (b == -INFINITY && x > -INFINITY);
+    }
+    return found;
+}
+
+/* A maximum that is not finite: infinities count as SciPy counts them, as terms of a sum of their exps. */
+static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
+{
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+        const Swept row = swept(rows, i, rest_scale);
+        const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1);
+        store_f64(rows->log_sum + i, log_s + 0 * row.e_y); /* a NaN may be in the target's place */
+        store_f64(rows->loss + i, row.m + log_s + 0 * row.e_y);
+    }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        double sign = 1;
+        if (!isfinite(rows->max[i]) || isnan(tile->q ? rows->rest[i] : rows->loss[i])) {
+            const Infinities found = count_infinities(tile, i);
+            const int none = !found.positive && !found.negative;
+            const int unknown = found.nan || (found.positive && found.negative);
+            rows->loss[i] = unknown ? NAN : none ? -INFINITY : INFINITY;
+            rows->log_sum[i] = unknown || none ? NAN : INFINITY;
+            rows->max[i] = 0;
+            sign = unknown ? NAN : none ? 0 : found.positive ? 1 : -1;
+        } else if (tile->q) {
+            const double sum = rows->rest[i] / rest_scale;
+            rows->loss[i] = rows->max[i] + log(fabs(sum));
+            sign = sum > 0 ? 1 : sum < 0 ? -1 : sum;
+        }
+        rows->sign[i] = sign;
     }
 }
 
@@ -62,30 +288,5 @@ INLINE void sum_weights(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
 
 INLINE void clear_sums(Sums *sums) { *sums = (Sums){{{0}, {0}}, {{0}, {0}}}; }
 
-/* An unevaluated sum; infinity has no error term. */
-typedef struct { double sum, error; } Pair;
-
-INLINE void add_pair(Pair *total, Pair term)
-{
-    double sum = total->sum + term.sum, part = sum - total->sum;
-    double lost = (total->sum - (sum - part)) + (term.sum - part);
-    total->error += isfinite(sum) ? lost + term.error : 0;
-    total->sum = sum;
-}
-
-INLINE Pair add_lanes(sum_vec_f64 lanes)
-{
-    Pair total = {0, 0};
-    for (int i = 0; i < LANES; i++) add_pair(&total, (Pair){lanes.sum[i], lanes.error[i]});
-    return total;
-}
-
 INLINE Pair total_loss(const Sums *sums) { return add_lanes(sums->loss); }
 INLINE Pair total_weight(const Sums *sums) { return add_lanes(sums->weight); }
-
-INLINE double add_pairs(const Pair *pairs, ptrdiff_t n)
-{
-    Pair total = {0, 0};
-    for (ptrdiff_t i = 0; i < n; i++) add_pair(&total, pairs[i]);
-    return total.sum + total.error;
-}

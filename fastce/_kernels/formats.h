@@ -7,7 +7,7 @@
 #ifndef FASTCE_FORMATS_H
 #define FASTCE_FORMATS_H
 
-#include "problem.h"
+#include "common.h"
 
 INLINE size_t format_size(Format format)
 {
@@ -59,6 +59,29 @@ INLINE void store_16(char *p, uint16_t h, int swapped)
 {
     if (swapped) h = __builtin_bswap16(h);
     memcpy(p, &h, sizeof h);
+}
+
+/* One element of any format. */
+INLINE double load_number(const char *p, Format format, int swapped)
+{
+    uint32_t w;
+    uint64_t q;
+    float single;
+    double number;
+    switch (format) {
+    case FORMAT_F16: return float16_to_float(load_16(p, swapped));
+    case FORMAT_BF16: return bfloat16_to_float(load_16(p, swapped));
+    case FORMAT_F32:
+        memcpy(&w, p, 4);
+        if (swapped) w = __builtin_bswap32(w);
+        memcpy(&single, &w, 4);
+        return single;
+    default:
+        memcpy(&q, p, 8);
+        if (swapped) q = __builtin_bswap64(q);
+        memcpy(&number, &q, 8);
+        return number;
+    }
 }
 
 #endif /* FASTCE_FORMATS_H */
@@ -127,7 +150,8 @@ INLINE void store_halves(char *p, vec a, Format format)
 #else
     const __m256i upper = _mm256_srli_epi32((__m256i)rounded, 16);
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x08);
-    const __m128i h = format == FORMAT_F16 ? _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT) : _mm256_castsi256_si128(packed);
+    const __m128i h = format == FORMAT_F16 ? _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT)
+                                           : _mm256_castsi256_si128(packed);
     _mm_storeu_si128((__m128i *)p, h);
 #endif
 }

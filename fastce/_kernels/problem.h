@@ -1,16 +1,15 @@
-/* What the walk (kernels.pyx) and the row code (sweep.h, epilogue.h) hand to each other. */
+/* What the walk (walk.pxi) and the row code (sweep.h, epilogue.h) hand to each other. */
 #ifndef FASTCE_PROBLEM_H
 #define FASTCE_PROBLEM_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "common.h"
 
 enum {
     TILE = 64,              /* rows that pass through sweep, epilogue and write together */
     CHUNK = 8192,           /* longest piece of a row that is swept at once: 32 KiB of float32 */
     MAX_PIECES = 1024,      /* parts of a long row that are swept on their own */
     STAGED_BYTES = 1 << 21, /* of exps of a row in pieces: more would leave the cache */
-    FEW_BYTES = 448,        /* rows of up to 112 float32 or 56 float64 lie across the lanes of a vector, longer ones along it */
+    FEW_BYTES = 448,        /* of a row that lies across vectors: 112 float32, 56 float64; longer ones lie along them */
     SCRATCH = 8192          /* doubles: a chunk, or a tile of rows of FEW_BYTES and again transposed */
 };
 _Static_assert(CHUNK <= SCRATCH && 2 * TILE * FEW_BYTES <= SCRATCH * 8, "what the scratch is for must fit");
@@ -19,51 +18,92 @@ _Static_assert(CHUNK <= SCRATCH && 2 * TILE * FEW_BYTES <= SCRATCH * 8, "what th
  * them back. */
 #define REST_SCALE_F64 0x1p64
 
-/* How an element is stored. float16 and bfloat16 are computed in float32. */
-typedef enum { FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16, FORMAT_NONE } Format;
+/* Of sums of gaps between logits: they stay finite where their mean is. */
+#define SPREAD_SCALE 0x1p-20
 
-/* One array of logits or gradients seen from inside a tile. Strides are in bytes. */
+typedef enum { CROSS_ENTROPY, FOCAL, MARGIN, NLL, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP } Kind;
+
+/* What becomes of a logit before the temperature divides it: a cosine is clipped to [-1, 1]. */
+typedef enum { AS_GIVEN, SOFTCAP, COSINES } Transform;
+
+/* What is computed of each row, z being its transformed logits:
+ *
+ *     loss = sum_j d_j (lse - z_j) + z_loss lse^2,    d_j = (even + share q_j) w_j,
+ *
+ * and d_y is label_share w_y more at a label y. A plain loss from labels has d_y alone. The others,
+ * of all classes, are `terms`. */
 typedef struct {
-    Format format;
-    int swapped;             /* the bytes of an element are in the other order */
-    ptrdiff_t class_stride;
-    ptrdiff_t row_stride;
-} Layout;
+    Kind kind;
+    Temperature temperature;
+    Transform transform;
+    double softcap;
+    Temperature half_cap;        /* of the exps in its tanh */
+    int has_terms;
+    int by_element;              /* a transform, a Hessian or factors: more of an element is needed than its exp */
+    double even, share;
+    double label_share;          /* 1 - smoothing; 0 for q */
+    const double *class_weight;  /* w, or NULL: ones */
+    const void *term_weight;     /* the same in the precision that is computed in, where there are terms */
+    double z_loss;
+    double gamma;                /* of FOCAL */
+    double scale, margin1, margin2, margin3, least_sine; /* of MARGIN */
+    double normalizer;           /* divides the gradient */
+} Formula;
 
-/* A tile: rows of one batch axis. `grad` is NULL where only the loss is wanted. */
+/* A tile: rows of one batch axis. `grad` is NULL where only the loss is wanted, `hess` where no Hessian is. */
 typedef struct {
     ptrdiff_t n_rows, n_classes;
-    const char *logits;
-    char *grad;
-    Layout logits_layout, grad_layout;
-    double *scratch; /* SCRATCH of them */
-    void *staging;   /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
+    const Formula *formula;
+    const char *logits, *q;  /* q: target distributions, or the factors of the exps in LOG_SUM_EXP; or NULL */
+    char *grad, *hess;
+    Layout logits_layout, q_layout, grad_layout, hess_layout;
+    double *scratch;         /* SCRATCH of them */
+    double *second, *third;  /* the same each, where something goes by element or q is given */
+    void *staging;           /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
 } Tile;
 
 /* The pieces of a row longer than CHUNK, each swept against its own maximum. */
 typedef struct {
     double max[MAX_PIECES];
-    double rest[MAX_PIECES];   /* sum of exp(x_j - max) over j != y, times rest_scale */
-    double others[MAX_PIECES]; /* the same without the maximum's own term */
-    double unit[MAX_PIECES];   /* as in Rows; combine_pieces multiplies it by exp(max - m) UNIT_SCALE */
+    double rest[MAX_PIECES], rest_low[MAX_PIECES];     /* sum of exp(x_j - max) over j != y, times rest_scale */
+    double others[MAX_PIECES], others_low[MAX_PIECES]; /* the same without the maximum's own term */
+    double mass[MAX_PIECES];                           /* as in Rows */
+    double spread[MAX_PIECES];                         /* the same, against max */
+    double exp_top[MAX_PIECES];                        /* the exp of max, as it is staged */
+    double below[MAX_PIECES], at_top[MAX_PIECES];      /* for a Hessian: the sum of those below it, how many equal it */
+    double unit[MAX_PIECES]; /* exp(x_j - max) = unit times what was staged for it / EXP_POWER;
+                              * combine makes it that of Rows, times UNIT_SCALE */
 } Pieces;
 
-/* The rows of a tile, one array per quantity: sweep fills the second group,
- * the epilogue turns it into the third, write consumes that. */
+/* The rows of a tile, one array per quantity: sweep fills the second group and the third,
+ * the epilogue turns them into the last, write consumes that. */
 typedef struct {
-    int64_t label[TILE];     /* target class y; -1: the row is ignored */
-    double weight[TILE];     /* sample weight */
+    int64_t label[TILE];     /* target class y, for q the one of the largest; -1: the row is ignored */
+    double sample[TILE];     /* sample weight */
+    double weight[TILE];     /* what the mean divides by: that, times w_y where targets are labels */
+    double given[TILE];      /* x_y before its transform, for MARGIN and NLL */
 
     double max[TILE];        /* m = max_j x_j */
     double at_target[TILE];  /* x_y */
     double rest[TILE];       /* r = sum of exp(x_j - m) over j != y, times rest_scale (vmath.h) */
+    double rest_low[TILE];   /* what that lacks */
     double target_exp[TILE]; /* exp(x_y - m) */
-    double unit[TILE];       /* exp(x_j - m) = unit times what was staged for it / EXP_POWER */
-    Pieces pieces;           /* of a row alone in its tile, instead of its unit */
+    double unit[TILE];       /* p_j = unit times what was staged for it / EXP_POWER; of use only for a gradient */
+    Pieces *pieces;          /* of a row alone in its tile, instead of its unit */
+
+    double own[TILE];        /* d_y */
+    double mass[TILE];       /* sum of d_j over j != y */
+    double spread[TILE];     /* sum of d_j (m - z_j) over j != y, times SPREAD_SCALE */
+    double below[TILE];      /* for a Hessian: sum of p_j over j != y but for one maximum */
 
     double loss[TILE];
-    double alpha[TILE];      /* gradient off the target: alpha * exp(x_j - m) */
+    double alpha[TILE];      /* gradient off the target: alpha p_j - (even + share q_j) w_j */
+    double even[TILE], share[TILE];
     double beta[TILE];       /* gradient at the target */
+    double curve[TILE], excess[TILE]; /* Hessian: curve p_j (1 + excess p_j) */
+    double log_sum[TILE];    /* of LOG_SOFTMAX: log of the sum of exp(x_j - m) */
+    double sign[TILE];       /* of LOG_SUM_EXP with factors: that of the sum */
+    double hess_target[TILE], hess_top[TILE]; /* Hessian at the target, and at a maximum that is not it */
 } Rows;
 
 #endif

@@ -11,8 +11,12 @@
 #include "formats.h"
 #include "transpose.h"
 #include "sweep.h"
+#include "elements.h"
+#include "chunk.h"
 #include "along.h"
+#include "pieces.h"
 #include "across.h"
+#include "sums.h"
 #include "epilogue.h"
 #undef REAL_BITS
 
@@ -22,7 +26,10 @@
 #include "formats.h"
 #include "transpose.h"
 #include "sweep.h"
+#include "elements.h"
+#include "chunk.h"
 #include "along.h"
+#include "pieces.h"
 #include "across.h"
 #undef REAL_BITS
 
@@ -32,8 +39,21 @@
 #define IN_PRECISION_OF(tile, name, ...) \
     ((tile)->logits_layout.format == FORMAT_F64 ? name##_f64(__VA_ARGS__) : name##_f32(__VA_ARGS__))
 
+/* The targets' logits for the kinds that want them as they are. */
+static void read_given(const Tile *tile, Rows *rows)
+{
+    const Layout *from = &tile->logits_layout;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        const char *row = tile->logits + i * from->row_stride;
+        if (rows->label[i] >= 0)
+            rows->given[i] = load_number(row + rows->label[i] * from->class_stride, from->format, from->swapped);
+    }
+}
+
 static void sweep(const Tile *tile, Rows *rows, int across)
 {
+    if (tile->formula->kind == MARGIN || tile->formula->kind == NLL) read_given(tile, rows);
+    if (tile->formula->kind == NLL) return;
     if (across) IN_PRECISION_OF(tile, sweep_across, tile, rows);
     else if (tile->n_classes <= CHUNK) IN_PRECISION_OF(tile, sweep_short_rows, tile, rows);
     else IN_PRECISION_OF(tile, sweep_long_row, tile, rows);
@@ -48,18 +68,58 @@ static void write_gradient(const Tile *tile, const Rows *rows, int across)
 
 /* sweep and write_gradient of a long row, piece by piece. */
 static void read_target(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, read_target, tile, rows); }
-static void sweep_piece(const Tile *tile, Rows *rows, ptrdiff_t piece) { IN_PRECISION_OF(tile, sweep_piece, tile, rows, piece); }
+
+static void sweep_piece(const Tile *tile, Rows *rows, ptrdiff_t piece)
+{
+    IN_PRECISION_OF(tile, sweep_piece, tile, rows, piece);
+}
+
 static void combine_pieces(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, combine_pieces, tile, rows); }
-static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t piece) { IN_PRECISION_OF(tile, write_piece, tile, rows, piece); }
+
+static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t piece)
+{
+    IN_PRECISION_OF(tile, write_piece, tile, rows, piece);
+}
+
 static void write_target(const Tile *tile, const Rows *rows) { IN_PRECISION_OF(tile, write_target, tile, rows, 0); }
 
-static void epilogue(const Tile *tile, Rows *rows, double normalizer)
+static void epilogue(const Tile *tile, Rows *rows)
 {
+    const Formula *f = tile->formula;
     const int is_f64 = tile->logits_layout.format == FORMAT_F64;
-    if (tile->grad && is_f64) epilogue_cross_entropy(rows, tile->n_rows, normalizer, REST_SCALE_F64, 1);
-    else if (tile->grad) epilogue_cross_entropy(rows, tile->n_rows, normalizer, 1, 1);
-    else if (is_f64) epilogue_cross_entropy(rows, tile->n_rows, normalizer, REST_SCALE_F64, 0);
-    else epilogue_cross_entropy(rows, tile->n_rows, normalizer, 1, 0);
+    const double rest_scale = is_f64 ? REST_SCALE_F64 : 1;
+    switch (f->kind) {
+    case FOCAL: epilogue_focal(f, rows, tile->n_rows, rest_scale); return;
+    case NLL: epilogue_nll(rows, tile->n_rows); return;
+    case MARGIN: epilogue_margin(tile, rows, rest_scale); return;
+    case SOFTMAX: epilogue_softmax(rows, tile->n_rows, rest_scale); return;
+    case LOG_SOFTMAX:
+    case LOG_SUM_EXP: epilogue_log_sum(tile, rows, rest_scale); return;
+    case CROSS_ENTROPY: break;
+    }
+    if (f->has_terms || f->z_loss != 0 || f->temperature.divisor != 1 || tile->hess)
+        epilogue_terms(f, rows, tile->n_rows, rest_scale, tile->grad != NULL);
+    else if (tile->grad && is_f64) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, REST_SCALE_F64, 1);
+    else if (tile->grad) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 1);
+    else if (is_f64) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, REST_SCALE_F64, 0);
+    else epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 0);
+}
+
+/* Logits that count as x factor / divisor, one of which is 1. */
+static void set_temperature(Temperature *t, double factor, double divisor)
+{
+    t->factor = factor;
+    t->divisor = divisor;
+    t->f64 = plain_units_f64;
+    t->f32 = plain_units_f32;
+    if (factor == divisor) return;
+    double high = LN2 * divisor, low = fma(LN2, divisor, -high) + LN2_TAIL * divisor;
+    if (divisor == 1) {
+        high = LN2 / factor;
+        low = (fma(-high, factor, LN2) + LN2_TAIL) / factor;
+    }
+    t->f64 = scaled_units_f64(high, low, factor / divisor);
+    t->f32 = scaled_units_f32(high, low, factor / divisor);
 }
 
 #undef IN_PRECISION_OF

@@ -46,6 +46,7 @@
 #define FN(name) JOIN(name, REAL_SUFFIX)
 #define vec FN(vec)
 #define ivec FN(ivec)
+#define uvec FN(uvec)
 #define sum_vec FN(sum_vec)
 #define LANES_COUNT (VECTOR_BYTES / (REAL_BITS / 8))
 #define LANES ((ptrdiff_t)LANES_COUNT)
@@ -80,6 +81,7 @@
 
 typedef REAL vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef INT ivec __attribute__((vector_size(VECTOR_BYTES)));
+typedef UINT uvec __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL FN(unaligned) __attribute__((vector_size(VECTOR_BYTES), aligned(1), may_alias));
 
 INLINE vec FN(splat)(REAL a) { return a - (vec){0}; } /* a - 0 keeps every a, -0.0 too */
@@ -146,6 +148,20 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
     return a * b + c;
 #endif
 }
+
+#if REAL_BITS == 64
+/* What a * b rounded to p has lost. */
+INLINE vec FN(product_error)(vec a, vec b, vec p)
+{
+#if defined(LEVEL_V4) || defined(LEVEL_V3) || (defined(__ARM_NEON) && defined(__aarch64__))
+    return FN(fma)(a, b, -p);
+#else /* T. J. Dekker: halves of 26 bits, whose products are exact */
+    const vec wide_a = a * 0x1.000002p27, wide_b = b * 0x1.000002p27;
+    const vec a_high = wide_a - (wide_a - a), b_high = wide_b - (wide_b - b), a_low = a - a_high, b_low = b - b_high;
+    return ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low;
+#endif
+}
+#endif
 
 /* Which lanes an operation concerns: a bit each where the level has mask registers, else all bits of the lane. */
 #ifdef LEVEL_V4
@@ -239,8 +255,37 @@ INLINE double FN(add_up)(vec a)
 
 INLINE double FN(total)(sum_vec acc) { return FN(add_up)(acc.sum) + FN(add_up)(acc.error); }
 
+/* The other half, quarter, ... of the lanes: `distance` lanes further, in a circle. */
+INLINE vec FN(rotated)(vec a, int distance)
+{
+    ivec from = (FN(iota)() + distance) & (INT)(LANES - 1);
+#if defined(__clang__)
+    vec b;
+    for (int i = 0; i < LANES; i++) b[i] = a[from[i]];
+    return b;
+#else
+    return __builtin_shuffle(a, from);
+#endif
+}
+
+/* The total and what it has lost. */
+INLINE double FN(total_and_error)(sum_vec acc, double *error)
+{
+    for (int distance = LANES_COUNT / 2; distance > 0; distance /= 2) {
+        const vec a = acc.sum, b = FN(rotated)(a, distance), sum = a + b, part = sum - a;
+        acc.error += FN(rotated)(acc.error, distance) + ((a - (sum - part)) + (b - part));
+        acc.sum = sum;
+    }
+    const double total = acc.sum[0] + acc.error[0];
+    *error = acc.error[0] - (total - acc.sum[0]);
+    return total;
+}
+
 /* A sum per lane that rests in memory: sum[i] + error[i]. */
-INLINE sum_vec FN(load_sums)(const double *sum, const double *error) { return (sum_vec){FN(load)(sum), FN(load)(error)}; }
+INLINE sum_vec FN(load_sums)(const double *sum, const double *error)
+{
+    return (sum_vec){FN(load)(sum), FN(load)(error)};
+}
 
 INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
 {
@@ -296,6 +341,12 @@ INLINE void FN(add)(sum_vec *acc, vec a)
 }
 
 INLINE double FN(total)(sum_vec acc) { return add_up_f64(acc.low + acc.high); }
+
+INLINE double FN(total_and_error)(sum_vec acc, double *error)
+{
+    *error = 0; /* float64 is enough */
+    return FN(total)(acc);
+}
 
 INLINE sum_vec FN(load_sums)(const double *sum, const double *error)
 {

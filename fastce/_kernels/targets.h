@@ -25,8 +25,8 @@ INLINE int64_t load_label(const char *p, int size, int is_signed, int swapped)
     }
 }
 
-/* Labels of n rows that stand `stride` bytes apart: the class, or -1 for a row to ignore. One that is neither a class
- * nor ignore_index becomes -1 too. A uint64 beyond int64 is negative here and hence no class. */
+/* Labels of n rows that stand `stride` bytes apart: the class, or -1 for a row to ignore. One that is neither a
+ * class nor ignore_index becomes -1 too. A uint64 beyond int64 is negative here and hence no class. */
 static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride, ptrdiff_t n, int64_t *label,
                         LabelCounts *counts)
 {
@@ -54,7 +54,16 @@ static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride,
 /* Weights where none are given. */
 INLINE void fill_weights(Rows *rows, ptrdiff_t n)
 {
-    for (ptrdiff_t i = 0; i < n; i++) rows->weight[i] = 1;
+    for (ptrdiff_t i = 0; i < n; i++) rows->sample[i] = rows->weight[i] = 1;
+}
+
+/* What the mean divides by: the sample weight, times the class weight where targets are labels. */
+INLINE void set_mean_weights(Rows *rows, ptrdiff_t n, const double *class_weight)
+{
+    for (ptrdiff_t i = 0; i < n; i++) {
+        rows->weight[i] = rows->sample[i];
+        if (class_weight && rows->label[i] >= 0) rows->weight[i] *= class_weight[rows->label[i]];
+    }
 }
 
 static void read_weights(Format format, int swapped, const char *src, ptrdiff_t stride, ptrdiff_t n, double *weight)

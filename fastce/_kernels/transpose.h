@@ -1,7 +1,7 @@
 /* Rows of a few contiguous reals to a plane, one row in every lane, and back.
  *
- * Included once per REAL_BITS, after simd.h. A plane holds classes x rows: element (c, i) stands at c * TILE + i. All of
- * its lanes may be written and read, also behind the last row.
+ * Included once per REAL_BITS, after simd.h. A plane holds classes x rows: element (c, i) stands at c * TILE + i.
+ * All of its lanes may be written and read, also behind the last row.
  *
  * A block of PART classes of a vector's worth of rows is read in parts of 16 bytes and transposed within these.
  * The last block of a row overlaps the one before it where the classes are no multiple of PART, so nothing

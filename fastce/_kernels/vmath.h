@@ -7,6 +7,8 @@
 
 #ifndef FASTCE_VMATH_H
 #define FASTCE_VMATH_H
+#define LN2 0x1.62e42fefa39efp-1
+#define LN2_TAIL 0x1.abc9e3b39803fp-56 /* ln 2 - LN2 */
 #if defined(LEVEL_V4) /* where a table in registers costs one permutation */
 #define EXP_TABLE_BITS_F64 4
 #define EXP_TABLE_BITS_F32 4
@@ -51,7 +53,11 @@
 #else
 #define EXP_TABLE_SCALE 0x1.691c89ef4b576p+0
 #endif
+#undef STEP_HIGH_BITS
+#undef UNITS_FIELD
 #if REAL_BITS == 64
+#define UNITS_FIELD f64
+#define STEP_HIGH_BITS 39
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HI 0x1.62e42fefa4p-1 /* n * LN2_HI is exact for |n| <= 4096 */
 #define LN2_LO -0x1.8432a1b0e2634p-43
@@ -63,6 +69,8 @@
 #define EXPONENT_BIAS 1023
 #define MANTISSA_BITS 52
 #else
+#define UNITS_FIELD f32
+#define STEP_HIGH_BITS 14
 #define LOG2E 0x1.715476p+0f
 #define LN2_HI 0x1.62e8p-1f /* n * LN2_HI is exact for |n| <= 1024 */
 #define LN2_LO -0x1.e8082ep-16f
@@ -78,11 +86,11 @@
 #define STEPS ((REAL)(1 << EXP_TABLE_BITS)) /* steps of the table in a factor of 2 */
 #define TO_INTEGER ((REAL)((INT)3 << (MANTISSA_BITS - 1))) /* added to n it leaves n in the low bits */
 
-/* EXP_TABLE_SCALE 2^(i / 2^EXP_TABLE_BITS + k) for `bits` that hold, from the lowest up, i and the biased
- * exponent k. A table's entry is a number's bits less those of 1 and what i adds when it is shifted into the exponent
- * with k. The scale is one for which all entries are almost floats: their errors, in 2^-MANTISSA_BITS / 2, are
- * 0.05 (float32, 8 entries), 0.26 (float32, 16) and 0.15 (float64, 16) instead of up to 1. */
-INLINE vec FN(power_of_two)(ivec bits)
+/* EXP_TABLE_SCALE 2^(i / 2^EXP_TABLE_BITS + k) for `bits` that hold, from the lowest up, i and the biased exponent
+ * k. A table's entry is a number's bits less those of 1 and what i adds when it is shifted into the exponent with
+ * k. The scale is one for which all entries are almost floats: their errors, in 2^-MANTISSA_BITS / 2, are 0.05
+ * (float32, 8 entries), 0.26 (float32, 16) and 0.15 (float64, 16) instead of up to 1. */
+INLINE vec FN(power_of_two)(uvec bits)
 {
 #if EXP_TABLE_BITS == 4 && REAL_BITS == 64
     const __m512i low = _mm512_setr_epi64(
@@ -91,18 +99,18 @@ INLINE vec FN(power_of_two)(ivec bits)
     const __m512i high = _mm512_setr_epi64(
         0x5e63ce1d6362c, 0x6391eb08441b3, 0x64d80b541341f, 0x606478e90f135,
         0x5c73cae8b2f8d, 0x590bccde5949a, 0x56328c03fbc1b, 0x53ee5a2aa5ec9);
-    ivec entry = (ivec)_mm512_permutex2var_epi64(low, (__m512i)bits, high);
+    const uvec entry = (uvec)_mm512_permutex2var_epi64(low, (__m512i)bits, high);
 #elif EXP_TABLE_BITS == 4
     const __m512i table = _mm512_setr_epi32(
         0x9fe49, 0x81a50, 0x67b96, 0x5252c, 0x41a45, 0x35e39, 0x2f486, 0x2e0d1,
         0x326e9, 0x3cac8, 0x4d094, 0x63ca4, 0x8137e, 0xa59dd, 0xd14b1, 0xc2491);
-    ivec entry = (ivec)_mm512_permutexvar_epi32((__m512i)bits, table);
+    const uvec entry = (uvec)_mm512_permutexvar_epi32((__m512i)bits, table);
 #elif EXP_TABLE_BITS == 3
     const __m256i table = _mm256_setr_epi32(
         0x348e45, 0x34e5be, 0x36b7da, 0x3a26de, 0x3f5829, 0x3b3a3e, 0x37d424, 0x359202);
-    ivec entry = (ivec)_mm256_permutevar8x32_epi32(table, (__m256i)bits);
+    const uvec entry = (uvec)_mm256_permutevar8x32_epi32(table, (__m256i)bits);
 #else
-    const ivec entry = {0};
+    const uvec entry = {0};
 #endif
     return (vec)(entry + (bits << (MANTISSA_BITS - EXP_TABLE_BITS)));
 }
@@ -119,29 +127,48 @@ INLINE vec FN(power_of_two)(ivec bits)
  *
  *     exps(x) = exp(x - m) exp(offset) EXP_SCALE
  *
- * EXP_SCALE is EXP_POWER times the scale of the table. The power of two keeps the digits of terms that would be subnormal or zero, so that a large
- * weight can still bring them back; terms below exp(EXP_LOWEST) are +0. NaN stays NaN, and so does all
- * of a row whose m is infinite. */
+ * EXP_SCALE is EXP_POWER times the scale of the table. The power of two keeps the digits of terms that would be
+ * subnormal or zero, so that a large weight can still bring them back; terms below exp(EXP_LOWEST) are +0. NaN
+ * stays NaN, and so does all of a row whose m is infinite. */
 typedef struct { vec high, low; } FN(Reduced); /* a sum; low is 0 where a table makes it small enough for one REAL */
 
-typedef struct { vec base, bias, lowest; FN(Reduced) offset; } FN(Exps);
+typedef struct { vec base, bias, lowest; FN(Reduced) offset; FN(Units) units; } FN(Exps);
 
-/* d - n step for an integer n: the first product and difference are exact. */
-INLINE FN(Reduced) FN(reduce)(vec d, vec n)
+INLINE const FN(Units) *FN(units)(const Temperature *temperature) { return &temperature->UNITS_FIELD; }
+
+/* Logits as they are, and those that a temperature divides: exp(x / T) is exp(x) in units of T. */
+static const FN(Units) FN(plain_units) = {
+    (REAL)LOG2E * STEPS, LN2_HI / STEPS, LN2_LO / STEPS, 1, EXP_LOWEST, FAR
+};
+
+/* `step_high` has as many bits as LN2_HI. high + low = T ln 2 and inverse = 1 / T. */
+INLINE FN(Units) FN(scaled_units)(double high, double low, double inverse)
 {
-    const vec high = FN(fma)(n, FN(splat)(-LN2_HI / STEPS), d), low = FN(splat)(-LN2_LO / STEPS);
+    int exponent;
+    const double mantissa = frexp(high, &exponent);
+    const double part = ldexp(rint(ldexp(mantissa, STEP_HIGH_BITS)), exponent - STEP_HIGH_BITS);
+    return (FN(Units)){(REAL)(STEPS * inverse / LN2), (REAL)part / STEPS, (REAL)((high - part) + low) / STEPS,
+                       (REAL)inverse, (REAL)(EXP_LOWEST / inverse), (REAL)(FAR / inverse)};
+}
+
+/* (d - n step) / T for an integer n: the first product and difference are exact. */
+INLINE FN(Reduced) FN(reduce)(vec d, vec n, const FN(Units) *units)
+{
+    const vec high = FN(fma)(n, FN(splat)(-units->step_high), d), low = FN(splat)(-units->step_low);
+    const vec inverse = FN(splat)(units->inverse);
 #if EXP_TABLE_BITS > 0
-    return (FN(Reduced)){FN(fma)(n, low, high), {0}};
+    return (FN(Reduced)){FN(fma)(n, low, high) * inverse, {0}};
 #else
-    return (FN(Reduced)){high, n * low};
+    return (FN(Reduced)){high * inverse, n * low * inverse};
 #endif
 }
 
-INLINE FN(Exps) FN(exps_against)(vec m)
+INLINE FN(Exps) FN(exps_against)(vec m, const FN(Units) *units)
 {
-    const vec base = FN(keep)(FN(not_less)(FN(larger)(m, -m), FN(splat)(FAR)), m), d = m - base;
-    const vec n = FN(fma)(d, FN(splat)((REAL)LOG2E * STEPS), FN(splat)(TO_INTEGER)) - TO_INTEGER;
-    return (FN(Exps)){base, TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - n, d + EXP_LOWEST, FN(reduce)(d, n)};
+    const vec base = FN(keep)(FN(not_less)(FN(larger)(m, -m), FN(splat)(units->far)), m), d = m - base;
+    const vec n = FN(fma)(d, FN(splat)(units->per_step), FN(splat)(TO_INTEGER)) - TO_INTEGER;
+    return (FN(Exps)){base, TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - n, d + units->lowest,
+                      FN(reduce)(d, n, units), *units};
 }
 
 /* exp(t) - 1 for |t| <= 0.3467 / 2^EXP_TABLE_BITS */
@@ -199,22 +226,30 @@ INLINE vec FN(expm1_reduced)(FN(Reduced) given)
  * 3. t = d - n step, |t| <= 0.3467 / 2^EXP_TABLE_BITS.
  * 4. exp(t) = 1 + (t + t^2 q(t)), a table and a power of two times that.
  *
- * Worst error over all float32 and all m: 0.891 ULP at 4.506326 (baseline), 0.591 ULP at 114.50809 (v3), 0.753 ULP at
- * -4.3594866 (v4); for float64, sampled: 0.87, 0.86 and 0.80 ULP. Without a table t is large enough for its own
- * rounding to show. */
+ * Worst error over all float32 and all m: 0.891 ULP at 4.506326 (baseline), 0.591 ULP at 114.50809 (v3),
+ * 0.753 ULP at -4.3594866 (v4); for float64, sampled: 0.87, 0.86 and 0.80 ULP. Without a table t is large
+ * enough for its own rounding to show. */
 INLINE vec FN(exps_where)(FN(mask) where, vec x, const FN(Exps) *exps)
 {
     const vec d = x - exps->base;
-    const vec shifted = FN(fma)(d, FN(splat)((REAL)LOG2E * STEPS), exps->bias);
-    const FN(Reduced) t = FN(reduce)(d, shifted - exps->bias);
-    const vec power = FN(power_of_two)((ivec)shifted);
+    const vec shifted = FN(fma)(d, FN(splat)(exps->units.per_step), exps->bias);
+    const FN(Reduced) t = FN(reduce)(d, shifted - exps->bias, &exps->units);
+    const vec power = FN(power_of_two)((uvec)shifted);
     return FN(keep_fma)(where & FN(not_less)(d, exps->lowest), power, FN(expm1_reduced)(t), power);
 }
 
-/* All rows are reduced from 0, as most are: then a constant `base` saves a subtraction, and changes no bit. */
+/* All rows are plain logits and reduced from 0, as most are. A loop over `near_exps` of them needs no subtraction
+ * and no registers for constants; no bit changes. */
 INLINE int FN(are_near)(const FN(Exps) *exps)
 {
-    return FN(every_lane)(FN(not_less)(FN(splat)(0), FN(larger)(exps->base, -exps->base)));
+    return exps->units.inverse == 1 && FN(every_lane)(FN(not_less)(FN(splat)(0), FN(larger)(exps->base, -exps->base)));
+}
+
+INLINE FN(Exps) FN(near_exps)(FN(Exps) exps)
+{
+    exps.base = (vec){0};
+    exps.units = FN(plain_units);
+    return exps;
 }
 
 INLINE vec FN(exps)(vec x, const FN(Exps) *exps) { return FN(exps_where)(EVERY_LANE, x, exps); }
@@ -245,7 +280,8 @@ INLINE vec_f64 FN(correction)(const FN(Exps) *exps, ptrdiff_t k)
 }
 
 #if REAL_BITS == 64
-/* log(1 + t) for finite t >= 0, or NaN; `rough`: with a relative error of up to 2^-30, for a result in float32.
+/* log(1 + t + low) for finite t >= 0, or NaN; `low` is what t lacks: an ULP of t may be two of the result, just
+ * above a power of two. `rough`: with a relative error of up to 2^-30, for a result in float32.
  *
  * 1. u = 1 + t; c = what that rounding lost.
  * 2. u = 2^k z, 1 - 1/64 <= z < 2 - 1/32 with AVX-512 and sqrt(1/2) <= z < sqrt(2) without.
@@ -256,7 +292,7 @@ INLINE vec_f64 FN(correction)(const FN(Exps) *exps, ptrdiff_t k)
  * 4. Add k ln 2 in two parts.
  *
  * Worst error, sampled: 1.10 ULP with AVX-512, near t = 1/26, 0.88 ULP without. */
-INLINE vec FN(log1p)(vec t, int rough)
+INLINE vec FN(log1p_of_sum)(vec t, vec low, int rough)
 {
     vec u = t + 1, c = t - (u - 1);
 #ifdef LEVEL_V4
@@ -294,7 +330,7 @@ INLINE vec FN(log1p)(vec t, int rough)
     q = FN(fma)(q, r, FN(splat)(-0x1.00000000c18cap-2));
     q = FN(fma)(q, r, FN(splat)(0x1.55555555554ep-2));
     q = FN(fma)(q, r, FN(splat)(-0x1.fffffffffffc6p-2));
-    const vec small = FN(fma)(k, FN(splat)(LN2_LO), FN(fma)(q, r * r, r));
+    const vec small = r + FN(fma)(q, r * r, FN(fma)(k, FN(splat)(LN2_LO), low * reciprocal));
     return FN(fma)(k, FN(splat)(LN2_HI), log_f) + small;
 #else
     typedef uint64_t bits_vec __attribute__((vector_size(VECTOR_BYTES)));
@@ -312,7 +348,8 @@ INLINE vec FN(log1p)(vec t, int rough)
         q = FN(fma)(q, z, FN(splat)(0x1.55557a1569363p-1));
         return FN(fma)(k, FN(splat)(LN2_HI), f - s * (f - z * q)) + 0 * t;
     }
-    c = FN(keep)(~near_one, c * (vec)(0x7fde623822fc16e6 - (ivec)u)); /* 1 / u to a twentieth: c is small */
+    const vec nearly_reciprocal = (vec)(0x7fde623822fc16e6 - (bits_vec)u); /* 1 / u to a twentieth */
+    c = (FN(keep)(~near_one, c) + low) * nearly_reciprocal;
     q = FN(splat)(0x1.2f0440420a9f8p-3); /* relative error of the polynomial: 0.011 * 2^-53 */
     q = FN(fma)(q, z, FN(splat)(0x1.39a1df2e91e3fp-3));
     q = FN(fma)(q, z, FN(splat)(0x1.74663d28a2d6ep-3));
@@ -324,13 +361,15 @@ INLINE vec FN(log1p)(vec t, int rough)
     return FN(fma)(k, FN(splat)(LN2_HI), f + small) + 0 * t; /* 0 * t: NaN stays NaN */
 #endif
 }
+
+INLINE vec FN(log1p)(vec t, int rough) { return FN(log1p_of_sum)(t, (vec){0}, rough); }
 #endif
 
 /* The functions over arrays, for the tests that measure them. `base` and `n` say what the exps are against:
  * exps(x) = exp((x - base) - n step) * EXP_SCALE. */
 INLINE void FN(exp_array)(const REAL *x, ptrdiff_t count, REAL m, REAL *out, double *base, double *n)
 {
-    const FN(Exps) exps = FN(exps_against)(FN(splat)(m));
+    const FN(Exps) exps = FN(exps_against)(FN(splat)(m), &FN(plain_units));
     *base = exps.base[0];
     *n = TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - exps.bias[0];
     for (ptrdiff_t i = 0; i < count; i += LANES) {

@@ -1,0 +1,113 @@
+/* Contiguous reals of one row: maximum, sum of exps, gradient.
+ *
+ * Included once per REAL_BITS, after elements.h.
+ */
+
+static REAL FN(chunk_max)(const REAL *x, ptrdiff_t n)
+{
+    const vec lowest = FN(splat)(-INFINITY);
+    vec m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
+    ptrdiff_t j = 0;
+    for (; j + 4 * LANES <= n; j += 4 * LANES) {
+        m0 = FN(larger)(FN(load)(x + j), m0); /* a NaN is passed over here and met by chunk_sum */
+        m1 = FN(larger)(FN(load)(x + j + LANES), m1);
+        m2 = FN(larger)(FN(load)(x + j + 2 * LANES), m2);
+        m3 = FN(larger)(FN(load)(x + j + 3 * LANES), m3);
+    }
+    for (; j + LANES <= n; j += LANES) m0 = FN(larger)(FN(load)(x + j), m0);
+    if (j < n) m1 = FN(larger)(FN(load_n)(x + j, n - j, -INFINITY), m1);
+    return FN(largest_lane)(FN(larger)(FN(larger)(m0, m1), FN(larger)(m2, m3)));
+}
+
+/* Where the arrays are while their elements may be elsewhere: what add_group asks for lies ahead of it. */
+typedef struct { const char *logits, *grad; ptrdiff_t logits_step, grad_step; } FN(Source);
+
+/* Of classes far apart each is in a line of its own, and nothing is gained. */
+INLINE ptrdiff_t FN(step_to_ask)(const Layout *layout) { return layout->class_stride <= 8 ? layout->class_stride : 0; }
+
+INLINE FN(Source) FN(source)(const Tile *tile, ptrdiff_t i, ptrdiff_t start)
+{
+    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
+    return (FN(Source)){tile->logits + i * from->row_stride + start * from->class_stride,
+                        tile->grad ? tile->grad + i * to->row_stride + start * to->class_stride : NULL,
+                        FN(step_to_ask)(from), FN(step_to_ask)(to)};
+}
+
+/* Adds the exps of four vectors, or of the n elements that are left of a row, to the sum; stages them in e
+ * unless that is NULL. Where the target may be among them, y is its place, and its term is 0. */
+INLINE void FN(add_group)(sum_vec *sum, const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *exps, int has_target,
+                          ptrdiff_t y)
+{
+    vec v[4];
+    for (ptrdiff_t k = 0; k < 4; k++) {
+        const ptrdiff_t at = k * LANES, count = n - at;
+        if (count <= 0) {
+            v[k] = (vec){0};
+            continue;
+        }
+        const vec a = count >= LANES ? FN(load)(x + at) : FN(load_n)(x + at, count, -INFINITY);
+        v[k] = has_target ? FN(exps_where)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - at)), a, exps)
+                          : FN(exps)(a, exps);
+        if (!e) continue;
+        if (count >= LANES) FN(store)(e + at, v[k]);
+        else FN(store_n)(e + at, count, v[k]);
+    }
+    for (ptrdiff_t k = 0; k < 4; k++) FN(add)(sum, v[k]);
+}
+
+/* Sum of the exps over j != y. */
+INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_t y, FN(Source) source)
+{
+    const ptrdiff_t group = 4 * LANES, full = n - n % group;
+    const int few = n <= 4 * group; /* asking for the target each time costs less than a branch mispredicted */
+    y = y >= 0 && y < n ? y : -1;
+    sum_vec sum = {{0}, {0}};
+    for (ptrdiff_t j = 0; j < full; j += group) {
+        FN(ask_for)(source.logits + j * source.logits_step, AHEAD_ROWS, group * source.logits_step, 0);
+        if (source.grad) FN(ask_for)(source.grad + j * source.grad_step, AHEAD_ROWS, group * source.grad_step, 1);
+        if (few || (y >= j && y < j + group)) FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 1, y - j);
+        else FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 0, 0);
+    }
+    if (full < n) FN(add_group)(&sum, x + full, e ? e + full : e, n - full, &exps, 1, y - full);
+    return sum;
+}
+
+/* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient. */
+static sum_vec FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y,
+                                FN(Source) source)
+{
+    FN(Exps) exps = *given;
+    const int native = source.logits_step == sizeof(REAL) && (!source.grad || source.grad_step == sizeof(REAL));
+    if (native) source.logits_step = source.grad_step = sizeof(REAL);
+    if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, source);
+    exps = FN(near_exps)(exps);
+    if (e) return FN(chunk_sum)(x, e, n, exps, y, source);
+    source.grad = NULL;
+    return FN(chunk_sum)(x, NULL, n, exps, y, source);
+}
+
+/* g = f * exps less the terms, if any. The exps are those of x, or x itself where `exps` is NULL. */
+INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Exps) *exps, FN(Factor) f,
+                            const FN(Terms) *terms)
+{
+    const int lifted = f.b != 1;
+    for (ptrdiff_t j = 0; j < n; j += LANES) {
+        const ptrdiff_t count = n - j;
+        vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
+        v = (exps ? FN(exps)(v, exps) : v) * f.a;
+        if (lifted) v = v * f.b * f.b;
+        if (terms) v -= FN(terms)(terms, j, count);
+        if (count >= LANES) FN(store)(g + j, v);
+        else FN(store_n)(g + j, count, v);
+    }
+}
+
+/* n classes of a row from `start` on, as contiguous REALs: in place where they are that, else in scratch. */
+INLINE const REAL *FN(contiguous_run)(const char *row, const Layout *from, ptrdiff_t start, ptrdiff_t n,
+                                      REAL *scratch)
+{
+    const char *run = row + start * from->class_stride;
+    if (FN(is_contiguous)(from)) return (const REAL *)run;
+    FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
+    return scratch;
+}

@@ -1,0 +1,44 @@
+/* All elementwise code, for both precisions, under one name each. Everything is static: the extension
+ * module of one instruction-set level shares no symbol with another's. */
+#ifndef FASTCE_ELEMENTWISE_H
+#define FASTCE_ELEMENTWISE_H
+
+#include "common.h"
+
+#define REAL_BITS 64
+#include "simd.h"
+#include "vmath.h"
+#include "formats.h"
+#include "operands.h"
+#include "binary.h"
+#include "strips.h"
+#undef REAL_BITS
+
+#define REAL_BITS 32
+#include "simd.h"
+#include "vmath.h"
+#include "formats.h"
+#include "operands.h"
+#include "binary.h"
+#include "strips.h"
+#undef REAL_BITS
+
+#include "sums.h"
+
+/* The strips of a block; with `check` their targets alone. Returns whether an element is outside its range. */
+static int run_strips(const Elements *e, ptrdiff_t begin, ptrdiff_t end, int check, Pair *loss)
+{
+    const int is_f64 = e->operand[GIVEN].format == FORMAT_F64;
+    const int wide_target = is_f64 || e->operand[TARGET].format == FORMAT_F64;
+    sum_vec_f64 sum = {{0}, {0}};
+    for (ptrdiff_t strip = begin; strip < end; strip++) {
+        const ptrdiff_t first = strip * STRIP, n = e->n - first < STRIP ? e->n - first : STRIP;
+        int outside;
+        if (check) outside = wide_target ? check_strip_f64(e, first, n) : check_strip_f32(e, first, n);
+        else outside = is_f64 ? run_strip_f64(e, first, n, &sum) : run_strip_f32(e, first, n, &sum);
+        if (outside) return 1;
+    }
+    *loss = add_lanes(sum);
+    return 0;
+}
+#endif

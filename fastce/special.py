@@ -1,0 +1,281 @@
+"""logsumexp, softmax and log_softmax with the signatures and answers of scipy.special."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastce import _kernels
+from fastce._kernels import arrays
+
+__all__ = ["log_softmax", "logsumexp", "softmax"]
+
+Axis = int | tuple[int, ...] | None
+
+
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    *,
+    out: NDArray | None = None,
+    n_threads: int | None = None,
+) -> Any:
+    r"""Logarithm of a sum of exponentials, with factors if there are any.
+
+    .. math::
+        \log \sum_j b_j e^{a_j} = m + \log \sum_j b_j e^{a_j - m}, \qquad m = \max_j a_j
+
+    where the maximum's own term stays out of the sum, for log1p. A drop-in for
+    :func:`scipy.special.logsumexp`.
+
+    Parameters
+    ----------
+    a : array_like
+        Exponents of any shape. Integers and bools convert to float64.
+    axis : int or tuple of int, optional
+        The axes to sum over; None: all of them.
+    b : array_like, optional
+        Factors, broadcast with `a`. An exponent whose factor is 0 counts nothing, whatever it is.
+    keepdims : bool, default False
+        Keep the axes summed over, with length 1.
+    return_sign : bool, default False
+        Return the logarithm of the sum's size and its sign. Without it that of a negative sum is NaN.
+    out : ndarray, optional
+        Where to write the result: its shape and dtype, writable, apart from `a` and `b`.
+    n_threads : int, optional
+        At most that many threads; default :func:`fastce.get_num_threads`.
+
+    Returns
+    -------
+    result : scalar or ndarray
+        Of the dtype that `a` and `b` promote to.
+    sign : scalar or ndarray
+        With `return_sign`: 1, -1, 0 or NaN, of the same dtype.
+
+    Raises
+    ------
+    TypeError
+        A dtype that is neither floating up to float64 nor integer nor bool; complex numbers without SciPy,
+        which computes those.
+    ValueError
+        `out` does not fit, or overlaps an input.
+
+    Notes
+    -----
+    Within 4 ULP, of the largest term where the result is a small difference: near 0, or with `b` of both
+    signs. Axes that can't be joined without a copy, such as the first and the last of three, are copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> float(fastce.logsumexp([0.0, -50.0]))
+    1.9287498479639178e-22
+    >>> fastce.logsumexp(np.array([[1.0, 2.0], [0.0, 0.0]]), axis=1, b=[1, -1], return_sign=True)
+    (array([1.54132485,       -inf]), array([-1.,  0.]))
+    """
+    if _is_complex(a) or (b is not None and _is_complex(b)):
+        return _of_scipy("logsumexp", out, a, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign)
+    exponents, factors = np.atleast_1d(arrays.float_array(a, "a")), None
+    dtype = _native(exponents)
+    if b is not None:
+        factors = arrays.float_array(b, "b")
+        dtype = np.promote_types(dtype, factors.dtype)
+        exponents, factors = np.broadcast_arrays(exponents.astype(dtype, copy=False), factors)
+    axes = _normalised(axis, exponents.ndim)
+    kept = tuple(1 if k in axes else n for k, n in enumerate(exponents.shape))
+    shape = kept if keepdims else tuple(n for k, n in enumerate(exponents.shape) if k not in axes)
+    if out is not None:
+        _check_out(out, shape, dtype, a=exponents, b=factors)
+
+    if exponents.size == 0 and 0 in (exponents.shape[k] for k in axes):
+        result = np.full(shape, -np.inf, dtype)
+        sign = np.sign(result)  # as SciPy has it
+    else:
+        joined = _classes_last(exponents, axes)
+        factors = None if factors is None else _classes_last(factors, axes)
+        result, sign = _kernels.kernels.logsumexp(joined, joined.ndim - 1, factors, n_threads)
+        result, sign = (x.reshape(shape).astype(dtype, copy=False) for x in (result, sign))
+        if not return_sign:
+            result[sign < 0] = np.nan
+    if out is None:
+        result = result[()]
+    else:
+        out[...] = result
+        result = out
+    return (result, sign[()]) if return_sign else result
+
+
+def softmax(
+    x: ArrayLike, axis: Axis = None, *, out: NDArray | None = None, n_threads: int | None = None
+) -> Any:
+    r"""Softmax: exponentials over their sum.
+
+    .. math::
+        p_j = \frac{e^{x_j}}{\sum_k e^{x_k}}
+
+    A drop-in for :func:`scipy.special.softmax`.
+
+    Parameters
+    ----------
+    x : array_like
+        Numbers of any shape. Integers and bools convert to float64.
+    axis : int or tuple of int, optional
+        The axes over which probabilities sum to 1; None: all of them.
+    out : ndarray, optional
+        Where to write the result: the shape and dtype of `x`, writable; `x` itself or apart from it.
+    n_threads : int, optional
+        At most that many threads; default :func:`fastce.get_num_threads`.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of the shape of `x`; a scalar for a scalar.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`logsumexp`.
+
+    Notes
+    -----
+    Every element above the subnormal range is within 4 ULP of the exact value.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.softmax([1.0, 2.0, 3.0])
+    array([0.09003057, 0.24472847, 0.66524096])
+    """
+    return _softmax(x, axis, out, n_threads, "softmax")
+
+
+def log_softmax(
+    x: ArrayLike, axis: Axis = None, *, out: NDArray | None = None, n_threads: int | None = None
+) -> Any:
+    r"""Logarithm of the softmax, :math:`x_j - \log \sum_k e^{x_k}`, also right near 0.
+
+    A drop-in for :func:`scipy.special.log_softmax`.
+
+    Parameters
+    ----------
+    x, axis, out, n_threads
+        As in :func:`softmax`.
+
+    Returns
+    -------
+    ndarray
+        `out`, or a new array of the shape of `x`; a scalar for a scalar.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`logsumexp`.
+
+    Notes
+    -----
+    Every element is within 4 ULP of the exact value, those near 0 included, where SciPy and PyTorch return 0
+    or lose digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> fastce.log_softmax(np.array([20, 0, 0], dtype=np.float32))
+    array([-4.1223074e-09, -2.0000000e+01, -2.0000000e+01], dtype=float32)
+    """
+    return _softmax(x, axis, out, n_threads, "log_softmax")
+
+
+def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:
+    if _is_complex(x):
+        return _of_scipy(name, out, x, axis=axis)
+    given = arrays.float_array(x, "x")
+    axes = _normalised(axis, given.ndim)
+    if out is None:
+        result = np.empty_like(given, _native(given))
+    else:
+        _check_out(out, given.shape, _native(given), in_place="x", x=given)
+        result = out
+    if given.size:
+        classes, into = _classes_last(given, axes), _classes_last(result, axes)
+        _kernels.kernels.softmax(classes, classes.ndim - 1, into, n_threads, name == "log_softmax")
+        if not np.may_share_memory(into, result):  # axes that only a copy could join
+            ordered = _in_order(result, axes)
+            ordered[...] = into.reshape(ordered.shape)
+    return result[()] if out is None else out
+
+
+# ---- Arrays and axes ------------------------------------------------------------------------------
+
+
+def _is_complex(a: ArrayLike) -> bool:
+    return not isinstance(a, np.ma.MaskedArray) and np.asarray(a).dtype.kind == "c"
+
+
+def _of_scipy(name: str, out: NDArray | None, *arguments: Any, **options: Any) -> Any:
+    """Complex numbers, which the kernels don't take."""
+    try:
+        from scipy import special
+    except ImportError:
+        message = f"{name} of complex numbers is SciPy's: pip install scipy, or pass real ones"
+        raise TypeError(message) from None
+    function: Callable[..., Any] = getattr(special, name)
+    result = function(*arguments, **options)
+    if out is None:
+        return result
+    value = result[0] if options.get("return_sign") else result
+    _check_out(out, np.shape(value), value.dtype)
+    out[...] = value
+    return (out, result[1]) if options.get("return_sign") else out
+
+
+def _native(a: NDArray) -> np.dtype:
+    return np.promote_types(a.dtype, a.dtype)
+
+
+def _normalised(axis: Axis, n_dims: int) -> tuple[int, ...]:
+    if axis is None:
+        return tuple(range(n_dims))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(arrays.normalized_axis(k, n_dims) for k in given)
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis is {axis}; expected each axis once")
+    return axes
+
+
+def _in_order(a: NDArray, axes: tuple[int, ...]) -> NDArray:
+    """The given axes last, in the order of memory, so that they join where they can."""
+    kept = [k for k in range(a.ndim) if k not in axes]
+    return a.transpose(*kept, *sorted(axes))
+
+
+def _classes_last(a: NDArray, axes: tuple[int, ...]) -> NDArray:
+    """The given axes as one, the last: a view where memory allows it."""
+    if len(axes) == 1:
+        return np.moveaxis(a, axes[0], -1)
+    ordered, n_kept = _in_order(a, axes), a.ndim - len(axes)
+    return ordered.reshape(*ordered.shape[:n_kept], prod(ordered.shape[n_kept:]))
+
+
+def _check_out(
+    out: NDArray, shape: tuple[int, ...], dtype: np.dtype, in_place: str = "", **inputs: NDArray | None
+) -> None:
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out is a masked array; expected a plain ndarray")
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is a {type(out).__name__}; expected an ndarray to write into")
+    if out.shape != shape or _native(out) != dtype:
+        raise ValueError(f"out has shape {out.shape} and dtype {out.dtype}; expected {shape} and {dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; expected a writable array: use a copy")
+    for name, a in inputs.items():
+        if a is not None:
+            arrays.check_out_apart(out, a, name, name == in_place)

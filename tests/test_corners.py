@@ -1,0 +1,170 @@
+"""Calls that a faulty walk, factor or sum would get wrong while all others stay right."""
+
+import numpy as np
+import pytest
+from conftest import DTYPES, FLOATS, GRAD_ULP, LOSS_ULP, assert_ulp, bits
+
+import fastce
+from fastce import reference
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_padded_batches_of_equal_strides(dtype, rng):
+    """Logits, targets and weights that skip the same row of every batch: their two batch axes are not one."""
+    b, t = rng.normal(size=(4, 4, 5)).astype(dtype), np.arange(16).reshape(4, 4) % 5
+    w, o = rng.uniform(0.5, 2, (4, 4)), np.full((4, 4, 5), 7, dtype)
+    x, y, s, out = b[:, :3], t[:, :3], w[:, :3], o[:, :3]
+    for options in ({}, {"label_smoothing": 0.1}):
+        for some, dense in (({}, {}), ({"sample_weight": s}, {"sample_weight": s.copy()})):
+            expected = fastce.cross_entropy_and_hess(x.copy(), y.copy(), reduction="none", **dense, **options)
+            got = fastce.cross_entropy_and_hess(x, y, reduction="none", **some, **options)
+            assert [bits(a) for a in got] == [bits(a) for a in expected]
+            by_mean = fastce.cross_entropy_and_grad(x.copy(), y.copy(), **dense, **options)
+            loss, grad = fastce.cross_entropy_and_grad(x, y, out=out, **some, **options)
+            assert (loss, bits(grad)) == (by_mean[0], bits(by_mean[1]))
+            assert loss == fastce.cross_entropy(x, y, **some, **options)
+            assert (o[:, 3] == 7).all()
+    exact = reference.cross_entropy(x, y, reduction="none")
+    for logits, target in ((x, y), (x.copy(), y), (x, y.copy())):  # one array skips rows, or both
+        assert_ulp(fastce.cross_entropy(logits, target, reduction="none"), exact, LOSS_ULP[dtype])
+        loss = fastce.cross_entropy_and_grad(logits, target, sample_weight=s, reduction="none")[0]
+        assert_ulp(loss, exact * s, LOSS_ULP[dtype])
+    q = np.full((4, 4, 5), 0.2, dtype)[:, :3]
+    got = fastce.cross_entropy(x, q, reduction="none")
+    assert_ulp(got, reference.cross_entropy(x, q, reduction="none"), LOSS_ULP[dtype])
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0000001}], ids=["plain", "temperature"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_weights_that_overflow(dtype, options):
+    """A coefficient beyond the largest number of the dtype, or lifted beyond, times an exp of 0, is 0."""
+    big = 1e75 if dtype == np.float32 else 1e250
+    for n_classes in (3, 60, 130, 9000):
+        x = np.full((3, n_classes), -np.inf, dtype)
+        x[:, 0], x[1, 1] = 0, -2000
+        x[2, 1] = -5
+        y = np.array([0, 1, 1])
+        for weight in (big, -big):
+            given = {"sample_weight": np.full(3, weight), "reduction": "none", **options}
+            grad = fastce.cross_entropy_and_grad(x, y, **given)[1]
+            exact = reference.cross_entropy_and_grad(x, y, **given)[1]
+            assert not np.isnan(grad).any()
+            assert_ulp(grad, exact, GRAD_ULP[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_gradient_is_minus_0(dtype):
+    """Where the target is certain: p_y - 1 is 0, not -0."""
+    for n_classes in (1, 2, 10, 57, 130, 9000):
+        for lead in (800, 3000):
+            x = np.zeros((4, n_classes), dtype)
+            x[:, 0] = lead
+            y = np.array([0, 0, 0, -100])
+            q = np.zeros(x.shape, dtype)
+            q[:, 0] = 1
+            for grad in (
+                fastce.cross_entropy_and_grad(x, y)[1],
+                fastce.cross_entropy_and_grad(x, y, sample_weight=[1, 0, 2, 1], reduction="none")[1],
+                fastce.cross_entropy_and_grad(x, q)[1],
+                fastce.focal_loss_and_grad(x, y)[1],
+                fastce.focal_loss_and_grad(x, y, gamma=0)[1],
+                fastce.margin_cross_entropy_and_grad(np.sign(x - 1), y, scale=lead)[1],
+            ):
+                grad = grad.astype(np.float64)
+                assert not np.signbit(grad[grad == 0]).any()
+
+
+HARD_ROWS = [
+    (["-0x1.90aef2724117fp+7", *["-0x1.9c0261335a95fp+7"] * 9], 0),
+    (
+        [
+            "-0x1.81c5408b8cd3cp+5",
+            "-0x1.ddfdc0788a905p+4",
+            "-0x1.7bece52b3d443p+5",
+            "-0x1.0ab9558dbec6dp+5",
+            "-0x1.31b531d78437ep+5",
+        ],
+        1,
+    ),
+    # The worst losses that a search by mutation found at each level: 2.5 to 2.6 ULP.
+    (["0x1.45db309ffdae1p-5", "-0x1.13f2c70ae031bp-4", "-0x1.cf7cfd6637adcp-1"], 1),
+    (["0x1.cf2f5bcdf1083p-2", "-0x1.6315e5b79e776p-2", "0x1.b92ff9def6d06p-2"], 2),
+]
+
+
+@pytest.mark.parametrize(("row", "y"), HARD_ROWS, ids=["apart", "five", "v4", "baseline"])
+def test_rows_that_were_hard(row, y):
+    x = np.array([[float.fromhex(v) for v in row]] * 9)
+    exact, exact_grad = reference.cross_entropy_and_grad(x[0], y)
+    for logits, axis in ((x, 1), (np.asfortranarray(x), 1), (x[:1], 1), (x.T, 0), (x.T.copy(), 0)):
+        target = np.full(logits.shape[1 - axis], y)
+        loss, grad = fastce.cross_entropy_and_grad(logits, target, axis=axis, reduction="none")
+        assert_ulp(loss, np.full(loss.shape, exact), LOSS_ULP[x.dtype])
+        grad = np.moveaxis(grad, axis, -1)
+        assert_ulp(grad, np.broadcast_to(exact_grad, grad.shape), GRAD_ULP[x.dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_classes_far_apart(dtype, rng):
+    """A class axis whose elements are pages from each other, and from those of the target and the outputs."""
+    for n_classes in (3, 60, 300, 9000):
+        x = rng.normal(size=(3, n_classes)).astype(dtype)
+        q = rng.random(x.shape).astype(dtype)
+        y = rng.integers(n_classes, size=3)
+        step = 4099 if n_classes < 9000 else 67
+
+        def apart(a, step=step):
+            memory = np.zeros((a.shape[1], step), a.dtype)
+            memory[:, 5:8] = a.T
+            return memory[:, 5:8].T
+
+        # Rows stand side by side in memory then, which another walk may take: other last bits.
+        for target, options in (
+            (y, {}),
+            (y, {"label_smoothing": 0.1}),
+            (q, {}),
+            (apart(q), {}),
+            (y, {"softcap": 3.0}),
+        ):
+            dense = target if target is y else q
+            expected = fastce.cross_entropy_and_hess(x, dense, **options)
+            out, hess_out = apart(np.zeros_like(x)), apart(np.zeros_like(x))
+            got = fastce.cross_entropy_and_hess(apart(x), target, out=out, hess_out=hess_out, **options)
+            eps = 2.0**-20 if dtype != np.float64 else 2.0**-48
+            assert got[0] == pytest.approx(expected[0], rel=eps)
+            for a, b in zip(got[1:], expected[1:], strict=True):
+                rel, a, b = eps if dtype in FLOATS else 2.0**-6, a.astype(float), b.astype(float)
+                np.testing.assert_allclose(a, b, rtol=rel, atol=rel * abs(b).max())
+            assert_ulp(
+                fastce.cross_entropy_and_grad(apart(x), y)[1],
+                reference.cross_entropy_and_grad(x, y)[1],
+                GRAD_ULP[dtype],
+            )
+
+
+def test_masked_lowest_with_smoothing():
+    """A mask of the lowest number: each of its terms is finite, and so is their sum."""
+    x = np.array([[1, 2, np.finfo(np.float32).min, 0]], np.float32)
+    loss, grad = fastce.cross_entropy_and_grad(x, [1], label_smoothing=0.1)
+    exact, exact_grad = reference.cross_entropy_and_grad(x, [1], label_smoothing=0.1)
+    assert loss == pytest.approx(float(exact), rel=2.0**-21)
+    assert_ulp(grad, exact_grad, 4, abs(exact_grad) + 0.025)  # of p_j or the share of each class
+
+
+def test_zero_weight_of_an_infinite_loss():
+    x = np.array([[-np.inf, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    for options in ({}, {"temperature": 2.0}, {"label_smoothing": 0.1}, {"z_loss": 0.5}):
+        for function in (fastce.cross_entropy_and_grad, fastce.cross_entropy_and_hess):
+            loss, *derivatives = function(x, [0, 1], sample_weight=[0, 1], reduction="none", **options)
+            assert loss[0] == 0
+            assert all(not a[0].any() for a in derivatives)
+        weight = [0, 1, 1] if "label_smoothing" not in options else [0, 0.5, 1]
+        loss = fastce.cross_entropy(x, [0, 1], weight=weight, reduction="none", **options)
+        assert np.isfinite(loss).all()
+    q = np.array([[0, 0.5, 0.5], [0.25, 0.25, 0.5]])
+    loss, grad, hess = fastce.cross_entropy_and_hess(x, q, reduction="none")
+    assert np.isfinite(loss).all()
+    assert grad[0, 0] == hess[0, 0] == 0
+    loss, grad = fastce.focal_loss_and_grad(x, [0, 1], sample_weight=[0, 1], reduction="none")
+    assert loss[0] == 0
+    assert not grad[0].any()

@@ -1,0 +1,233 @@
+"""All options of cross-entropy against the reference, in combinations and layouts that hypothesis draws."""
+
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import DTYPES, FLOATS, GRAD_ULP, HALVES, KINDS, LOSS_ULP, assert_ulp, bits, compute_dtype, nasty
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import fastce
+from fastce import reference
+from fastce.reference import ulp_distance
+from fastce.reference.softmax import largest_terms
+
+CLASS_COUNTS = (1, 2, 3, 10, 33, 56, 57, 112, 113, 129, 1000, 8192, 8193, 16400)
+# The values of each option; {} where it is not given.
+SMOOTHING = [{}, {}, *({"label_smoothing": value} for value in (0.1, 0.75, 1.0))]
+Z_LOSS = [{}, {}, *({"z_loss": value} for value in (1e-4, 0.3))]
+TEMPERATURE = [{}, {}, *({"temperature": value} for value in (0.07, 1.3, 8.0))]
+SOFTCAP = [{}, {}, {}, *({"softcap": value} for value in (1.5, 30.0))]
+REDUCTIONS = [{}, {"normalizer": 7.5}, {"reduction": "sum"}, {"reduction": "none"}]
+TARGET_DTYPES = (*DTYPES, np.dtype(">f4"), np.dtype(">f8"))
+LABEL_DTYPES = ("i8", "i4", "i2", "u2", "u8", ">i4", ">u8")
+# Sums and quotients of the largest numbers overflow; they are for losses of one term.
+OF_TERMS = tuple(kind for kind in KINDS if "lowest" not in kind and kind != "extreme")
+
+# Twice the gradient's: an element is a product of two quotients of sums, p_j and 1 - p_j.
+HESS_ULP = {dtype: 2 * GRAD_ULP[dtype] for dtype in FLOATS}
+for _half in HALVES:
+    HESS_ULP[_half] = 0.5 + 2 * (GRAD_ULP[_half] - 0.5)
+
+
+def probabilities(draw, rng, x, y, kind):
+    """Targets of the shape of `x`, its classes last, around the labels `y`."""
+    hot = np.arange(x.shape[1]) == y[:, None]
+    if kind == "one-hot":
+        return hot.astype(float)
+    q = rng.gamma(0.3, size=x.shape) + draw(st.sampled_from([0, 3])) * hot
+    if kind == "some zero":
+        q[rng.random(x.shape) < 0.5] = 0
+        q[np.isneginf(x.astype(float))] = 0
+        q[hot] += 0.1
+    return q / np.maximum(q.sum(axis=1, keepdims=True), 1e-3) if draw(st.booleans()) else q
+
+
+def in_memory(draw, x, axis):
+    """The same array, its last axis moved to `axis`, somehow in memory."""
+    x = np.moveaxis(x, -1, axis)
+    order = draw(st.permutations(range(x.ndim)))
+    x = x.transpose(order).copy().transpose(np.argsort(order))
+    some, how = draw(st.integers(0, x.ndim - 1)), draw(st.sampled_from(["", "reversed", "strided", "padded"]))
+    if how == "reversed":
+        x = np.flip(np.flip(x, some).copy(), some)
+    elif how == "strided":
+        x = np.repeat(x, 2, axis=some)[(slice(None),) * some + (slice(None, None, 2),)]
+    elif how == "padded":
+        x = np.pad(x, [(1, 2)] * x.ndim)[(slice(1, -2),) * x.ndim]
+    swapped = x.dtype.name != "bfloat16" and draw(st.sampled_from([False, False, True]))
+    return x.astype(x.dtype.newbyteorder()) if swapped else x
+
+
+class Problem(NamedTuple):
+    logits: Any
+    target: Any
+    options: dict
+
+    def __repr__(self):
+        arrays = (f"{a.dtype} {a.shape}, strides {a.strides}" for a in self[:2])
+        return f"<{'; '.join(arrays)}; {self.options}>"
+
+
+@st.composite
+def problems(draw):
+    """Logits, target and options of a call: 1 to 4 dimensions."""
+    dtype, n_classes = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(CLASS_COUNTS))
+    rows = tuple(draw(st.lists(st.integers(1, 5) | st.just(33 if n_classes < 130 else 2), max_size=3)))
+    n_rows, axis = int(np.prod(rows)), draw(st.integers(0, len(rows)))
+    assume(n_rows * n_classes < 40_000)
+    options = {"axis": axis - draw(st.sampled_from([0, len(rows) + 1]))}
+    for values in (SMOOTHING, Z_LOSS, TEMPERATURE, SOFTCAP):
+        options |= draw(st.sampled_from(values))
+    kind = draw(st.sampled_from(["labels", "labels", "labels", "soft", "one-hot", "some zero"]))
+
+    of_one_term = kind == "labels" and not options.keys() & {"label_smoothing", "z_loss", "softcap"}
+    rows_of = st.lists(st.sampled_from(tuple(KINDS) if of_one_term else OF_TERMS), min_size=1, max_size=6)
+    seed = draw(st.integers(0, 2**16))
+    x, y = nasty(dtype, n_rows, n_classes, tuple(draw(rows_of)), seed)
+    rng = np.random.default_rng(seed)
+    if draw(st.booleans()):
+        options["weight"] = rng.uniform(0.5, 2, n_classes).astype(draw(st.sampled_from(["f4", "f8", ">f8"])))
+        if of_one_term and draw(st.booleans()):
+            options["weight"][~np.isin(np.arange(n_classes), y)] = np.nan  # of classes that no row has
+        elif kind == "labels" and "z_loss" not in options and draw(st.booleans()):
+            options["weight"][rng.random(n_classes) < 0.2] = 0
+    if draw(st.booleans()):
+        options["sample_weight"] = rng.uniform(0.5, 2, rows) * (rng.random(rows) < 0.9)
+    if kind == "labels":
+        y = y.astype(draw(st.sampled_from(LABEL_DTYPES)))
+        if draw(st.booleans()):
+            choices = [0, n_classes] if y.dtype.kind == "u" else [-100, -1, 0, n_classes]
+            options["ignore_index"] = draw(st.sampled_from(choices))
+            y[rng.random(n_rows) < 0.3] = options["ignore_index"]
+        target = y.reshape(rows)
+    else:
+        q = probabilities(draw, rng, x, y, kind).astype(draw(st.sampled_from(TARGET_DTYPES)))
+        target = in_memory(draw, q.reshape(*rows, n_classes), axis)
+    return Problem(in_memory(draw, x.reshape(*rows, n_classes), axis), target, options)
+
+
+def is_hard(target, options):
+    """Whether no term of a row's loss and gradient cancels."""
+    if options.keys() & {"label_smoothing", "z_loss", "softcap"}:
+        return False
+    if target.dtype.kind in "iu":
+        return True
+    return bool((np.count_nonzero(target.astype(float), axis=options["axis"]) == 1).all())
+
+
+def scales(x, target, options, loss, grad, **how):
+    """Where the ULP of losses and gradients are taken: at the results, or at the largest of their terms."""
+    if is_hard(target, options):
+        return None, None
+    by_row, by_class = largest_terms(x, target, **options, **how)
+    return np.maximum(by_row, abs(loss)), np.maximum(by_class, abs(grad))  # a sum may exceed its terms
+
+
+def assert_elements(actual, exact, bound, scale, label):
+    """assert_ulp; a subnormal element, for which nothing is promised, is subnormal or nearly so."""
+    assert actual.shape == exact.shape
+    size = abs(exact) if scale is None else scale
+    normal = np.asarray(size >= float(ml_dtypes.finfo(actual.dtype).smallest_normal))
+    normal |= np.isnan(actual.astype(float))
+    assert_ulp(actual[normal], exact[normal], bound, None if scale is None else scale[normal], label)
+    assert (ulp_distance(actual, exact, scale)[~normal] <= 64).all(), f"subnormal {label}"
+
+
+def bound_of(bounds, a, factor):
+    """A bound of a's dtype, times a factor but for the rounding to a half."""
+    dtype = a.dtype.newbyteorder("=")
+    rounding = 0.5 if dtype in HALVES else 0
+    return rounding + factor * (bounds[dtype] - rounding)
+
+
+# Besides what a loss of one term has, d_j is a product of up to three numbers, terms are added up, and z_loss
+# squares a sum: half the bound more. A capped logit is off by up to 3 ULP itself: 1 - e, 1 + e, their
+# quotient, the product with the cap, each with a rounding, and the exp. They become as many of the terms,
+# and z_loss squares it.
+def loss_factor(target, options):
+    if "softcap" in options:
+        return 2 if "z_loss" not in options else 4
+    return 1 if is_hard(target, options) else 1.5
+
+
+def derivative_factor(target, options):
+    return 2 if "softcap" in options else 1 if is_hard(target, options) else 1.5
+
+
+@settings(max_examples=150)
+@given(problem=problems(), how=st.sampled_from(REDUCTIONS), n_threads=st.sampled_from([None, 1, 3]))
+def test_loss_and_gradient(problem, how, n_threads):
+    x, target, options = problem
+    none = {**options, "reduction": "none"}
+    exact, by_row = reference.cross_entropy_and_grad(x, target, **none)
+    loss, grad = fastce.cross_entropy_and_grad(x, target, **none, n_threads=n_threads)
+    loss_scale, grad_scale = scales(x, target, options, exact, by_row)
+    assert loss.dtype == compute_dtype(x.dtype.newbyteorder("="))
+    assert grad.dtype == x.dtype
+    assert_ulp(loss, exact, LOSS_ULP[loss.dtype] * loss_factor(target, options), loss_scale, "loss")
+    bound = bound_of(GRAD_ULP, grad, derivative_factor(target, options))
+    assert_elements(grad, by_row, bound, grad_scale, "gradient")
+    assert bits(fastce.cross_entropy(x, target, **none)) == bits(loss)
+
+    total, reduced = reference.cross_entropy_and_grad(x, target, **options, **how)
+    assume(how.get("reduction", "mean") != "mean" or "normalizer" in how or mean_weight(target, options) > 0)
+    got, grad = fastce.cross_entropy_and_grad(x, target, **options, **how, n_threads=n_threads)
+    scale = scales(x, target, options, exact, reduced, **how)[1]
+    assert_elements(grad, reduced, bound, scale, "reduced gradient")
+    assert bits(fastce.cross_entropy(x, target, **options, **how)) == bits(got)
+    if how != {"reduction": "none"} and np.isfinite(float(total)):
+        divisor = {"sum": 1}.get(how.get("reduction"), how.get("normalizer", mean_weight(target, options)))
+        # The rows' errors as above, in one float64 sum, and what is nothing beside the smallest number.
+        row = np.finfo(loss.dtype)
+        size = float(np.sum(abs(exact) if loss_scale is None else loss_scale)) / divisor + float(row.tiny)
+        eps = LOSS_ULP[loss.dtype] * loss_factor(target, options) * float(row.eps) + exact.size * 2.0**-52
+        assert abs(got - total) <= eps * size
+    elif how != {"reduction": "none"}:
+        assert bits(got) == bits(float(total))
+
+
+def mean_weight(target, options):
+    """The denominator of the mean."""
+    if target.dtype.kind not in "iu":
+        rows = np.delete(target.shape, options["axis"])
+        return float(np.sum(options.get("sample_weight", np.ones(rows))))
+    kept = target != options.get("ignore_index", -100)
+    weight = np.ones(target.shape) * options.get("sample_weight", 1)
+    if "weight" in options:
+        weight = weight * options["weight"].astype(float)[np.where(kept, target, 0).astype(int)]
+    return float(np.sum(weight[kept]))
+
+
+@settings(max_examples=150)
+@given(problem=problems(), how=st.sampled_from(REDUCTIONS))
+def test_hessian(problem, how):
+    x, target, options = problem
+    assume("reduction" in how or "normalizer" in how or mean_weight(target, options) > 0)
+    loss, grad, hess = fastce.cross_entropy_and_hess(x, target, **options, **how)
+    exact_loss, exact_grad, exact = reference.cross_entropy_and_hess(x, target, **options, **how)
+    grad_scale = scales(x, target, options, 0, exact_grad, **how)[1]
+    factor = derivative_factor(target, options)
+    assert hess.dtype == grad.dtype == x.dtype
+    assert_elements(grad, exact_grad, bound_of(GRAD_ULP, grad, factor), grad_scale, "gradient")
+
+    # All terms are positive but lse's and the curve of a softcap, at most 2 / c times the gradient.
+    terms = 0 if grad_scale is None else grad_scale
+    size = abs(exact)
+    if "softcap" in options:
+        size = np.maximum(size, terms * max(1 / options.get("temperature", 1), 2 / options["softcap"]))
+    elif "z_loss" in options:
+        size = np.maximum(size, terms / options.get("temperature", 1))
+    # Where p_j is subnormal in the precision that is computed in, it has few digits, and large factors.
+    least = 2.0**20 * float(np.finfo(compute_dtype(x.dtype.newbyteorder("="))).tiny)
+    kept = np.asarray(size >= least) | np.isnan(exact.astype(float))
+    assert_elements(hess[kept], exact[kept], bound_of(HESS_ULP, hess, factor), size[kept], "Hessian")
+    assert (abs(hess[~kept].astype(float)) <= 2 * least).all()
+
+    if "reduction" in how and how["reduction"] == "none":
+        scale = scales(x, target, options, exact_loss, exact_grad)[0]
+        assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype] * loss_factor(target, options), scale, "loss")
+    elif np.isfinite(loss):
+        assert loss == pytest.approx(fastce.cross_entropy(x, target, **options, **how), rel=1e-5, abs=1e-30)

@@ -1,0 +1,310 @@
+"""logsumexp, softmax and log_softmax: SciPy's answers, and right ones where SciPy rounds."""
+
+import itertools
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import DTYPES, FLOATS, HALVES, KINDS, assert_ulp, bits, nasty
+from scipy import special
+
+import fastce
+from fastce import reference
+
+SOFTMAXES = ("softmax", "log_softmax")
+NAMES = ("logsumexp", *SOFTMAXES)
+CLASS_COUNTS = (1, 2, 3, 10, 33, 56, 57, 112, 113, 129, 1000, 8192, 8193, 16400)
+# Bound of the documentation; a half is rounded once from float32.
+ULP = dict.fromkeys(FLOATS, 4) | {
+    dtype: 0.5 + 4 * 2.0 ** (ml_dtypes.finfo(dtype).nmant - 23) for dtype in HALVES
+}
+
+
+def same_as_scipy(got, expected, rtol):
+    """Shape, dtype and kind of what SciPy returns, and the numbers, -0 apart."""
+    assert type(got) is type(expected)
+    assert got.dtype == expected.dtype
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, rtol=rtol, atol=rtol, equal_nan=True)
+
+
+# ---- SciPy's answers -----------------------------------------------------------------------------
+
+SHAPES = [
+    *((shape, axis) for shape in [(5,), (1,), (4, 5), (2, 3, 4), (2, 1, 3, 4)] for axis in (None, 0, -1)),
+    *(((2, 3, 4), axis) for axis in itertools.permutations(range(3), 2)),
+    *(((2, 3, 4), axis) for axis in [(0, 1, 2), (-1, 0), (1,), ()]),
+    ((2, 3, 4, 5), (0, 2)),
+    ((2, 3, 4, 5), (3, 1, 0)),
+    ((2, 1000, 3), 1),
+    ((9000, 2), 0),
+]
+# SciPy rounds at every step in the dtype; numbers here are below 10.
+RTOL = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 4e-15}
+
+
+@pytest.mark.parametrize(("shape", "axis"), [case for case in SHAPES if case[1] != ()], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_shapes(dtype, shape, axis, rng):
+    x, b = rng.normal(size=shape).astype(dtype), rng.normal(size=shape).astype(dtype)
+    for order in "CF":
+        a = np.array(x, order=order)
+        for name in SOFTMAXES:
+            expected = getattr(special, name)(a, axis=axis)
+            same_as_scipy(getattr(fastce, name)(a, axis=axis), expected, RTOL[dtype])
+        for keepdims in (False, True):
+            options = {"axis": axis, "keepdims": keepdims}
+            same_as_scipy(fastce.logsumexp(a, **options), special.logsumexp(a, **options), RTOL[dtype])
+            got = fastce.logsumexp(a, b=b, return_sign=True, **options)
+            expected = special.logsumexp(a, b=b, return_sign=True, **options)
+            same_as_scipy(got[1], expected[1], 0)
+            scale = 1 + special.logsumexp(a, b=abs(b), **options).max() - expected[0].min()
+            same_as_scipy(got[0], expected[0], RTOL[dtype] * np.exp(scale))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 4)], ids=str)
+def test_empty(shape):
+    for axis in (None, *range(len(shape))):
+        for keepdims in (False, True):
+            options = {"axis": axis, "keepdims": keepdims}
+            got = fastce.logsumexp(np.empty(shape), **options)
+            expected = np.sum(np.empty(shape), **options)
+            assert np.shape(got) == np.shape(expected)
+            assert (np.asarray(got) == -np.inf).all()
+            out = np.empty(np.shape(expected))
+            assert fastce.logsumexp(np.empty(shape), out=out, **options) is out
+            assert (out == -np.inf).all()
+        for name in SOFTMAXES:
+            assert getattr(fastce, name)(np.empty(shape), axis=axis).shape == shape
+
+
+@pytest.mark.parametrize("value", [0.0, -3.5, np.inf, -np.inf, np.nan])
+def test_scalars(value):
+    for name in NAMES:
+        with np.errstate(all="ignore"):
+            expected = getattr(special, name)(value)
+        got = getattr(fastce, name)(value)
+        assert np.ndim(got) == 0
+        assert got == expected or (np.isnan(got) and np.isnan(expected))
+
+
+EDGES = [
+    [np.inf, 1.0],
+    [1.0, np.inf, np.inf],
+    [-np.inf, 1.0],
+    [-np.inf, -np.inf],
+    [np.inf, -np.inf],
+    [np.inf, -np.inf, 0.0],
+    [np.nan, 1.0],
+    [np.nan, np.inf],
+    [np.nan, -np.inf],
+    [1e308, 1e308],
+    [-1e308, 1e308],
+    [5e-324, 0.0],
+    [1000.0, -1000.0],
+    [-1e4, -1e4, -1e4],
+    [0.0],
+    [-0.0, -0.0],
+]
+
+
+@pytest.mark.parametrize("row", EDGES, ids=str)
+def test_infinities_and_nan(row):
+    for length in (len(row), 40, 9001):
+        x = np.array([*row, *[-np.inf] * (length - len(row))])
+        for name in SOFTMAXES:
+            if name == "softmax" or np.isfinite(x).any() or np.isnan(x).any():
+                with np.errstate(all="ignore"):
+                    expected = getattr(special, name)(x)
+                same_as_scipy(getattr(fastce, name)(x), expected, 4e-15)
+        with np.errstate(all="ignore"):
+            expected = special.logsumexp(x)
+        got = fastce.logsumexp(x)
+        assert got == pytest.approx(expected, rel=4e-15, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_softmax_of_infinity_is_scipys(dtype):
+    got = fastce.log_softmax(np.array([np.inf, 1], dtype)).astype(float)
+    assert np.isnan(got[0])
+    assert got[1] == -np.inf
+
+
+FACTORS = [
+    ([1.0, 2.0], [1.0, -1.0]),
+    ([2.0, 2.0], [1.0, -1.0]),
+    ([2.0, 1.0], [0.0, 0.0]),
+    ([np.inf, 1.0], [0.0, 2.0]),
+    ([np.nan, 1.0], [0.0, 2.0]),
+    ([np.inf, 1.0], [2.0, -2.0]),
+    ([np.inf, 1.0], [-2.0, 2.0]),
+    ([np.inf, np.inf], [1.0, -1.0]),
+    ([np.inf, np.inf], [1.0, 2.0]),
+    ([1.0, 2.0], [np.nan, 1.0]),
+    ([-np.inf, -np.inf], [1.0, -1.0]),
+    ([-np.inf, 3.0], [-5.0, -2.0]),
+    ([0.0, 0.0, 0.0], [1e-300, 1e-300, 1e-300]),
+    ([-1000.0, -1001.0], [1.0, -3.0]),
+    ([600.0, 700.0], [1e3, 1e-300]),
+]
+
+
+@pytest.mark.parametrize(("a", "b"), FACTORS, ids=str)
+def test_factors(a, b):
+    """A factor of 0 takes out whatever stands there, also infinities and NaN."""
+    exact, exact_sign = reference.logsumexp(a, b=b, return_sign=True)
+    got, sign = fastce.logsumexp(a, b=b, return_sign=True)
+    assert got == pytest.approx(float(exact), rel=1e-15, nan_ok=True)
+    assert sign == pytest.approx(float(exact_sign), nan_ok=True)
+    alone = fastce.logsumexp(a, b=b)
+    assert np.isnan(alone) if exact_sign < 0 else alone == pytest.approx(float(exact), rel=1e-15, nan_ok=True)
+    with np.errstate(all="ignore"):
+        expected, expected_sign = special.logsumexp(a, b=b, return_sign=True)
+    assert got == pytest.approx(expected, rel=1e-15, nan_ok=True)
+    assert sign == pytest.approx(expected_sign, nan_ok=True)
+
+
+def test_factors_are_broadcast(rng):
+    a = rng.normal(size=(3, 1, 5))
+    for shape in [(), (5,), (4, 1), (2, 3, 4, 5), (1, 1, 1)]:
+        b = rng.uniform(0.5, 2, shape)
+        for axis in (None, -1, 0, (0, 2)):
+            expected = special.logsumexp(a, axis=axis, b=b)
+            same_as_scipy(fastce.logsumexp(a, axis=axis, b=b), expected, 4e-15)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "u8", "?", ">i2"])
+def test_integers(dtype):
+    x = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    for name in NAMES:
+        function = getattr(fastce, name)
+        got = function(x, axis=1)
+        assert got.dtype == np.float64
+        assert bits(got) == bits(function(x.astype(float), axis=1))
+    assert bits(fastce.softmax([1, 2, 3])) == bits(fastce.softmax([1.0, 2.0, 3.0]))
+    assert fastce.logsumexp(np.float32([0, 1]), b=[1, 2]).dtype == np.float64
+
+
+def test_dtypes_of_factors(rng):
+    for one, other in itertools.product(DTYPES, DTYPES):
+        if {one, other} == set(HALVES):
+            continue  # which NumPy promotes to float32
+        got, sign = fastce.logsumexp(np.zeros(3, one), b=np.ones(3, other), return_sign=True)
+        assert got.dtype == sign.dtype == np.promote_types(one, other)
+        assert float(got) == pytest.approx(np.log(3), rel=float(ml_dtypes.finfo(got.dtype).eps))
+
+
+def test_complex_numbers_are_scipys(rng):
+    z = rng.normal(size=(3, 4)) + 1j * rng.normal(size=(3, 4))
+    assert bits(fastce.logsumexp(z, axis=1).view(float)) == bits(special.logsumexp(z, axis=1).view(float))
+    assert np.array_equal(fastce.softmax(z, axis=0), special.softmax(z, axis=0))
+    got, sign = fastce.logsumexp(z.real, b=z, axis=0, return_sign=True, keepdims=True)
+    expected, expected_sign = special.logsumexp(z.real, b=z, axis=0, return_sign=True, keepdims=True)
+    assert np.array_equal(got, expected)
+    assert np.array_equal(sign, expected_sign)
+    out = np.empty(3, complex)
+    assert fastce.logsumexp(z, axis=1, out=out) is out
+    assert np.array_equal(out, special.logsumexp(z, axis=1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_axes(name):
+    function = getattr(fastce, name)
+    for axis, error in (
+        (2, ValueError),
+        (-3, ValueError),
+        ((0, 0), ValueError),
+        ((1, -1), ValueError),
+        (0.5, TypeError),
+    ):
+        with pytest.raises(error, match="axis"):
+            function(np.zeros((2, 3)), axis=axis)
+    for dtype in (object, "U1", np.longdouble, "M8[s]"):
+        with pytest.raises(TypeError, match="dtype"):
+            function(np.zeros(3).astype(dtype))
+
+
+# ---- Digits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_accuracy(dtype, name):
+    """Of all kinds of rows, near 0 of the logarithm too."""
+    for n_classes in CLASS_COUNTS:
+        x = nasty(dtype, len(KINDS) if n_classes < 5000 else 7, n_classes)[0]
+        got, exact = getattr(fastce, name)(x, axis=1), getattr(reference, name)(x, axis=1)
+        assert got.dtype == dtype
+        # Below the normal numbers an exp and its factor are two roundings.
+        tiny = np.finfo(np.float64 if dtype == np.float64 else np.float32).tiny
+        normal = ~((abs(exact) < tiny) & (exact != 0))
+        assert_ulp(got[normal], exact[normal], ULP[dtype], label=f"C={n_classes}")
+        assert (abs(got[~normal].astype(float)) <= tiny).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_accuracy_of_logsumexp(dtype):
+    for n_classes in CLASS_COUNTS:
+        x = nasty(dtype, len(KINDS) if n_classes < 5000 else 7, n_classes)[0]
+        exact = reference.logsumexp(x, axis=1)
+        m = x.astype(np.longdouble).max(axis=1)
+        finite = np.isfinite(m)
+        terms = np.maximum(abs(m), abs(exact - np.where(finite, m, 0)))  # of m + log s, which may be near 0
+        terms = np.maximum(terms, abs(exact))
+        got = fastce.logsumexp(x, axis=1)
+        assert bits(got[~finite]) == bits(exact[~finite].astype(dtype))
+        normal = finite & (terms >= float(ml_dtypes.finfo(dtype).smallest_normal))
+        assert_ulp(got[normal], exact[normal], ULP[dtype], terms[normal], f"C={n_classes}")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_accuracy_with_factors(dtype, rng):
+    """In ULP of the result, or of what the sum of all terms without their signs means for it."""
+    for n_classes in CLASS_COUNTS:
+        x = rng.normal(size=(20, n_classes)).astype(dtype) * 5
+        for b in (rng.uniform(0, 2, x.shape).astype(dtype), rng.normal(size=x.shape).astype(dtype)):
+            exact, sign = reference.logsumexp(x, axis=1, b=b, return_sign=True)
+            whole = np.exp((reference.logsumexp(x, axis=1, b=abs(b)) - exact).astype(float))
+            scale = np.maximum(np.maximum(abs(exact), abs(x).max(axis=1)), whole)
+            got, got_sign = fastce.logsumexp(x, axis=1, b=b, return_sign=True)
+            assert (got_sign == sign).all()
+            assert_ulp(got, exact, ULP[dtype], scale, f"C={n_classes}")
+
+
+@pytest.mark.parametrize("top", [0, 1, 2])
+def test_near_0(top):
+    """Where the usual formulas return 0, wherever the maximum stands."""
+    for dtype, lead in ((np.float32, 20), (np.float32, 80), (np.float64, 40), (np.float64, 700)):
+        x = np.zeros(3, dtype)
+        x[top] = lead
+        got = fastce.log_softmax(x)
+        rest = 2 * np.exp(-float(lead))
+        assert got[top] == pytest.approx(-rest, rel=4 * float(np.finfo(dtype).eps), abs=0)
+        assert got[top - 1] == got[top - 2] == -lead
+        got = fastce.logsumexp(x - dtype(lead))
+        assert got == pytest.approx(rest, rel=4 * float(np.finfo(dtype).eps), abs=0)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([np.nan, 1], None),
+        ([1, np.nan], None),
+        ([0.5, 1], [np.inf, 1]),
+        ([0.5, 1], [-np.inf, 1]),
+        ([0.5, 1], [np.inf, -np.inf]),
+        ([-np.inf, 1], [np.inf, 1]),
+    ],
+)
+def test_signs_of_sums_that_are_not_finite(a, b, dtype):
+    a = np.array(a, dtype)
+    with np.errstate(all="ignore"):
+        expected = special.logsumexp(a, b=b, return_sign=True)
+    for got, exact in zip(fastce.logsumexp(a, b=b, return_sign=True), expected, strict=True):
+        np.testing.assert_array_equal(got, exact)
+
+
+def test_no_rows_over_several_axes():
+    assert fastce.logsumexp(np.zeros((0, 2, 1)), axis=(1, 2)).shape == (0,)
+    assert fastce.logsumexp(np.zeros((0, 2)), axis=()).shape == (0, 2)
