@@ -8,7 +8,7 @@ import numpy as np
 from fastce import reference
 from fastce.cli.rivals import RIVALS, Batch
 
-MAX_ELEMENTS = 1 << 22  # the reference works in long doubles: about half a gigabyte at this size
+MAX_ELEMENTS = 1 << 22  # the reference works in long doubles: about a gigabyte at this size
 
 
 class Errors(NamedTuple):

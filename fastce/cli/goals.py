@@ -17,6 +17,7 @@ import fastce
 from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
+from fastce.cli.relatives import best_ratio, option_cost
 from fastce.cli.rivals import Batch
 from fastce.cli.timing import interleaved
 
@@ -84,9 +85,34 @@ def _goals() -> list[Goal]:
         )
         for n_classes in (100, 1000, 32000, 262144)
     ]
+    functions = [
+        Goal(
+            f"{name}, 8192x1000, {best} ÷ fastce",
+            partial(_function, name, libraries),
+            at_least=bound,
+        )
+        for name in ("logsumexp", "softmax", "log_softmax")
+        for best, libraries, bound in (
+            ("best of torch, jax", ("torch", "jax"), 1.5),
+            ("SciPy", ("scipy",), 5.0),
+        )
+    ]
     return [
         *copies,
         *reads,
+        Goal("(1900, 10) loss, all threads ÷ one", _threads_pay, at_most=1.0),
+        Goal(
+            "weight + label_smoothing, 8192x1000, ÷ plain",
+            partial(_option, "smoothing and weights"),
+            at_most=1.3,
+        ),
+        Goal("target probabilities, 8192x1000, ÷ plain", partial(_option, "probabilities"), at_most=2.0),
+        Goal(
+            "binary, 1e7, fresh gradient, best of torch, jax ÷ fastce",
+            partial(_function, "binary", ("torch", "jax")),
+            at_least=3.0,
+        ),
+        *functions,
         Goal("(4, 21, 512, 512), axis=1, best other ÷ fastce", _pixels, at_least=4.0),
         Goal("(1, 10) loss", _small_loss, at_most=0.5e-6, text=time_text),
         Goal("(1, 10) loss + gradient, out", _small_gradient, at_most=0.8e-6, text=time_text),
@@ -101,6 +127,27 @@ def _stream_ratio(n_classes: int, quantity: str, setting: Setting) -> tuple[floa
     case = next(c for c in measure(batch, [], setting.rounds, print) if c.quantity == quantity)
     stream = case.seconds[STREAM]
     return case.fastce / stream, f"{time_text(case.fastce)} ÷ {time_text(stream)}"
+
+
+def _threads_pay(setting: Setting) -> tuple[float, str]:
+    """Just enough work for more than one thread."""
+    batch = random_batch((1900, 10), "float32", setting.n_threads)
+    fastce.set_num_threads(setting.n_threads)
+    calls = {
+        f"{n} threads": partial(fastce.cross_entropy, batch.logits, batch.labels, n_threads=n)
+        for n in (setting.n_threads, 1)
+    }
+    many, one = interleaved(calls, setting.rounds).values()
+    return many / one, f"{time_text(many)} ÷ {time_text(one)}"
+
+
+def _option(option: str, setting: Setting) -> tuple[float, str]:
+    return option_cost(option, setting.rounds, setting.n_threads)
+
+
+def _function(name: str, libraries: tuple[str, ...], setting: Setting) -> tuple[float, str]:
+    rivals = [rival for rival in libraries if rival in setting.rivals]
+    return best_ratio(name, rivals, setting.rounds, setting.n_threads)
 
 
 def _pixels(setting: Setting) -> tuple[float, str]:
