@@ -8,6 +8,7 @@ copyright = f"2026, {author}"
 version = release = installed_version("fastce")
 
 extensions = [
+    "matplotlib.sphinxext.plot_directive",
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
@@ -16,6 +17,8 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+plot_formats = [("png", 160)]
+plot_html_show_formats = plot_html_show_source_link = False
 autosummary_generate = True
 autodoc_typehints = "none"  # the Parameters sections name the types, in words
 numpydoc_show_class_members = False
