@@ -196,7 +196,7 @@ static void FN(sweep_terms)(const Tile *tile, Rows *rows, ptrdiff_t i, const REA
     if (tile->q) FN(find_label)(tile, rows, i);
     FN(find_own_term)(tile, rows, i);
     rows->mass[i] = rows->spread[i] = 0;
-    FN(add_terms)(tile->formula, z, FN(q_run)(tile, i, 0, tile->n_classes), 0, tile->n_classes, m, rows->label[i],
+    FN(add_terms)(tile->formula, z, FN(q_run)(tile, i, 0, tile->n_classes), 1, 0, tile->n_classes, m, rows->label[i],
                   &rows->mass[i], &rows->spread[i]);
 }
 

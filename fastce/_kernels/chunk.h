@@ -20,17 +20,18 @@ static REAL FN(chunk_max)(const REAL *x, ptrdiff_t n)
 }
 
 /* Where the arrays are while their elements may be elsewhere: what add_group asks for lies ahead of it. */
-typedef struct { const char *logits, *grad; ptrdiff_t logits_step, grad_step; } FN(Source);
+typedef struct { const char *logits, *grad, *q; ptrdiff_t logits_step, grad_step, q_step; } FN(Source);
 
 /* Of classes far apart each is in a line of its own, and nothing is gained. */
 INLINE ptrdiff_t FN(step_to_ask)(const Layout *layout) { return layout->class_stride <= 8 ? layout->class_stride : 0; }
 
 INLINE FN(Source) FN(source)(const Tile *tile, ptrdiff_t i, ptrdiff_t start)
 {
-    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
+    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout, *of_q = &tile->q_layout;
     return (FN(Source)){tile->logits + i * from->row_stride + start * from->class_stride,
                         tile->grad ? tile->grad + i * to->row_stride + start * to->class_stride : NULL,
-                        FN(step_to_ask)(from), FN(step_to_ask)(to)};
+                        tile->q ? tile->q + i * of_q->row_stride + start * of_q->class_stride : NULL,
+                        FN(step_to_ask)(from), FN(step_to_ask)(to), FN(step_to_ask)(of_q)};
 }
 
 /* Adds the exps of four vectors, or of the n elements that are left of a row, to the sum; stages them in e
@@ -65,6 +66,7 @@ INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps,
     for (ptrdiff_t j = 0; j < full; j += group) {
         FN(ask_for)(source.logits + j * source.logits_step, AHEAD_ROWS, group * source.logits_step, 0);
         if (source.grad) FN(ask_for)(source.grad + j * source.grad_step, AHEAD_ROWS, group * source.grad_step, 1);
+        if (source.q) FN(ask_for)(source.q + j * source.q_step, AHEAD_ROWS, group * source.q_step, 0);
         if (few || (y >= j && y < j + group)) FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 1, y - j);
         else FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 0, 0);
     }

@@ -80,9 +80,9 @@ static void FN(apply_slopes)(const REAL *x, REAL *g, REAL *h, ptrdiff_t n, const
  * of 0 counts nothing, also where z_j is -inf. */
 typedef struct { double mass, spread; } FN(TermSums);
 
-/* d_j (m - z_j) SPREAD_SCALE of a vector, and d_j; y: the target's place, counted from here. */
-INLINE vec FN(term)(const REAL *z, const REAL *a, const REAL *b, ptrdiff_t n, vec scaled_m, int has_target,
-                    ptrdiff_t y, vec *d)
+/* d_j (m - z_j) SPREAD_SCALE of a vector, and d_j; y: the target's place, counted from here. no_zeros: of d. */
+INLINE vec FN(term)(const REAL *z, const REAL *a, const REAL *b, int no_zeros, ptrdiff_t n, vec scaled_m,
+                    int has_target, ptrdiff_t y, vec *d)
 {
     const vec one = FN(splat)(1), none = {0};
     REAL ones[LANES_COUNT];
@@ -97,11 +97,12 @@ INLINE vec FN(term)(const REAL *z, const REAL *a, const REAL *b, ptrdiff_t n, ve
     if (has_target) *d = FN(keep)(FN(differ)(FN(iota)(), (ivec){0} + (INT)y), *d);
     const vec v = n >= LANES ? FN(load)(z) : FN(load_n)(z, n, 0);
     const vec scaled_gap = FN(fma)(v, FN(splat)((REAL)-SPREAD_SCALE), scaled_m);
-    if (!a && !b && n >= LANES && !has_target) return scaled_gap;
+    if (no_zeros && n >= LANES && !has_target) return a || b ? *d * scaled_gap : scaled_gap;
     return FN(select)(FN(not_less)(none, FN(larger)(-*d, *d)), none, *d * scaled_gap);
 }
 
-INLINE FN(TermSums) FN(sum_products)(const REAL *z, const REAL *a, const REAL *b, ptrdiff_t n, REAL m, ptrdiff_t y)
+INLINE FN(TermSums) FN(sum_products)(const REAL *z, const REAL *a, const REAL *b, int no_zeros, int with_mass,
+                                     ptrdiff_t n, REAL m, ptrdiff_t y)
 {
     const vec scaled_m = FN(splat)((REAL)SPREAD_SCALE * m);
     const ptrdiff_t pair = 2 * LANES, full = n - n % pair;
@@ -112,46 +113,52 @@ INLINE FN(TermSums) FN(sum_products)(const REAL *z, const REAL *a, const REAL *b
         const REAL *at_a = a ? a + j : NULL, *at_b = b ? b + j : NULL;
         d[1] = t[1] = (vec){0};
         if (j < full && !has_target) {
-            t[0] = FN(term)(z + j, at_a, at_b, LANES, scaled_m, 0, 0, &d[0]);
-            t[1] = FN(term)(z + j + LANES, at_a ? at_a + LANES : NULL, at_b ? at_b + LANES : NULL, LANES, scaled_m,
-                            0, 0, &d[1]);
+            t[0] = FN(term)(z + j, at_a, at_b, no_zeros, LANES, scaled_m, 0, 0, &d[0]);
+            t[1] = FN(term)(z + j + LANES, at_a ? at_a + LANES : NULL, at_b ? at_b + LANES : NULL, no_zeros, LANES,
+                            scaled_m, 0, 0, &d[1]);
         } else {
-            t[0] = FN(term)(z + j, at_a, at_b, FN(smaller)(n - j, LANES), scaled_m, 1, y - j, &d[0]);
+            t[0] = FN(term)(z + j, at_a, at_b, no_zeros, FN(smaller)(n - j, LANES), scaled_m, 1, y - j, &d[0]);
             if (n - j > LANES)
                 t[1] = FN(term)(z + j + LANES, at_a ? at_a + LANES : NULL, at_b ? at_b + LANES : NULL,
-                                FN(smaller)(n - j - LANES, LANES), scaled_m, 1, y - j - LANES, &d[1]);
+                                no_zeros, FN(smaller)(n - j - LANES, LANES), scaled_m, 1, y - j - LANES, &d[1]);
         }
 #if REAL_BITS == 32 /* one addition in float32 saves two conversions, at half an ULP of the sum */
         FN(add)(&spread, t[0] + t[1]);
-        if (a || b) FN(add)(&mass, d[0] + d[1]);
+        if (with_mass) FN(add)(&mass, d[0] + d[1]);
 #else
         FN(add)(&spread, t[0]);
         FN(add)(&spread, t[1]);
-        if (a || b) FN(add)(&mass, d[0]);
-        if (a || b) FN(add)(&mass, d[1]);
+        if (with_mass) FN(add)(&mass, d[0]);
+        if (with_mass) FN(add)(&mass, d[1]);
 #endif
     }
     double total_mass = (double)(n - (y >= 0 && y < n)), total = FN(total)(spread);
-    if (a || b) total_mass = FN(total)(mass);
+    if (with_mass) total_mass = FN(total)(mass);
 #if REAL_BITS == 64 /* an infinite sum has no error term */
     if (isinf(FN(add_up)(spread.sum))) total = FN(add_up)(spread.sum);
 #endif
     return (FN(TermSums)){total_mass, total};
 }
 
-/* Adds what a run of n classes from `start` on has of the terms to mass and spread. */
-static void FN(add_terms)(const Formula *formula, const REAL *z, const REAL *q, ptrdiff_t start, ptrdiff_t n, REAL m,
-                          int64_t y, double *mass, double *spread)
+/* Adds what a run of n classes from `start` on, or the whole row, has of the terms to mass and spread. */
+static void FN(add_terms)(const Formula *formula, const REAL *z, const REAL *q, int whole, ptrdiff_t start, ptrdiff_t n,
+                          REAL m, int64_t y, double *mass, double *spread)
 {
     const REAL *w = formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
     FN(TermSums) sums = {0, 0};
     if (formula->even != 0) {
-        sums = w ? FN(sum_products)(z, w, NULL, n, m, y - start) : FN(sum_products)(z, NULL, NULL, n, m, y - start);
+        if (!w) sums = FN(sum_products)(z, NULL, NULL, 1, 0, n, m, y - start);
+        else if (!formula->weights_positive) sums = FN(sum_products)(z, w, NULL, 0, 1, n, m, y - start);
+        else if (REAL_BITS == 64 || !whole) sums = FN(sum_products)(z, w, NULL, 1, 1, n, m, y - start);
+        else {
+            sums = FN(sum_products)(z, w, NULL, 1, 0, n, m, y - start);
+            sums.mass = formula->total_weight - (double)w[y]; /* in float64: digits to spare */
+        }
         *mass += formula->even * sums.mass;
         *spread += formula->even * sums.spread;
     }
     if (!q || formula->share == 0) return;
-    sums = w ? FN(sum_products)(z, q, w, n, m, y - start) : FN(sum_products)(z, q, NULL, n, m, y - start);
+    sums = w ? FN(sum_products)(z, q, w, 0, 1, n, m, y - start) : FN(sum_products)(z, q, NULL, 0, 1, n, m, y - start);
     *mass += formula->share * sums.mass;
     *spread += formula->share * sums.spread;
 }

@@ -161,6 +161,8 @@ cdef class ClassWeight:
         if f.has_terms:
             self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.ascontiguousarray(self.given, np.float32)
             f.term_weight = cnp.PyArray_DATA(self.terms)
+            f.weights_positive = (<object>self.terms).min(initial=1) > 0
+            f.total_weight = (<object>self.terms).sum(dtype=np.float64)
 
 
 cdef cnp.ndarray as_targets(object given, bint *are_labels):

@@ -147,7 +147,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
         if (end - start > CHUNK) x = FN(swept_run)(tile, rows, at, n);
         if (formula->has_terms)
-            FN(add_terms)(formula, x, FN(q_run)(tile, 0, at, n), at, n, m == -INFINITY ? 0 : m, rows->label[0],
+            FN(add_terms)(formula, x, FN(q_run)(tile, 0, at, n), 0, at, n, m == -INFINITY ? 0 : m, rows->label[0],
                           &pieces->mass[piece], &pieces->spread[piece]);
         REAL *e = staged ? staged + at : is_weighted(tile) || tile->hess ? (REAL *)tile->scratch : NULL;
         const ptrdiff_t y = is_weighted(tile) ? -1 : target - at;

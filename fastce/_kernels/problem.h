@@ -44,6 +44,8 @@ typedef struct {
     double label_share;          /* 1 - smoothing; 0 for q */
     const double *class_weight;  /* w, or NULL: ones */
     const void *term_weight;     /* the same in the precision that is computed in, where there are terms */
+    int weights_positive;        /* of term_weight: all of them */
+    double total_weight;         /* and their sum */
     double z_loss;
     double gamma;                /* of FOCAL */
     double scale, margin1, margin2, margin3, least_sine; /* of MARGIN */

@@ -21,6 +21,8 @@ cdef extern from "rows.h" nogil:
         double even, share, label_share
         const double *class_weight
         const void *term_weight
+        bint weights_positive
+        double total_weight
         double z_loss, gamma, scale, margin1, margin2, margin3, least_sine, normalizer
     ctypedef struct Tile:
         Py_ssize_t n_rows, n_classes
