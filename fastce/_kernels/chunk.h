@@ -84,6 +84,7 @@ static sum_vec FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Ex
     if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, source);
     exps = FN(near_exps)(exps);
     if (e) return FN(chunk_sum)(x, e, n, exps, y, source);
+    if (source.grad) return FN(chunk_sum)(x, NULL, n, exps, y, source);
     source.grad = NULL;
     return FN(chunk_sum)(x, NULL, n, exps, y, source);
 }
