@@ -168,3 +168,15 @@ def test_zero_weight_of_an_infinite_loss():
     loss, grad = fastce.focal_loss_and_grad(x, [0, 1], sample_weight=[0, 1], reduction="none")
     assert loss[0] == 0
     assert not grad[0].any()
+
+
+def test_class_weights_anywhere_in_memory(rng):
+    """Unaligned, byte-swapped, strided: the same answer as from plain memory."""
+    x, y, weight = rng.normal(size=(5, 7)), np.arange(5), rng.random(7)
+    expected = fastce.cross_entropy_and_grad(x, y, weight=weight, label_smoothing=0.1)
+    unaligned = np.frombuffer(b"." + weight.tobytes(), np.uint8)[1:].view(np.float64)
+    assert not unaligned.flags.aligned
+    for given in (unaligned, weight.astype(">f8"), np.repeat(weight, 2)[::2]):
+        loss, grad = fastce.cross_entropy_and_grad(x, y, weight=given, label_smoothing=0.1)
+        assert loss == expected[0]
+        assert bits(grad) == bits(expected[1])

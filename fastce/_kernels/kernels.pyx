@@ -153,13 +153,13 @@ cdef class ClassWeight:
                 f"weight has shape {np.shape(self.given)}; expected ({cnp.PyArray_DIM(logits, axis)},), "
                 "one for each class"
             )
-        self.wide = np.ascontiguousarray(self.given, np.float64)
+        self.wide = np.require(self.given, np.float64, "CA")
         return self
 
     cdef void add_to(self, Formula *f, cnp.ndarray logits):
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
-            self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.ascontiguousarray(self.given, np.float32)
+            self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
             f.term_weight = cnp.PyArray_DATA(self.terms)
             f.weights_positive = (<object>self.terms).min(initial=1) > 0
             f.total_weight = (<object>self.terms).sum(dtype=np.float64)
