@@ -68,13 +68,13 @@ cdef int n_threads_for(object n_threads) except -1:
 
 cdef int checked(object n_threads) except -1:
     if isinstance(n_threads, bool):
-        raise TypeError(f"n_threads must be an int >= 1 or None, got {n_threads!r}")
+        raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1")
     try:
         n = index(n_threads)
     except TypeError:
-        raise TypeError(f"n_threads must be an int >= 1 or None, got {n_threads!r}") from None
+        raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1") from None
     if not 1 <= n <= 0x7fffffff:
-        raise ValueError(f"n_threads must be at least 1 and less than 2**31, got {n}")
+        raise ValueError(f"n_threads is {n}; expected at least 1 and less than 2**31")
     return n
 
 
