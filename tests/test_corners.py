@@ -180,3 +180,15 @@ def test_class_weights_anywhere_in_memory(rng):
         loss, grad = fastce.cross_entropy_and_grad(x, y, weight=given, label_smoothing=0.1)
         assert loss == expected[0]
         assert bits(grad) == bits(expected[1])
+
+
+@pytest.mark.parametrize("n_classes", [2, 300])
+def test_one_term_of_weights_and_smoothing(n_classes):
+    """The row's only term is of a class whose target probability is 0: it is as exact as a label's."""
+    x, q, weight = np.zeros((1, n_classes)), np.zeros((1, n_classes)), np.zeros(n_classes)
+    x[0, 1], q[0, 0], weight[1] = 30, 1, 1.9
+    options = {"weight": weight, "label_smoothing": 0.1, "reduction": "none"}
+    loss, grad = fastce.cross_entropy_and_grad(x, q, **options)
+    exact_loss, exact_grad = reference.cross_entropy_and_grad(x, q, **options)
+    assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype])
+    assert_ulp(grad, exact_grad, GRAD_ULP[grad.dtype])

@@ -130,7 +130,7 @@ typedef struct {
     REAL max[TILE], at_target[TILE];
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
     double sum[TILE], error[TILE];
-    REAL most[TILE];  /* the largest q_j w_j so far */
+    REAL most[TILE];  /* the largest d_j so far */
     REAL top[TILE], at_top[TILE]; /* for a Hessian: the maximum's exp, and how many there are */
 } FN(Tally);
 
@@ -177,14 +177,15 @@ INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, i
     else FN(add_lanes)(tile, x, n, i, stage, first, exps, tally);
 }
 
-/* Notes as the rows' labels where the largest q_j w_j stands first. */
-static void FN(lanes_largest)(const REAL *q, const REAL *w, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i,
-                              FN(Tally) *tally, int64_t *label)
+/* Notes as the rows' labels where the largest d_j stands first, or without weights the largest q_j. */
+static void FN(lanes_largest)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t start, ptrdiff_t n,
+                              ptrdiff_t i, FN(Tally) *tally, int64_t *label)
 {
     REAL place[LANES_COUNT];
     vec most = start ? FN(load)(tally->most + i) : FN(splat)(-INFINITY), at = FN(splat)(-1), here = {0};
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
-        const vec v = FN(load)(q + c * TILE + i) * (w ? w[c] : 1);
+        vec v = FN(load)(q + c * TILE + i);
+        if (w) v = ((REAL)formula->even + (REAL)formula->share * v) * w[c];
         const FN(mask) stays = FN(not_less)(most, v);
         most = FN(select)(stays, most, v);
         at = FN(select)(stays, at, here);
@@ -350,9 +351,10 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
         FN(prepare_planes)(tile, rows, start, n);
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
             FN(lanes_max)(x, n, i, start == 0, &tally);
-            if (takes_maximum(tile)) FN(lanes_largest)(x, NULL, start, n, i, &tally, rows->label);
+            if (takes_maximum(tile)) FN(lanes_largest)(tile->formula, x, NULL, start, n, i, &tally, rows->label);
             if (tile->q)
-                FN(lanes_largest)((const REAL *)tile->second, w ? w + start : NULL, start, n, i, &tally, rows->label);
+                FN(lanes_largest)(tile->formula, (const REAL *)tile->second, w ? w + start : NULL, start, n, i, &tally,
+                                  rows->label);
         }
     }
     for (ptrdiff_t i = 0; (has_terms || tile->hess) && i < n_rows; i++) {

@@ -65,14 +65,15 @@ static ptrdiff_t FN(place_of)(REAL most, const REAL *q, ptrdiff_t n)
     return j < n ? j : 0; /* nothing but NaN */
 }
 
-static const REAL *FN(times)(const REAL *a, const REAL *b, ptrdiff_t n, REAL *product)
+static const REAL *FN(all_terms)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t n, REAL *d)
 {
-    for (ptrdiff_t j = 0; j < n; j++) product[j] = a[j] * b[j];
-    return product;
+    const REAL even = (REAL)formula->even, share = (REAL)formula->share;
+    for (ptrdiff_t j = 0; j < n; j++) d[j] = (even + share * q[j]) * w[j];
+    return d;
 }
 
-/* The label of row i, where its target is a distribution: the class of the largest q_j w_j, whose term stays out
- * of the sums. One-hot rows are then as exact as labels. */
+/* The label of row i, where its target is a distribution: the class of the largest d_j, or without weights of the
+ * largest q_j, which is the same. Its term stays out of the sums; one-hot rows are then as exact as labels. */
 static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
 {
     const REAL *w = (const REAL *)tile->formula->term_weight;
@@ -81,7 +82,7 @@ static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
     for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK) {
         const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK);
         const REAL *q = FN(q_run)(tile, i, start, n);
-        if (w) q = FN(times)(q, w + start, n, (REAL *)tile->third);
+        if (w) q = FN(all_terms)(tile->formula, q, w + start, n, (REAL *)tile->third);
         const ptrdiff_t largest = FN(place_of)(FN(chunk_max)(q, n), q, n);
         if (q[largest] > most) {
             most = q[largest];
