@@ -185,8 +185,8 @@ def cross_entropy_and_grad(
     Returns
     -------
     loss : float or ndarray
-        As :func:`cross_entropy`. Of each row the same bits; a sum over rows of weights of both signs may differ in
-        its last ones.
+        As :func:`cross_entropy`. Of each row the same bits; a sum over rows of weights of both signs may
+        differ in its last ones.
     grad : ndarray
         `out`, or a new array of the logits' dtype and memory order. Rows of `ignore_index` are exactly 0.
 

@@ -92,7 +92,7 @@ def problems(draw):
         options["weight"] = rng.uniform(0.5, 2, n_classes).astype(draw(st.sampled_from(["f4", "f8", ">f8"])))
         if of_one_term and draw(st.booleans()):
             options["weight"][~np.isin(np.arange(n_classes), y)] = np.nan  # of classes that no row has
-        elif "z_loss" not in options and draw(st.booleans()):
+        elif kind == "labels" and "z_loss" not in options and draw(st.booleans()):
             options["weight"][rng.random(n_classes) < 0.2] = 0
     if draw(st.booleans()):
         options["sample_weight"] = rng.uniform(0.5, 2, rows) * (rng.random(rows) < 0.9)
@@ -220,8 +220,8 @@ def test_hessian(problem, how):
         size = np.maximum(size, terms * max(1 / options.get("temperature", 1), 2 / options["softcap"]))
     elif "z_loss" in options:
         size = np.maximum(size, terms / options.get("temperature", 1))
-    # Nothing is promised of subnormal results.
-    least = float(np.finfo(compute_dtype(x.dtype.newbyteorder("="))).tiny)
+    # Where p_j is subnormal in the precision that is computed in, it has few digits, and large factors.
+    least = 2.0**20 * float(np.finfo(compute_dtype(x.dtype.newbyteorder("="))).tiny)
     kept = np.asarray(size >= least) | np.isnan(exact.astype(float))
     assert_elements(hess[kept], exact[kept], bound_of(HESS_ULP, hess, factor), size[kept], "Hessian")
     assert (abs(hess[~kept].astype(float)) <= 2 * least).all()
