@@ -4,6 +4,7 @@
 #define FASTCE_ELEMENTWISE_H
 
 #include "common.h"
+#include "environment.h"
 
 #define REAL_BITS 64
 #include "simd.h"
@@ -30,15 +31,16 @@ static int run_strips(const Elements *e, ptrdiff_t begin, ptrdiff_t end, int che
 {
     const int is_f64 = e->operand[GIVEN].format == FORMAT_F64;
     const int wide_target = is_f64 || e->operand[TARGET].format == FORMAT_F64;
+    const Environment host = enter_environment();
     sum_vec_f64 sum = {{0}, {0}};
-    for (ptrdiff_t strip = begin; strip < end; strip++) {
+    int outside = 0;
+    for (ptrdiff_t strip = begin; strip < end && !outside; strip++) {
         const ptrdiff_t first = strip * STRIP, n = e->n - first < STRIP ? e->n - first : STRIP;
-        int outside;
         if (check) outside = wide_target ? check_strip_f64(e, first, n) : check_strip_f32(e, first, n);
         else outside = is_f64 ? run_strip_f64(e, first, n, &sum) : run_strip_f32(e, first, n, &sum);
-        if (outside) return 1;
     }
     *loss = add_lanes(sum);
-    return 0;
+    leave_environment(host);
+    return outside;
 }
 #endif

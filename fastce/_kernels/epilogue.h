@@ -154,15 +154,22 @@ static void epilogue_focal(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
 
 typedef struct { double value, slope; } Margin;
 
+/* What the sine of an angle counts as at least, where a slope is divided by it: sqrt(eps) of the cosines' format. */
+static const double least_sine[] = {
+    [FORMAT_F64] = 0x1p-26, [FORMAT_F32] = 0x1.6a09e667f3bcdp-12, [FORMAT_F16] = 0x1p-5,
+    [FORMAT_BF16] = 0x1.6a09e667f3bcdp-4,
+};
+
 /* What the target's cosine c = cos t becomes, and its derivative:
  *
  *     cos(margin1 t + margin2) - margin3            (Deng et al. 2019)
  *
  * continued so that it falls for all t in [0, pi]: with one multiple beyond margin1 t + margin2 = pi by the
  * straight line c - margin2 sin(margin2), else by (-1)^k cos(...) - 2k in the k-th half turn (Liu et al. 2017). */
-static Margin margin_of(const Formula *f, double c)
+static Margin margin_of(const Formula *f, Format format, double c)
 {
-    const double sine = sqrt((1 - c) * (1 + c)), divisor = sine > f->least_sine ? sine : f->least_sine;
+    const double sine = sqrt((1 - c) * (1 + c)), least = least_sine[format];
+    const double divisor = sine > least ? sine : least;
     if (f->margin1 == 1) {
         const double cos2 = cos(f->margin2), sin2 = sin(f->margin2);
         if (c < -cos2 && f->margin2 > 0) return (Margin){c - f->margin2 * sin2 - f->margin3, 1};
@@ -182,7 +189,7 @@ static void epilogue_margin(const Tile *tile, Rows *rows, double rest_scale)
     const Formula *f = tile->formula;
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         const double c = rows->given[i], w = rows->weight[i], clipped = c > 1 ? 1 : c < -1 ? -1 : c;
-        const Margin margin = margin_of(f, clipped);
+        const Margin margin = margin_of(f, tile->logits_layout.format, clipped);
         const int alone = tile->n_classes == 1;
         const double m = alone ? margin.value : rows->max[i], top = m > margin.value ? m : margin.value;
         const double shift = exp(f->scale * (m - top)), e_y = exp(f->scale * (margin.value - top));

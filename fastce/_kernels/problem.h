@@ -34,21 +34,22 @@ typedef enum { AS_GIVEN, SOFTCAP, COSINES } Transform;
  * of all classes, are `terms`. */
 typedef struct {
     Kind kind;
-    Temperature temperature;
+    Temperature temperature;     /* its units are derived, as all that is marked so */
     Transform transform;
     double softcap;
-    Temperature half_cap;        /* of the exps in its tanh */
+    Temperature half_cap;        /* derived: of the exps in its tanh */
     int has_terms;
     int by_element;              /* a transform, a Hessian or factors: more of an element is needed than its exp */
-    double even, share;
-    double label_share;          /* 1 - smoothing; 0 for q */
+    double smoothing;
+    double even, share;          /* derived: smoothing / C; 1 - smoothing for q, else 0 */
+    double label_share;          /* derived: 1 - smoothing; 0 for q */
     const double *class_weight;  /* w, or NULL: ones */
     const void *term_weight;     /* the same in the precision that is computed in, where there are terms */
     int weights_positive;        /* of term_weight: all of them */
     double total_weight;         /* and their sum */
     double z_loss;
     double gamma;                /* of FOCAL */
-    double scale, margin1, margin2, margin3, least_sine; /* of MARGIN */
+    double scale, margin1, margin2, margin3; /* of MARGIN */
     double normalizer;           /* divides the gradient */
 } Formula;
 

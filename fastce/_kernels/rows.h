@@ -122,5 +122,15 @@ static void set_temperature(Temperature *t, double factor, double divisor)
     t->f32 = scaled_units_f32(high, low, factor / divisor);
 }
 
+/* What a formula's parameters amount to. */
+static void derive(Formula *f, ptrdiff_t n_classes, int from_labels)
+{
+    set_temperature(&f->temperature, f->temperature.factor, f->temperature.divisor);
+    if (f->transform == SOFTCAP) set_temperature(&f->half_cap, 1, f->softcap / 2);
+    f->even = n_classes ? f->smoothing / n_classes : 0;
+    f->share = from_labels ? 0 : 1 - f->smoothing;
+    f->label_share = from_labels ? 1 - f->smoothing : 0;
+}
+
 #undef IN_PRECISION_OF
 #endif
