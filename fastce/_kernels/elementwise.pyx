@@ -35,7 +35,7 @@ from fastce._kernels.arrays cimport (
     same_memory,
 )
 from fastce._kernels.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.threads cimport n_threads_for
+from fastce._kernels.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
@@ -65,6 +65,12 @@ cdef extern from "elementwise.h" nogil:
         double sum, error
     int run_strips(const Elements *, Py_ssize_t begin, Py_ssize_t end, bint check, Pair *) noexcept
     double add_pairs(const Pair *, Py_ssize_t n) noexcept
+
+cdef extern from "environment.h" nogil:
+    ctypedef struct Environment:
+        pass
+    Environment enter_environment() noexcept
+    void leave_environment(Environment) noexcept
 
 cdef enum:
     BLOCKS = 64
@@ -100,13 +106,16 @@ cdef int run(const Elements *e, bint check, int n_threads, Partials *partials, d
 
 cdef int run_releasing_gil(const Elements *e, bint check, int n_threads, double *total):
     cdef Partials partials
-    cdef int outside
+    cdef int outside, taken
     if e.n < GIL_WORK:
         return run(e, check, 1, &partials, total)
     if e.n < SERIAL_WORK:
-        n_threads = 1
+        with nogil:
+            return run(e, check, 1, &partials, total)
     with nogil:
-        outside = run(e, check, n_threads, &partials, total)
+        taken = take(n_threads)
+        outside = run(e, check, taken, &partials, total)
+        give_back(taken)
     return outside
 
 
@@ -220,64 +229,71 @@ cdef object binary(Options *options, object first, str name, object given_target
                    object given_pos_weight, object given_reduction, object given_normalizer, object given_n_threads,
                    object out, object hess_out):
     """The loss, and as many derivatives as options.order says. Sets options.scale."""
-    cdef cnp.ndarray given = as_floats(first, name), target = as_targets(given_target)
-    cdef cnp.ndarray weight = None, pos_weight = None, loss = None, grad = None, hess = None
-    cdef int reduction = reduction_of(given_reduction), n_threads = n_threads_for(given_n_threads), n_dims, i
-    cdef double normalizer = checked_normalizer(given_normalizer, reduction), denominator, total = 0
+    cdef cnp.ndarray given, target, weight = None, pos_weight = None, loss = None, grad = None, hess = None
+    cdef int reduction, n_threads, n_dims, i
+    cdef double normalizer, denominator, total = 0
     cdef int[MAX_DIMS] order
     cdef Elements e
+    cdef Environment host = enter_environment()
+    try:
+        given = as_floats(first, name)
+        target = as_targets(given_target)
+        reduction = reduction_of(given_reduction)
+        n_threads = checked_n_threads(given_n_threads)
+        normalizer = checked_normalizer(given_normalizer, reduction)
+        if given_weight is not None:
+            weight = as_floats(given_weight, "weight")
+        if given_pos_weight is not None:
+            pos_weight = as_floats(given_pos_weight, "pos_weight")
+        e.n = cnp.PyArray_SIZE(given)
+        denominator = e.n if given_normalizer is None else normalizer
+        options.scale = 1 / denominator if reduction == MEAN else 1
+        e.options = options[0]
+        e.plain = (options.formula == WITH_LOGITS and weight is None and pos_weight is None
+                   and (format_of(given) == FORMAT_F64 or format_of(target) != FORMAT_F64))
+        for i in range(N_OPERANDS):
+            e.operand[i].data = NULL
 
-    if given_weight is not None:
-        weight = as_floats(given_weight, "weight")
-    if given_pos_weight is not None:
-        pos_weight = as_floats(given_pos_weight, "pos_weight")
-    e.n = cnp.PyArray_SIZE(given)
-    denominator = e.n if given_normalizer is None else normalizer
-    options.scale = 1 / denominator if reduction == MEAN else 1
-    e.options = options[0]
-    e.plain = (options.formula == WITH_LOGITS and weight is None and pos_weight is None
-               and (format_of(given) == FORMAT_F64 or format_of(target) != FORMAT_F64))
-    for i in range(N_OPERANDS):
-        e.operand[i].data = NULL
+        n_dims = order_dims(given, order)
+        set_operand(&e.operand[GIVEN], given, name, given, order, n_dims)
+        set_operand(&e.operand[TARGET], target, "target", given, order, n_dims)
+        if weight is not None:
+            set_operand(&e.operand[WEIGHT], weight, "weight", given, order, n_dims)
+        if pos_weight is not None:
+            set_operand(&e.operand[POS_WEIGHT], pos_weight, "pos_weight", given, order, n_dims)
+        if out is not None:
+            grad = checked_out(out, "out", given, target, weight, pos_weight)
+        if hess_out is not None:
+            hess = checked_out(hess_out, "hess_out", given, target, weight, pos_weight)
+            if grad is not None:
+                check_apart(grad, hess, "hess_out")
+        if out is not None or hess_out is not None:
+            if not cnp.PyArray_ISBOOL(target) and run_releasing_gil(&e, True, n_threads, &total):
+                raise_outside(target, "target", 1)
+                raise_changed()
+        if options.order >= 1:
+            if grad is None:
+                grad = PyArray_NewLikeArray(given, cnp.NPY_KEEPORDER, NULL, 0)
+            set_operand(&e.operand[GRAD], grad, "out", given, order, n_dims)
+        if options.order == 2:
+            if hess is None:
+                hess = PyArray_NewLikeArray(given, cnp.NPY_KEEPORDER, NULL, 0)
+            set_operand(&e.operand[HESS], hess, "hess_out", given, order, n_dims)
+        if reduction == NONE:
+            loss = new_losses(given)
+            set_operand(&e.operand[LOSS], loss, "loss", given, order, n_dims)
 
-    n_dims = order_dims(given, order)
-    set_operand(&e.operand[GIVEN], given, name, given, order, n_dims)
-    set_operand(&e.operand[TARGET], target, "target", given, order, n_dims)
-    if weight is not None:
-        set_operand(&e.operand[WEIGHT], weight, "weight", given, order, n_dims)
-    if pos_weight is not None:
-        set_operand(&e.operand[POS_WEIGHT], pos_weight, "pos_weight", given, order, n_dims)
-    if out is not None:
-        grad = checked_out(out, "out", given, target, weight, pos_weight)
-    if hess_out is not None:
-        hess = checked_out(hess_out, "hess_out", given, target, weight, pos_weight)
-        if grad is not None:
-            check_apart(grad, hess, "hess_out")
-    if out is not None or hess_out is not None:
-        if not cnp.PyArray_ISBOOL(target) and run_releasing_gil(&e, True, n_threads, &total):
+        if run_releasing_gil(&e, False, n_threads, &total):
             raise_outside(target, "target", 1)
+            if options.formula == OF_PROBABILITIES:
+                raise_outside(given, name, 1)
             raise_changed()
-    if options.order >= 1:
-        if grad is None:
-            grad = PyArray_NewLikeArray(given, cnp.NPY_KEEPORDER, NULL, 0)
-        set_operand(&e.operand[GRAD], grad, "out", given, order, n_dims)
-    if options.order == 2:
-        if hess is None:
-            hess = PyArray_NewLikeArray(given, cnp.NPY_KEEPORDER, NULL, 0)
-        set_operand(&e.operand[HESS], hess, "hess_out", given, order, n_dims)
-    if reduction == NONE:
-        loss = new_losses(given)
-        set_operand(&e.operand[LOSS], loss, "loss", given, order, n_dims)
-
-    if run_releasing_gil(&e, False, n_threads, &total):
-        raise_outside(target, "target", 1)
-        if options.formula == OF_PROBABILITIES:
-            raise_outside(given, name, 1)
-        raise_changed()
-    if reduction == MEAN:
-        total = mean(total, denominator, given_normalizer is not None)
-    result = total if loss is None else loss
-    return result if options.order == 0 else (result, grad) if options.order == 1 else (result, grad, hess)
+        if reduction == MEAN:
+            total = mean(total, denominator, given_normalizer is not None)
+        result = total if loss is None else loss
+        return result if options.order == 0 else (result, grad) if options.order == 1 else (result, grad, hess)
+    finally:
+        leave_environment(host)
 
 
 def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction, normalizer, n_threads):
@@ -324,7 +340,7 @@ def negative_log(p, scale=1.0, n_threads=None):
         e.operand[i].data = NULL
     set_operand(&e.operand[GIVEN], given, "p", given, order, n_dims)
     set_operand(&e.operand[LOSS], result, "p", given, order, n_dims)
-    if run_releasing_gil(&e, False, n_threads_for(n_threads), &total):
+    if run_releasing_gil(&e, False, checked_n_threads(n_threads), &total):
         raise_outside(given, "p", INFINITY)
         raise_changed()
     return result

@@ -35,8 +35,6 @@ from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from fastce._kernels.arrays cimport (
-    FORMAT_BF16,
-    FORMAT_F16,
     FORMAT_F32,
     FORMAT_F64,
     FORMAT_NONE,
@@ -53,7 +51,7 @@ from fastce._kernels.arrays cimport (
     same_memory,
 )
 from fastce._kernels.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.threads cimport n_threads_for
+from fastce._kernels.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
@@ -124,17 +122,12 @@ cdef Py_ssize_t total_bad(const Problem *p, const Partials *partials) noexcept n
 # ---- Options -----------------------------------------------------------------------------------
 
 cdef int set_options(Formula *f, object label_smoothing, object z_loss, object temperature, object softcap) except -1:
-    cdef double smoothing = checked_number(label_smoothing, "label_smoothing", 0, 1)
+    f.smoothing = checked_number(label_smoothing, "label_smoothing", 0, 1)
     f.z_loss = checked_number(z_loss, "z_loss", 0, INFINITY)
-    f.label_share = 1 - smoothing
-    f.even = smoothing                     # loss_of_rows divides it by the number of classes
-    f.has_terms = smoothing != 0
-    cdef double divisor = checked_number(temperature, "temperature", LEAST_SCALE, MOST_SCALE)
-    if divisor != 1:
-        set_temperature(&f.temperature, 1, divisor)
+    f.has_terms = f.smoothing != 0
+    f.temperature.divisor = checked_number(temperature, "temperature", LEAST_SCALE, MOST_SCALE)
     if softcap is not None:
         f.softcap = checked_number(softcap, "softcap", LEAST_SCALE, MOST_SCALE)
-        set_temperature(&f.half_cap, 1, f.softcap / 2)
         f.transform = SOFTCAP
     return 0
 
@@ -184,86 +177,92 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
                          object given_class_weight, object given_weight, object ignore_index, object given_reduction,
                          object given_normalizer, object given_n_threads, int order, object out, object hess_out):
     """The loss, and as many derivatives as `order` says, of a problem that has its formula."""
-    cdef cnp.ndarray logits = as_floats(given_logits, name)
     cdef bint are_labels = True
-    cdef cnp.ndarray target, weight = None, grad = None, hess = None, loss = None
+    cdef cnp.ndarray logits, target, weight = None, grad = None, hess = None, loss = None
     cdef ClassWeight class_weight = None
-    cdef int axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits), name)
-    cdef int reduction = reduction_of(given_reduction), n_threads = n_threads_for(given_n_threads)
-    cdef double normalizer = checked_normalizer(given_normalizer, reduction), denominator = 1, total
+    cdef int axis, reduction, n_threads
+    cdef double normalizer, denominator = 1, total
     cdef Formula *f = &p.formula
     cdef Partials partials
+    cdef Environment host = enter_environment()
+    try:
+        logits = as_floats(given_logits, name)
+        axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits), name)
+        reduction = reduction_of(given_reduction)
+        n_threads = checked_n_threads(given_n_threads)
+        normalizer = checked_normalizer(given_normalizer, reduction)
+        if f.kind == CROSS_ENTROPY:
+            target = as_targets(given_target, &are_labels)
+        else:
+            target = as_labels(given_target)
+        add_logits(p, logits, axis)
+        if p.n_classes == 0 and p.n_rows > 0:
+            raise ValueError(
+                f"{name} has shape {np.shape(logits)}, no classes along axis {axis}; expected at least one"
+            )
+        if are_labels:
+            check_batch_shape(target, "target", logits, axis)
+            set_labels(&p.labels, target, ignore_index, p.n_classes)
+            add_operand(p, TARGETS, target, -1)
+        else:
+            check_distributions(target, logits, ignore_index)
+            add_operand(p, Q, target, axis)
+            f.has_terms = True
+        if given_class_weight is not None:
+            class_weight = ClassWeight.of(given_class_weight, logits, axis)
+            class_weight.add_to(f, logits)
+        if given_weight is not None:
+            weight = as_floats(given_weight, "sample_weight")
+            if format_of(weight) > FORMAT_F32:
+                weight = weight.astype(np.float32)
+            check_batch_shape(weight, "sample_weight", logits, axis)
+            add_weights(p, weight)
 
-    if f.kind == CROSS_ENTROPY:
-        target = as_targets(given_target, &are_labels)
-    else:
-        target = as_labels(given_target)
-    add_logits(p, logits, axis)
-    if p.n_classes == 0 and p.n_rows > 0:
-        raise ValueError(f"{name} has shape {np.shape(logits)}, no classes along axis {axis}; expected at least one")
-    if are_labels:
-        check_batch_shape(target, "target", logits, axis)
-        set_labels(&p.labels, target, ignore_index, p.n_classes)
-        add_operand(p, TARGETS, target, -1)
-    else:
-        check_distributions(target, logits, ignore_index)
-        add_operand(p, Q, target, axis)
-        f.share, f.label_share = f.label_share, 0
-        f.has_terms = True
-    f.even /= max(p.n_classes, 1)
-    if given_class_weight is not None:
-        class_weight = ClassWeight.of(given_class_weight, logits, axis)
-        class_weight.add_to(f, logits)
-    if given_weight is not None:
-        weight = as_floats(given_weight, "sample_weight")
-        if format_of(weight) > FORMAT_F32:
-            weight = weight.astype(np.float32)
-        check_batch_shape(weight, "sample_weight", logits, axis)
-        add_weights(p, weight)
+        if out is not None:
+            check_out(out, logits, "out")
+            grad = out
+            check_apart_from_inputs(grad, "out", name, logits, given_logits, given_target, given_weight,
+                                    given_class_weight)
+        if hess_out is not None:
+            check_out(hess_out, logits, "hess_out")
+            hess = hess_out
+            check_apart_from_inputs(hess, "hess_out", name, logits, given_logits, given_target, given_weight,
+                                    given_class_weight)
+            if grad is not None:
+                check_apart(grad, hess, "hess_out")
+        if order >= 1:
+            if grad is None:
+                grad = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
+            add_operand(p, GRAD, grad, axis)
+        if order == 2:
+            if hess is None:
+                hess = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
+            add_operand(p, HESS, hess, axis)
+        if reduction == NONE:
+            loss = new_losses(logits, axis)
+            add_losses(p, loss)
+        f.by_element = f.transform != AS_GIVEN or order == 2
+        lay_out(p)
 
-    if out is not None:
-        check_out(out, logits, "out")
-        grad = out
-        check_apart_from_inputs(grad, "out", name, logits, given_logits, given_target, given_weight,
-                                given_class_weight)
-    if hess_out is not None:
-        check_out(hess_out, logits, "hess_out")
-        hess = hess_out
-        check_apart_from_inputs(hess, "hess_out", name, logits, given_logits, given_target, given_weight,
-                                given_class_weight)
-        if grad is not None:
-            check_apart(grad, hess, "hess_out")
-    if order >= 1:
-        if grad is None:
-            grad = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
-        add_operand(p, GRAD, grad, axis)
-    if order == 2:
-        if hess is None:
-            hess = PyArray_NewLikeArray(logits, cnp.NPY_KEEPORDER, NULL, 0)
-        add_operand(p, HESS, hess, axis)
-    if reduction == NONE:
-        loss = new_losses(logits, axis)
-        add_losses(p, loss)
-    f.by_element = f.transform != AS_GIVEN or order == 2
-    lay_out(p)
-
-    if order >= 1 and (out is not None or hess_out is not None or reduction == MEAN):
-        run_releasing_gil(p, True, n_threads, &partials)
+        if order >= 1 and (out is not None or hess_out is not None or reduction == MEAN):
+            run_releasing_gil(p, True, n_threads, &partials)
+            if total_bad(p, &partials):
+                raise_bad_label(target, ignore_index, p.n_classes)
+            if reduction == MEAN:
+                f.normalizer = add_pairs(partials.weight, p.n_blocks) if given_normalizer is None else normalizer
+        run_releasing_gil(p, False, n_threads, &partials)
         if total_bad(p, &partials):
             raise_bad_label(target, ignore_index, p.n_classes)
-        if reduction == MEAN:
-            f.normalizer = add_pairs(partials.weight, p.n_blocks) if given_normalizer is None else normalizer
-    run_releasing_gil(p, False, n_threads, &partials)
-    if total_bad(p, &partials):
-        raise_bad_label(target, ignore_index, p.n_classes)
 
-    if reduction == NONE:
-        return loss if order == 0 else (loss, grad) if order == 1 else (loss, grad, hess)
-    total = add_pairs(partials.loss, p.n_blocks)
-    if reduction == MEAN:
-        denominator = add_pairs(partials.weight, p.n_blocks) if given_normalizer is None else normalizer
-        total = mean(total, denominator, given_normalizer is not None)
-    return total if order == 0 else (total, grad) if order == 1 else (total, grad, hess)
+        if reduction == NONE:
+            return loss if order == 0 else (loss, grad) if order == 1 else (loss, grad, hess)
+        total = add_pairs(partials.loss, p.n_blocks)
+        if reduction == MEAN:
+            denominator = add_pairs(partials.weight, p.n_blocks) if given_normalizer is None else normalizer
+            total = mean(total, denominator, given_normalizer is not None)
+        return total if order == 0 else (total, grad) if order == 1 else (total, grad, hess)
+    finally:
+        leave_environment(host)
 
 
 cdef int check_distributions(cnp.ndarray target, cnp.ndarray logits, object ignore_index) except -1:
@@ -336,24 +335,16 @@ def focal_loss(logits, target, gamma, axis, weight, sample_weight, ignore_index,
 
 def margin_cross_entropy(cosine, target, scale, margin1, margin2, margin3, axis, weight, sample_weight, ignore_index,
                          reduction, normalizer, n_threads, with_grad, out):
-    cdef cnp.ndarray cosines = as_floats(cosine, "cosine")
     cdef Problem p
     begin_problem(&p, MARGIN)
     p.formula.transform = COSINES
     p.formula.scale = checked_number(scale, "scale", LEAST_SCALE, MOST_SCALE)
-    set_temperature(&p.formula.temperature, p.formula.scale, 1)
+    p.formula.temperature.factor = p.formula.scale
     p.formula.margin1 = checked_number(margin1, "margin1", LEAST_SCALE, MOST_SCALE)
     p.formula.margin2 = checked_number(margin2, "margin2", -INFINITY, INFINITY)
     p.formula.margin3 = checked_number(margin3, "margin3", -INFINITY, INFINITY)
-    p.formula.least_sine = np.sqrt(<double>resolution(cosines))
-    return loss_of_rows(&p, cosines, "cosine", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
+    return loss_of_rows(&p, cosine, "cosine", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
                         n_threads, bool(with_grad), out, None)
-
-
-cdef double resolution(cnp.ndarray a) except -1:
-    """The spacing of the dtype's numbers at 1."""
-    cdef int format = format_of(a)
-    return {FORMAT_F64: 2.0 ** -52, FORMAT_F32: 2.0 ** -23, FORMAT_F16: 2.0 ** -10, FORMAT_BF16: 2.0 ** -7}[format]
 
 
 def nll_loss(log_probs, target, axis, weight, sample_weight, ignore_index, reduction, normalizer, n_threads):
@@ -373,7 +364,7 @@ def softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
     add_logits(&p, x, axis)
     add_operand(&p, GRAD, out, axis)
     lay_out(&p)
-    run_releasing_gil(&p, False, n_threads_for(n_threads), &partials)
+    run_releasing_gil(&p, False, checked_n_threads(n_threads), &partials)
 
 
 def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
@@ -389,7 +380,7 @@ def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
     add_losses(&p, loss)
     add_operand(&p, SIGN, sign, -1)
     lay_out(&p)
-    run_releasing_gil(&p, False, n_threads_for(n_threads), &partials)
+    run_releasing_gil(&p, False, checked_n_threads(n_threads), &partials)
     return loss, sign
 
 

@@ -1,1 +1,3 @@
-cdef int n_threads_for(object n_threads) except -1
+cdef int checked_n_threads(object n_threads) except -1
+cdef int take(int n_threads) noexcept nogil
+cdef void give_back(int taken) noexcept nogil

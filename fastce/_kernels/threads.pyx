@@ -1,69 +1,53 @@
 """The one rule for threads, shared by the modules of all levels.
 
-A call uses `n_threads` if given, else the process-wide default: the least of what OpenMP would take
-(OMP_NUM_THREADS, affinity) and the cgroup's CPU quota. In a child of fork() it is one thread:
-the OpenMP runtime's pool did not survive the fork, and waiting for it would hang.
+A call uses the `n_threads` it is given. Without, it uses the default of the process, less the threads that other
+calls use at that moment: eight callers at once are eight threads and no more. The default is, at import, the least
+of what OpenMP would take (OMP_NUM_THREADS), of the CPUs the process is bound to and of its control groups' quota.
+A number that is set in the OpenMP runtime later on (threadpoolctl) lowers it.
+
+In a child of fork() it is one thread: the OpenMP runtime's pool did not survive the fork, and waiting
+for it would hang.
 """
 
+import os
 from operator import index
-from pathlib import Path
 
-cdef extern from *:
-    """
-    #ifdef _OPENMP
-    #include <omp.h>
-    static const int openmp_version = _OPENMP;
-    #else
-    static const int openmp_version = 0;
-    static int omp_get_max_threads(void) { return 1; }
-    #endif
+from fastce._kernels import cgroups
 
-    static int forked = 0;
-    #ifndef _WIN32
-    #include <pthread.h>
-    static void note_fork(void) { forked = 1; }
-    static int watch_forks(void) { return pthread_atfork(NULL, NULL, note_fork); }
-    #else
-    static int watch_forks(void) { return 0; }
-    #endif
-    """
+cdef extern from "threads.h":
     const int openmp_version
+    int openmp_at_import
     int omp_get_max_threads() nogil
-    int forked
     int watch_forks()
-
-cdef int default_n_threads = 1
-
-
-def _cgroup_quota():
-    """CPUs that the process' cgroup (version 2, then 1) may use, or None where there is no limit."""
-    root, limits = Path("/sys/fs/cgroup"), []
-    try:
-        group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].split("\n")[0].lstrip("/")
-        for folder in {root, root / group, *(root / group).parents}:
-            if (folder / "cpu.max").exists():      # a group is bound by what those around it have, too
-                quota, period = (folder / "cpu.max").read_text().split()
-                limits.append(float("inf") if quota == "max" else int(quota) / int(period))
-        if not limits:
-            quota = int((root / "cpu/cpu.cfs_quota_us").read_text())
-            limits.append(float("inf") if quota <= 0 else quota / int((root / "cpu/cpu.cfs_period_us").read_text()))
-    except (OSError, ValueError):
-        return None
-    return None if min(limits) == float("inf") else min(limits)
+    void set_default(int)
+    int default_threads()
+    int take_threads(int) nogil
+    void give_back_threads(int) nogil
 
 
-def _available():
-    quota = _cgroup_quota()
-    threads = omp_get_max_threads()
-    return threads if quota is None else max(1, min(threads, int(quota + 0.5)))
+def available():
+    """The default at import."""
+    numbers = [omp_get_max_threads()]
+    if hasattr(os, "sched_getaffinity"):
+        numbers.append(len(os.sched_getaffinity(0)))
+    quota = cgroups.cpu_quota()
+    if quota is not None:                  # rounded down: a group that exceeds its quota is stopped as a whole
+        numbers.append(max(1, int(quota)))
+    return min(numbers)
 
 
-cdef int n_threads_for(object n_threads) except -1:
-    """How many threads a call may use, given its `n_threads` argument."""
-    cdef int n = default_n_threads
-    if n_threads is not None:
-        n = checked(n_threads)
-    return 1 if forked else n
+cdef int checked_n_threads(object n_threads) except -1:
+    """The given number; 0 for None, the default."""
+    return 0 if n_threads is None else checked(n_threads)
+
+
+cdef int take(int n_threads) noexcept nogil:
+    """How many threads a call gets that asks for so many, from checked_n_threads; to be given back."""
+    return take_threads(n_threads)
+
+
+cdef void give_back(int taken) noexcept nogil:
+    give_back_threads(taken)
 
 
 cdef int checked(object n_threads) except -1:
@@ -79,12 +63,11 @@ cdef int checked(object n_threads) except -1:
 
 
 def get_num_threads():
-    return n_threads_for(None)
+    return default_threads()
 
 
 def set_num_threads(n):
-    global default_n_threads
-    default_n_threads = checked(n)
+    set_default(checked(n))
 
 
 def openmp():
@@ -94,4 +77,5 @@ def openmp():
 
 if watch_forks():
     raise ImportError("fastce could not register a fork handler: pthread_atfork failed")
-default_n_threads = _available()
+openmp_at_import = omp_get_max_threads()
+set_default(available())

@@ -10,7 +10,7 @@ cdef extern from "rows.h" nogil:
         bint swapped
         Py_ssize_t class_stride, row_stride
     ctypedef struct Temperature:
-        pass
+        double factor, divisor
     ctypedef struct Formula:
         Kind kind
         Temperature temperature
@@ -18,12 +18,12 @@ cdef extern from "rows.h" nogil:
         double softcap
         Temperature half_cap
         bint has_terms, by_element
-        double even, share, label_share
+        double smoothing, even, share, label_share
         const double *class_weight
         const void *term_weight
         bint weights_positive
         double total_weight
-        double z_loss, gamma, scale, margin1, margin2, margin3, least_sine, normalizer
+        double z_loss, gamma, scale, margin1, margin2, margin3, normalizer
     ctypedef struct Tile:
         Py_ssize_t n_rows, n_classes
         const Formula *formula
@@ -54,7 +54,7 @@ cdef extern from "rows.h" nogil:
         pass
     ctypedef struct Pair:
         double sum, error
-    void set_temperature(Temperature *, double factor, double divisor) noexcept
+    void derive(Formula *, Py_ssize_t n_classes, bint from_labels) noexcept
     Py_ssize_t count_pieces(Py_ssize_t n_classes) noexcept
     void *own_staging() noexcept
     double *own_scratches() noexcept
@@ -79,6 +79,12 @@ cdef extern from "rows.h" nogil:
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
     double add_pairs(const Pair *, Py_ssize_t n) noexcept
+
+cdef extern from "environment.h" nogil:
+    ctypedef struct Environment:
+        pass
+    Environment enter_environment() noexcept
+    void leave_environment(Environment) noexcept
 
 cdef enum:
     MAX_DIMS = 64
@@ -218,6 +224,7 @@ cdef void end_block(const Problem *p, Partials *partials, int block, const Sums 
 
 cdef void run_block(const Problem *p, int block, bint check, Partials *partials) noexcept nogil:
     """The tiles of a block; with `check` their labels and weights alone."""
+    cdef Environment host = enter_environment()
     cdef double[SCRATCH] scratch
     cdef char *at[N_ARRAYS]
     cdef Tile tile = tile_of(p, scratch)
@@ -240,10 +247,12 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
             write_gradient(&tile, &rows, p.across)
         end_tile(p, at, &tile, &rows, &sums)
     end_block(p, partials, block, &sums)
+    leave_environment(host)
 
 
 cdef void run_piece(const Problem *p, const Tile *shared, Rows *rows, Py_ssize_t piece, bint writes) noexcept nogil:
     """Sweep or write one piece of the only row of a tile, in scratches of its own."""
+    cdef Environment host = enter_environment()
     cdef double[SCRATCH] scratch
     cdef Tile tile = shared[0]
     tile.scratch = scratch
@@ -252,10 +261,12 @@ cdef void run_piece(const Problem *p, const Tile *shared, Rows *rows, Py_ssize_t
         write_piece(&tile, rows, piece)
     else:
         sweep_piece(&tile, rows, piece)
+    leave_environment(host)
 
 
 cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcept nogil:
     """What run_block does for every block, with the pieces of each row shared between the threads."""
+    cdef Environment host = enter_environment()
     cdef char *at[N_ARRAYS]
     cdef Tile tile = tile_of(p, NULL)          # each piece has a scratch of its own, and its threads share no staging
     cdef Rows rows
@@ -282,6 +293,7 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
                 write_target(&tile, &rows)
             end_tile(p, at, &tile, &rows, &sums)
         end_block(p, partials, block, &sums)
+    leave_environment(host)
 
 
 cdef void run_blocks(const Problem *p, bint check, int n_threads, Partials *partials) noexcept nogil:
@@ -306,13 +318,17 @@ cdef void run(const Problem *p, bint check, int n_threads, Partials *partials) n
 
 cdef void run_releasing_gil(const Problem *p, bint check, int n_threads, Partials *partials):
     cdef Py_ssize_t work = p.n_rows if check else p.n_rows * (p.n_classes + ROW_WORK)
-    if work < SERIAL_WORK:
-        n_threads = 1
+    cdef int taken
     if work < GIL_WORK:
         run(p, check, 1, partials)
+    elif work < SERIAL_WORK:
+        with nogil:
+            run(p, check, 1, partials)
     else:
         with nogil:
-            run(p, check, n_threads, partials)
+            taken = take(n_threads)
+            run(p, check, taken, partials)
+            give_back(taken)
 
 
 # ---- From arrays to a problem ------------------------------------------------------------------
@@ -323,11 +339,10 @@ cdef void begin_problem(Problem *p, Kind kind) noexcept:
     for k in range(N_ARRAYS):
         p.data[k] = NULL
     p.formula.kind = kind
-    set_temperature(&p.formula.temperature, 1, 1)
+    p.formula.temperature.factor = p.formula.temperature.divisor = 1
     p.formula.transform = AS_GIVEN
     p.formula.has_terms = p.formula.by_element = False
-    p.formula.even = p.formula.share = p.formula.z_loss = 0
-    p.formula.label_share = 1
+    p.formula.smoothing = p.formula.z_loss = 0
     p.formula.class_weight = NULL
     p.formula.term_weight = NULL
     p.formula.normalizer = 1
@@ -422,6 +437,7 @@ cdef void lay_out(Problem *p) noexcept nogil:
     cdef Py_ssize_t item = 8 if p.layout[LOGITS].format == FORMAT_F64 else 4, array
     cdef Py_ssize_t class_stride = p.layout[LOGITS].class_stride
     cdef bint few = p.n_classes * item <= FEW_BYTES
+    derive(&p.formula, p.n_classes, p.data[TARGETS] != NULL)
     if p.n_dims > 1 and p.n_rows > 0:
         merge_dims(p)
     p.n_dims = max(p.n_dims, 1)

@@ -1,0 +1,59 @@
+/* The threads of this process: the default, the forks, and what concurrent calls share. Included once, by threads.pyx. */
+#ifndef FASTCE_THREADS_H
+#define FASTCE_THREADS_H
+
+#ifdef _OPENMP
+#include <omp.h>
+static const int openmp_version = _OPENMP;
+#else
+static const int openmp_version = 0;
+static int omp_get_max_threads(void) { return 1; }
+#endif
+
+/* Any thread may read and write these at any time, with the GIL or without. */
+static int chosen;           /* the default, as it was found at import or set since */
+static int openmp_at_import; /* what OpenMP would have taken then */
+static int busy;             /* threads of all calls under way */
+static int forked;
+
+#define LOAD(what) __atomic_load_n(&(what), __ATOMIC_RELAXED)
+#define STORE(what, value) __atomic_store_n(&(what), (value), __ATOMIC_RELAXED)
+
+#ifndef _WIN32
+#include <pthread.h>
+static void note_fork(void) { STORE(forked, 1); }
+static int watch_forks(void) { return pthread_atfork(NULL, NULL, note_fork); }
+#else
+static int watch_forks(void) { return 0; }
+#endif
+
+static void set_default(int n) { STORE(chosen, n); }
+
+/* Whoever lowers OpenMP's number after the import, as threadpoolctl does, means fastce too. */
+static int default_threads(void)
+{
+    const int now = omp_get_max_threads(), n = LOAD(chosen);
+    if (LOAD(forked)) return 1;
+    return now < LOAD(openmp_at_import) && now < n ? now : n;
+}
+
+/* How many threads a call gets that wants n, or as many as there are to spare if n is 0. At least the one it is on. */
+static int take_threads(int n)
+{
+    if (LOAD(forked)) return 1;
+    if (n > 0) {
+        __atomic_fetch_add(&busy, n, __ATOMIC_RELAXED);
+        return n;
+    }
+    const int most = default_threads();
+    int taken = LOAD(busy);
+    do n = most - taken > 1 ? most - taken : 1;
+    while (!__atomic_compare_exchange_n(&busy, &taken, taken + n, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return n;
+}
+
+static void give_back_threads(int n) { __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED); }
+
+#undef LOAD
+#undef STORE
+#endif

@@ -1,0 +1,147 @@
+"""How many threads a call gets: limits from outside, and calls at the same time.
+
+Threads are counted in the system's list of them, in processes of their own: the OpenMP runtime keeps
+those it has started, so a process shows the most it has ever used.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import fastce
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(
+        fastce.show_config(mode="dict")["openmp"] is None, reason="built without OpenMP: there is one thread"
+    ),
+    pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in Linux' /proc"),
+]
+
+PRELUDE = """
+import json, os, threading
+from pathlib import Path
+import numpy as np
+import threadpoolctl
+import fastce
+
+def count():
+    return len(os.listdir("/proc/self/task"))
+
+def call(n_threads=None):
+    fastce.cross_entropy(x, y, n_threads=n_threads)
+
+x, y = np.zeros((20_000, 50)), np.zeros(20_000, int)
+before = count()
+"""
+
+
+def python(code, **environment):
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PRELUDE + code],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_as_many_as_asked_for():
+    code = """
+call(3)
+of_argument = count() - before
+fastce.set_num_threads(5)
+call()
+print(json.dumps([of_argument, count() - before]))
+"""
+    assert python(code) == [2, 4]
+
+
+def test_threadpoolctl_sees_and_limits():
+    code = """
+fastce.set_num_threads(4)
+seen = [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "openmp"]
+with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+    limited = fastce.get_num_threads()
+    call()
+    under_limit = count() - before
+    call(2)
+    asked_for = count() - before
+after = fastce.get_num_threads()
+call()
+print(json.dumps([len(seen), limited, under_limit, asked_for, after, count() - before]))
+"""
+    assert python(code, OMP_NUM_THREADS="4") == [1, 1, 0, 1, 4, 3]
+
+
+@pytest.mark.parametrize("limits", ["affinity", "OMP_NUM_THREADS"])
+def test_least_of_the_limits(limits):
+    """OMP_NUM_THREADS does not lift what the process is bound to."""
+    one = {min(os.sched_getaffinity(0))}
+    code = "print(json.dumps(fastce.get_num_threads()))"
+    if limits == "OMP_NUM_THREADS":
+        assert python(code, OMP_NUM_THREADS="1") == 1
+        assert python(code, OMP_NUM_THREADS="1000") <= len(os.sched_getaffinity(0))
+        return
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, one)  # children inherit it
+        assert python(code) == 1
+        assert python(code, OMP_NUM_THREADS="3") == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_quota_of_the_group():
+    code = """
+from fastce._kernels import cgroups, threads
+found = {}
+for quota in (None, 0.5, 1.9, 1000):
+    cgroups.cpu_quota = lambda: quota
+    found[str(quota)] = threads.available()
+print(json.dumps(found))
+"""
+    most = min(len(os.sched_getaffinity(0)), os.cpu_count())
+    assert python(code) == {"None": most, "0.5": 1, "1.9": 1, "1000": most}
+
+
+BESIDE_A_LONG_CALL = """
+fastce.set_num_threads(3)
+logits = np.broadcast_to(np.float32([1, 2, 3]), (2**26, 3))
+target = np.broadcast_to(np.int8(0), 2**26)
+extra = {}
+for n_threads in (None, 4):
+    while True:
+        long = threading.Thread(target=fastce.cross_entropy, args=(logits, target), kwargs={"n_threads": 3})
+        long.start()
+        while count() < before + 3:  # it and its two helpers
+            pass
+        other = threading.Thread(target=lambda: call(n_threads))
+        other.start()
+        most = 0
+        while other.is_alive():
+            most = max(most, count() - before - 3)
+        other.join()
+        in_time = long.is_alive()
+        long.join()
+        while count() > before:  # helpers of a thread end with it
+            pass
+        if in_time and most:
+            break
+    extra[str(n_threads)] = most
+print(json.dumps(extra))
+"""
+
+
+def test_a_call_beside_another_gets_what_is_left():
+    """One that has all threads keeps them; a second one runs on its own thread, unless it asks for more."""
+    assert python(BESIDE_A_LONG_CALL) == {"None": 1, "4": 4}
