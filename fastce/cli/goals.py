@@ -15,6 +15,7 @@ from rich.console import Console
 
 import fastce
 from fastce.cli.bounds import closest_to_bound, require_wide_reference
+from fastce.cli.callers import CALLERS, at_once
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import best_ratio, option_cost
@@ -116,6 +117,7 @@ def _goals() -> list[Goal]:
         Goal("(4, 21, 512, 512), axis=1, best other ÷ fastce", _pixels, at_least=4.0),
         Goal("(1, 10) loss", _small_loss, at_most=0.5e-6, text=time_text),
         Goal("(1, 10) loss + gradient, out", _small_gradient, at_most=0.8e-6, text=time_text),
+        Goal(f"{CALLERS} callers at once ÷ in sequence, worst shape", _callers, at_most=1.3),
         Goal("level v3 ÷ v4, slowest of the shapes", _levels, at_most=2.0),
         Goal("8192x32000 in place, bfloat16 ÷ float32", _bfloat16, at_most=0.7),
         Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
@@ -172,6 +174,10 @@ def _small(statement: str, setting: Setting) -> tuple[float, str]:
     names = {"logits": batch.logits, "labels": batch.labels, "out": batch.out, **vars(fastce)}
     seconds = interleaved({statement: Timer(statement, globals=names)}, setting.rounds)
     return seconds[statement], statement
+
+
+def _callers(setting: Setting) -> tuple[float, str]:
+    return at_once(setting.rounds, setting.n_threads)
 
 
 def _levels(setting: Setting) -> tuple[float, str]:
