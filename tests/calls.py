@@ -1,0 +1,88 @@
+"""A call of every public function that computes on the kernels, for tests of what holds for all of them."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from conftest import FLOATS, bits, nasty
+
+import fastce
+
+
+class Call(NamedTuple):
+    """A function with arguments; those in `rows` have one entry per row, first axis, as the results do."""
+
+    name: str
+    function: Any
+    rows: tuple
+    options: dict
+    row_options: dict = {}  # noqa: RUF012
+
+    def results(self, **more):
+        """What it returns, as a tuple."""
+        result = self.function(*self.rows, **self.options, **self.row_options, **more)
+        return result if isinstance(result, tuple) else (result,)
+
+    def part(self, rows):
+        """The same for some of the rows."""
+        shares = {name: a[rows] for name, a in self.row_options.items()}
+        return self._replace(rows=tuple(a[rows] for a in self.rows), row_options=shares)
+
+    @property
+    def reduces(self):
+        """Whether it has an argument `reduction`."""
+        return "axis" not in self.options
+
+
+def calls(
+    dtype, n_rows, n_classes, kinds=("normal", "wide", "subnormal", "confident 25", "masked -inf", "tiny")
+):
+    """One or more of each function, on the same rows, which come again and again."""
+    again = np.arange(n_rows) % 60
+    x, y = (a[again] for a in nasty(dtype, min(n_rows, 60), n_classes, kinds))
+    rng = np.random.default_rng(n_classes)
+    q, w = rng.dirichlet(np.ones(n_classes), n_rows), rng.uniform(0.5, 2, n_classes)
+    p, s = rng.uniform(size=x.shape).astype(dtype), rng.uniform(0.5, 2, n_rows)
+    full = {"weight": w, "label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 0.7, "softcap": 30.0}
+    last = {"axis": -1}
+    return [
+        Call("cross_entropy", fastce.cross_entropy, (x, y), {}),
+        Call("cross_entropy, options", fastce.cross_entropy, (x, y), full, {"sample_weight": s}),
+        Call("gradient", fastce.cross_entropy_and_grad, (x, y), {}),
+        Call(
+            "gradient, q", fastce.cross_entropy_and_grad, (x, q), {"temperature": 3.0}, {"sample_weight": s}
+        ),
+        Call("Hessian", fastce.cross_entropy_and_hess, (x, y), full),
+        Call("focal", fastce.focal_loss_and_grad, (x, y), {"weight": w, "gamma": 1.5}),
+        Call("margin", fastce.margin_cross_entropy_and_grad, (2 * p - 1, y), {"margin1": 1.1}),
+        Call("nll", fastce.nll_loss, (x, y), {}),
+        Call("binary", fastce.binary_cross_entropy_with_logits, (x, p), {}),
+        Call("binary gradient", fastce.binary_cross_entropy_with_logits_and_grad, (x, p), {}),
+        Call(
+            "binary Hessian",
+            fastce.binary_cross_entropy_with_logits_and_hess,
+            (x, q),
+            {"weight": w, "pos_weight": w},
+        ),
+        Call("binary focal", fastce.binary_focal_loss_and_grad, (x, p), {"alpha": 0.3}),
+        Call("probabilities", fastce.binary_cross_entropy, (p, p), {}),
+        Call("logsumexp", fastce.logsumexp, (x,), last),
+        Call("logsumexp, b", fastce.logsumexp, (x,), {**last, "return_sign": True}, {"b": p - dtype(0.5)}),
+        Call("softmax", fastce.softmax, (x,), last),
+        Call("log_softmax", fastce.log_softmax, (x,), last),
+    ]
+
+
+# Few classes, some, a row of pieces for each thread, and fewer rows than threads.
+SHAPES = ((4001, 3), (700, 57), (300, 200), (4, 20_000), (3, 20_000))
+
+
+def digests(**more):
+    """A hash of the results of each call in each dtype and shape."""
+    found = {}
+    for dtype in FLOATS:
+        for shape in SHAPES:
+            for call in calls(dtype.type, *shape):
+                digest = hashlib.sha256(b"".join(bits(a) for a in call.results(**more))).hexdigest()
+                found[f"{call.name}, {dtype}, {shape}"] = digest
+    return found
