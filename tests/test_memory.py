@@ -1,0 +1,80 @@
+"""What a call takes besides its arguments and its results."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from calls import calls
+from conftest import FLOATS
+
+import fastce
+
+
+def extra(call, **more):
+    """Bytes that Python and NumPy allocate at most during a call, without those that are returned."""
+    call.results(**more)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        results = call.results(**more)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return most - before - sum(a.nbytes for a in results if isinstance(a, np.ndarray))
+
+
+@pytest.mark.parametrize("shape", [(20_000, 50), (50, 20_000)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_nothing_that_is_not_returned(dtype, shape):
+    """No array but class weights in the kernels' dtype, and two numbers per row of a logsumexp."""
+    for call in calls(dtype.type, *shape):
+        allowed = 8 * 1024
+        if "weight" in call.options:
+            allowed += 8 * shape[1]
+        if call.function is fastce.logsumexp:
+            allowed += 3 * shape[0] * dtype.itemsize
+        for reduction in ("mean", "none"):
+            more = {"reduction": reduction} if call.reduces else {}
+            assert extra(call, **more) <= allowed, (call.name, reduction)
+
+
+IN_PLACE = """
+import json, resource, sys
+import numpy as np
+import fastce
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+x = np.ones(SHAPE, np.DTYPE)
+y = np.zeros(len(x), int)
+before = peak()
+fastce.cross_entropy_and_grad(x, y, OPTIONS, out=x, n_threads=4)
+print(json.dumps(peak() - before))
+"""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("options", ["", "label_smoothing=0.1, softcap=30", "sample_weight=np.ones(len(x))"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2**20, 60), "float32"), ((2**15, 2000), "float32"), ((40, 2**20), "float16")]
+)
+def test_in_place(shape, dtype, options):
+    """Stacks, scratches of threads and all: less than 4 MiB per thread beside arrays of 80 to 250 MB."""
+    pytest.importorskip("resource", reason="peaks of a process are told by Unix alone")
+    code = IN_PLACE
+    for name, value in {"SHAPE": str(shape), "DTYPE": dtype, "OPTIONS": options}.items():
+        code = code.replace(name, value)
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(", ,", ",")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    weights = shape[0] * 8 if "sample_weight" in options else 0
+    assert json.loads(done.stdout) - weights < 4 * 4 * 2**20
