@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from calls import calls
 from conftest import bits
+from row_calls import calls
 
 import fastce
 

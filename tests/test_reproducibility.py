@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import SHAPES, calls, digests
 from conftest import FLOATS, bits
+from row_calls import SHAPES, calls, digests
 
 
 def test_threads_and_repetition():
@@ -36,7 +36,7 @@ def test_parts_of_a_batch(shape):
 def test_processes(level):
     """In another process, whatever the memory holds that malloc returns there (glibc's MALLOC_PERTURB_)."""
     done = subprocess.run(
-        [sys.executable, "-c", "import json, calls; print(json.dumps(calls.digests()))"],
+        [sys.executable, "-c", "import json, row_calls; print(json.dumps(row_calls.digests()))"],
         env={**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_PERTURB_": "170", "FASTCE_LEVEL": level},
         cwd=Path(__file__).parent,
         capture_output=True,
