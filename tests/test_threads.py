@@ -1,6 +1,5 @@
-"""The number of threads, several callers at once, and life after a fork."""
+"""The number of threads, and several callers at once."""
 
-import multiprocessing
 import os
 import threading
 import time
@@ -133,32 +132,3 @@ def test_the_gil_is_released():
         stop.set()
         thread.join()
     assert inside
-
-
-def _child(queue, x, y):
-    loss, grad = fastce.cross_entropy_and_grad(x, y)
-    queue.put((loss, bits(grad)))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_fork():
-    """A child of a process that has used threads computes the same bits, and does not hang."""
-    x, y = nasty(np.float64, 2000, 100, ("normal", "wide", "ties"))
-    loss, grad = fastce.cross_entropy_and_grad(x, y, n_threads=2)
-    context = multiprocessing.get_context("fork")
-    for _ in range(2):
-        queue = context.SimpleQueue()
-        child = context.Process(target=_child, args=(queue, x, y))
-        child.start()
-        deadline = time.monotonic() + 60
-        while queue.empty() and child.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if queue.empty():
-            child.kill()
-            pytest.fail(f"the child gave no result (exit code {child.exitcode})")
-        assert queue.get() == (loss, bits(grad))
-        child.join()
-        assert child.exitcode == 0
-    # And the parent goes on with its threads.
-    assert fastce.cross_entropy_and_grad(x, y, n_threads=2)[0] == loss
