@@ -1,7 +1,7 @@
-"""Every function, in every way the kernels have for it, as calls of one signature; and fresh interpreters to make
-them in. For tests of what the process does to a call: forks, threads, other runtimes, signals.
+"""Every function, in every way the kernels have for it, as calls of one signature; and fresh interpreters.
 
-Needs no pytest, so that a child may import it.
+For tests of what a process does to a call: forks, threads, other runtimes, signals. Children import it
+without pytest.
 """
 
 import functools
@@ -45,7 +45,7 @@ def calls():
         add(name, image, image_y, label=f"{name} across", axis=1)
         add(name, row, row_y, label=f"{name} in pieces")
     add("cross_entropy_and_grad", half, y, label="cross_entropy_and_grad of halves")
-    add("cross_entropy_and_grad", half, q, label="cross_entropy_and_grad of distributions", label_smoothing=0.1)
+    add("cross_entropy_and_grad", half, q, label="cross_entropy_and_grad smoothed", label_smoothing=0.1)
     add("cross_entropy_and_hess", x, y, label="cross_entropy_and_hess of soft caps", softcap=5.0, z_loss=0.1)
     for name in ("focal_loss", "focal_loss_and_grad"):
         add(name, x, y, reduction="none")
@@ -84,7 +84,7 @@ def digests(n_threads=None, names=None):
 
 
 def python(code, *arguments, timeout=120, check=True, **environment):
-    """Run code in a fresh interpreter, where tests/ can be imported. One that hangs says where, and is ended."""
+    """Run code in a fresh interpreter that can import what is in tests/; one that hangs says where."""
     watched = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 10}, exit=True)\n{code}"
     here = os.path.dirname(__file__)
     path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

@@ -1,13 +1,14 @@
-"""Life after a fork: a child computes the same bits on one thread, and never waits for threads it does not have.
+"""Life after a fork: a child computes the same bits on one thread, and waits for no threads it does not have.
 
-An OpenMP runtime that has made threads hangs in a child that asks for them: scikit-learn #7650, LightGBM #4751,
-xgboost #7044.
+An OpenMP runtime that has made threads hangs in a child that asks for them: scikit-learn #7650,
+LightGBM #4751, xgboost #7044.
 """
 
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
@@ -24,7 +25,11 @@ pytestmark = [
 
 TIMEOUT = 120
 # One of each way into OpenMP: blocks of rows, pieces of a row, strips of elements.
-WAYS = ("cross_entropy_and_grad", "cross_entropy_and_grad in pieces", "binary_cross_entropy_with_logits_and_grad")
+WAYS = (
+    "cross_entropy_and_grad",
+    "cross_entropy_and_grad in pieces",
+    "binary_cross_entropy_with_logits_and_grad",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +95,7 @@ def test_child_of_a_child(expected):
 @pytest.mark.parametrize("in_main_thread", [True, False])
 @pytest.mark.parametrize("n_callers", [1, 4])
 def test_while_other_threads_compute(n_callers, in_main_thread, expected):
-    """They are inside a call, with a team of OpenMP threads each, and not one of them lives on in the child."""
+    """They are inside a call, with a team of OpenMP threads each, none of which lives on in the child."""
     some, stop, wrong = {name: expected[name] for name in WAYS}, threading.Event(), []
     busy = threading.Barrier(n_callers + 1)
 
@@ -159,6 +164,47 @@ def test_before_any_call(expected):
     """The child's runtime has made no threads yet, nor will it."""
     done = python(BEFORE_ANY_CALL)
     assert json.loads(done.stdout) == [[1, expected], expected]
+
+
+IMPORTED_IN_THE_CHILD = """
+import json, os, signal, sys
+from ctypes import CDLL, c_uint, c_void_p, cast
+
+run = CDLL("libgomp.so.1").GOMP_parallel  # of the runtime that fastce is built with, in threads of its own
+run.argtypes = c_void_p, c_void_p, c_uint, c_uint
+run(cast(CDLL(None).getpid, c_void_p), None, 2, 0)
+assert "fastce" not in sys.modules
+if not os.fork():
+    signal.alarm(60)
+    from calls import digests
+    import fastce
+    print(json.dumps([fastce.get_num_threads(), digests(2)]), flush=True)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or fastce.show_config("dict")["openmp"] is None, reason="of Linux with OpenMP"
+)
+def test_import_in_the_child_of_another_librarys_threads(expected):
+    """As where the parent computes with PyTorch, whose runtime is libgomp.so.1 for all that come later."""
+    assert json.loads(python(IMPORTED_IN_THE_CHILD).stdout) == [1, expected]
+
+
+FIRST_IN_THE_CHILD = """
+import os
+if not os.fork():
+    import fastce
+    print(fastce.get_num_threads(), flush=True)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+"""
+
+
+def test_import_in_the_child_of_a_parent_without_a_runtime():
+    """As the workers of a server are made: they have threads."""
+    assert int(python(FIRST_IN_THE_CHILD).stdout) == fastce.get_num_threads()
 
 
 def say(pipe):

@@ -2,11 +2,14 @@
 
 A call uses `n_threads` if given, else the process-wide default: the least of what OpenMP would take
 (OMP_NUM_THREADS, affinity) and the cgroup's CPU quota. In a child of fork() it is one thread:
-the OpenMP runtime's pool did not survive the fork, and waiting for it would hang.
+the OpenMP runtime's pool did not survive the fork, and waiting for it would hang. So it is where fastce is first
+imported in the child, of a process that had such a runtime.
 """
 
 from operator import index
 from pathlib import Path
+
+from fastce._kernels import forks
 
 cdef extern from *:
     """
@@ -94,4 +97,6 @@ def openmp():
 
 if watch_forks():
     raise ImportError("fastce could not register a fork handler: pthread_atfork failed")
+if forks.inherited:
+    forked = 1
 default_n_threads = _available()
