@@ -26,6 +26,11 @@ if sys.platform == "linux" and platform.machine() == "x86_64":
 # -ffp-contract=off: a product and a sum are fused where the source says so and nowhere else.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
+# What a call needs is on the stack, in memory of its thread or in the caller's arrays; all that calls share
+# is the default number of threads, one int. It belongs to the process, as OpenMP's threads do, and not to one
+# of its interpreters.
+DIRECTIVES = {"freethreading_compatible": True, "subinterpreters_compatible": "no"}
+
 
 def extension(name, source, flags=()):
     return Extension(
@@ -65,9 +70,9 @@ class BuildWhatTheCompilerTakes(build_ext):
 
 
 shared = [extension(name, name) for name in ("arrays", "cpu", "options", "threads")]
-modules = cythonize(shared, build_dir="build/cython")
+modules = cythonize(shared, build_dir="build/cython", compiler_directives=DIRECTIVES)
 for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
     leveled = [extension(f"_{source}_{level}", source, flags) for source in SOURCES]
-    modules += cythonize(leveled, build_dir=f"build/cython-{level}")
+    modules += cythonize(leveled, build_dir=f"build/cython-{level}", compiler_directives=DIRECTIVES)
 
 setup(ext_modules=modules, cmdclass={"build_ext": BuildWhatTheCompilerTakes})

@@ -203,7 +203,7 @@ def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | Non
         result = np.empty_like(given, _native(given))
     else:
         _check_out(out, given.shape, _native(given), in_place="x", x=given)
-        result = out
+        result = np.asarray(out)  # a subclass may have a reshape of its own, as matrices do
     if given.size:
         classes, into = _classes_last(given, axes), _classes_last(result, axes)
         _kernels.kernels.softmax(classes, classes.ndim - 1, into, n_threads, name == "log_softmax")
@@ -278,4 +278,4 @@ def _check_out(
         raise ValueError("out is read-only; expected a writable array: use a copy")
     for name, a in inputs.items():
         if a is not None:
-            arrays.check_out_apart(out, a, name, name == in_place)
+            arrays.check_out_apart(np.asarray(out), a, name, name == in_place)

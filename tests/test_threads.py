@@ -1,9 +1,7 @@
-"""The number of threads, several callers at once, and life after a fork."""
+"""The number of threads, and several callers at once."""
 
-import multiprocessing
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -99,66 +97,3 @@ def test_eight_callers_at_once(n_threads):
         thread.join()
     for got, same in zip(results, expected, strict=True):
         assert got == [same] * 5
-
-
-def test_the_gil_is_released():
-    """Another thread gets on during one long call."""
-    x, y = np.zeros((4000, 4000), np.float32), np.zeros(4000, int)
-    x[:, 0] = 1
-    out = np.empty_like(x)
-    ticks, stop = [], threading.Event()
-
-    def tick():
-        while not stop.is_set():
-            ticks.append(time.perf_counter())
-            time.sleep(0.0005)
-
-    thread = threading.Thread(target=tick)
-    thread.start()
-    try:
-        while not ticks:
-            time.sleep(0.001)
-        inside = 0
-        for _ in range(20):  # one call may end before the other thread is scheduled at all
-            start = time.perf_counter()
-            fastce.cross_entropy_and_grad(x, y, out=out, n_threads=1)
-            end = time.perf_counter()
-            # Not the first and last tenth: there the GIL is held to check arguments and to make
-            # results.
-            margin = (end - start) / 10
-            inside += sum(start + margin < t < end - margin for t in list(ticks))
-            if inside:
-                break
-    finally:
-        stop.set()
-        thread.join()
-    assert inside
-
-
-def _child(queue, x, y):
-    loss, grad = fastce.cross_entropy_and_grad(x, y)
-    queue.put((loss, bits(grad)))
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
-def test_fork():
-    """A child of a process that has used threads computes the same bits, and does not hang."""
-    x, y = nasty(np.float64, 2000, 100, ("normal", "wide", "ties"))
-    loss, grad = fastce.cross_entropy_and_grad(x, y, n_threads=2)
-    context = multiprocessing.get_context("fork")
-    for _ in range(2):
-        queue = context.SimpleQueue()
-        child = context.Process(target=_child, args=(queue, x, y))
-        child.start()
-        deadline = time.monotonic() + 60
-        while queue.empty() and child.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if queue.empty():
-            child.kill()
-            pytest.fail(f"the child gave no result (exit code {child.exitcode})")
-        assert queue.get() == (loss, bits(grad))
-        child.join()
-        assert child.exitcode == 0
-    # And the parent goes on with its threads.
-    assert fastce.cross_entropy_and_grad(x, y, n_threads=2)[0] == loss

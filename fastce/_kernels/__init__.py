@@ -8,6 +8,9 @@ import importlib.util
 import os
 from types import ModuleType
 
+from . import forks  # noqa: F401 (looks around before anything with OpenMP is loaded)
+
+# isort: split
 from . import cpu
 
 __all__ = ["LEVELS", "built", "elementwise", "kernels", "load", "runnable"]

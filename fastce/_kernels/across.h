@@ -131,7 +131,8 @@ typedef struct {
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
     double sum[TILE], error[TILE];
     REAL most[TILE];  /* the largest d_j so far */
-    REAL top[TILE], at_top[TILE]; /* for a Hessian: the maximum's exp, and how many there are */
+    REAL top[TILE];      /* for a Hessian: the maximum's exp, */
+    double at_top[TILE]; /* and how many there are, perhaps more than a float32 can count */
 } FN(Tally);
 
 INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally)
@@ -239,8 +240,9 @@ static void FN(lanes_below)(const Tile *tile, ptrdiff_t n, ptrdiff_t i, int firs
     const FN(Exps) exps = FN(exps_against)(max, FN(units)(&tile->formula->temperature));
     const vec top = FN(exps)(max, &exps);
     double sums[LANES_COUNT], errors[LANES_COUNT];
+    REAL counts[LANES_COUNT];
     sum_vec below = {{0}, {0}};
-    vec at_top = first ? (vec){0} : FN(load)(tally->at_top + i);
+    vec at_top = {0};
     for (ptrdiff_t c = 0; c < n; c++) {
         const vec v = FN(load)((const REAL *)tile->scratch + c * TILE + i);
         const FN(mask) is_top = FN(not_less)(v, top);
@@ -249,8 +251,11 @@ static void FN(lanes_below)(const Tile *tile, ptrdiff_t n, ptrdiff_t i, int firs
     }
     FN(store_sums)(sums, errors, below);
     FN(store)(tally->top + i, top);
-    FN(store)(tally->at_top + i, at_top);
-    for (ptrdiff_t k = 0; k < LANES; k++) rows->below[i + k] += sums[k];
+    FN(store)(counts, at_top);
+    for (ptrdiff_t k = 0; k < LANES; k++) {
+        rows->below[i + k] += sums[k];
+        tally->at_top[i + k] = (first ? 0 : tally->at_top[i + k]) + counts[k];
+    }
 }
 
 /* What becomes of the exps of each row of a tile. */
@@ -374,7 +379,7 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
     }
     FN(finish_rows)(tile, tally.max, tally.at_target, tally.sum, tally.error, rows);
     for (ptrdiff_t i = 0; tile->hess && i < n_rows; i++)
-        rows->below[i] = (rows->below[i] + (tally.at_top[i] - 1.0) * tally.top[i]) * rows->unit[i] / EXP_POWER;
+        rows->below[i] = (rows->below[i] + (tally.at_top[i] - 1) * tally.top[i]) * rows->unit[i] / EXP_POWER;
 }
 
 /* Logarithms of softmaxes. */

@@ -6,17 +6,17 @@ of what OpenMP would take (OMP_NUM_THREADS), of the CPUs the process is bound to
 A number that is set in the OpenMP runtime later on (threadpoolctl) lowers it.
 
 In a child of fork() it is one thread: the OpenMP runtime's pool did not survive the fork, and waiting
-for it would hang.
+for it would hang. So it is where fastce is first imported in a child of a process that had such a runtime.
 """
 
 import os
 from operator import index
 
-from fastce._kernels import cgroups
+from fastce._kernels import cgroups, forks
 
 cdef extern from "threads.h":
     const int openmp_version
-    int openmp_at_import
+    int openmp_at_import, forked
     int omp_get_max_threads() nogil
     int watch_forks()
     void set_default(int)
@@ -77,5 +77,7 @@ def openmp():
 
 if watch_forks():
     raise ImportError("fastce could not register a fork handler: pthread_atfork failed")
+if forks.inherited:
+    forked = 1
 openmp_at_import = omp_get_max_threads()
 set_default(available())
