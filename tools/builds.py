@@ -231,8 +231,8 @@ def verify(build, python, copy):
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(f"cannot be imported:\n{done.stderr}")
-    config = json.loads(done.stdout)
     print(done.stdout, end="", flush=True)
+    config = json.loads(done.stdout.splitlines()[-1])
     build.row |= {
         "Python": config["versions"]["python"],
         "NumPy": config["versions"]["numpy"],
@@ -247,7 +247,7 @@ def verify(build, python, copy):
         raise Failure(f"built by {config['compiler']} instead of {wanted}")
     if build.name == "oldest" and f"numpy=={build.row['NumPy'].removesuffix('.0')}" not in lower_bounds():
         raise Failure(f"runs on NumPy {build.row['NumPy']}, which is not the oldest")
-    if build.name == "thread" and "Archer detected OpenMP application with TSan" not in done.stderr:
+    if build.name == "thread" and "Archer detected OpenMP application with TSan" not in done.stdout + done.stderr:
         raise Failure("Archer does not tell ThreadSanitizer what OpenMP synchronises")
     for module in sorted(Path(config["folder"]).glob("_*.so")):  # those of the levels, which hold all loops
         content = module.read_bytes()
