@@ -66,8 +66,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     -------
     dict or None
         ``level`` in use; ``levels_built`` into this installation and ``levels_runnable`` on this machine;
-        ``cpu_features`` that levels ask for; ``openmp``, the date of the standard the build
-        supports or None if it has one thread only; ``threads``; ``versions``.
+        ``cpu_features`` that levels ask for; ``compiler`` of the build; ``openmp``, the date of the
+        standard the build supports or None if it has one thread only; ``threads``; ``versions``.
 
     Examples
     --------
@@ -82,6 +82,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "levels_built": list(_kernels.built()),
         "levels_runnable": list(_kernels.runnable()),
         "cpu_features": sorted(cpu.features()),
+        "compiler": cpu.compiler(),
         "openmp": threads.openmp(),
         "threads": get_num_threads(),
         "versions": {

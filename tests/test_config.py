@@ -1,6 +1,7 @@
 """The level: chosen at import, forced from outside, shown; and what an import leaves behind."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -158,6 +159,7 @@ def test_show_config(capsys):
     assert {"fastce", "numpy", "python"} <= set(config["versions"])
     assert config["versions"]["numpy"] == np.__version__
     assert "openmp" in text.lower()
+    assert re.fullmatch(r"(gcc|clang) [\d.]+\S*", config["compiler"])
     assert str(fastce.get_num_threads()) in text
     assert fastce.show_config() is None
     printed = capsys.readouterr().out

@@ -351,6 +351,7 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
     REAL *x = (REAL *)tile->scratch;
     FN(Tally) tally;
 
+    if (n_rows < 1 || n_classes < 1) return; /* never: says to the compiler that the loops below fill in the tally */
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
         FN(prepare_planes)(tile, rows, start, n);

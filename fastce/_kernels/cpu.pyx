@@ -1,4 +1,4 @@
-"""What this CPU and its operating system can run. Baseline code: safe to import anywhere."""
+"""What this CPU and its operating system can run, and what compiled for it. Baseline code: safe to import anywhere."""
 
 cdef extern from *:
     """
@@ -24,8 +24,17 @@ cdef extern from *:
     #else
     static int cpu_has(int feature) { return (void)feature, 0; }
     #endif
+
+    #if defined(__clang__)
+    static const char built_by[] = "clang " __clang_version__;
+    #elif defined(__GNUC__)
+    static const char built_by[] = "gcc " __VERSION__;
+    #else
+    static const char built_by[] = "unknown";
+    #endif
     """
     bint cpu_has(int feature)
+    const char built_by[]
 
 FEATURES = ("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "avx512vl")
 
@@ -33,3 +42,8 @@ FEATURES = ("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512dq", "a
 def features():
     """Names of the instruction sets, out of those fastce has a use for, that can run here."""
     return frozenset(name for number, name in enumerate(FEATURES) if cpu_has(number))
+
+
+def compiler():
+    """Name and version of the compiler that built the extensions."""
+    return " ".join(built_by.decode().split()[:2])

@@ -84,7 +84,11 @@ static void FN(write)(const Operand *a, ptrdiff_t first, ptrdiff_t n, const REAL
     }
 }
 
-INLINE int FN(is_plain)(const Operand *a) { return a->flat && a->format == REAL_FORMAT && !a->swapped; }
+/* Usable where it is. C may not read a number in place at an address that its type is not aligned to. */
+INLINE int FN(is_plain)(const Operand *a)
+{
+    return a->flat && a->format == REAL_FORMAT && !a->swapped && (uintptr_t)a->data % sizeof(REAL) == 0;
+}
 
 /* The same elements where they are, or in the scratch if they can't be used there. */
 INLINE const REAL *FN(input)(const Operand *a, ptrdiff_t first, ptrdiff_t n, REAL *scratch)
