@@ -65,25 +65,6 @@ def test_unknown_level(name):
         assert level in message
 
 
-def test_level_that_the_machine_cannot_run():
-    """Played: a CPU without any of the features."""
-    code = """
-import sys, types
-cpu = types.ModuleType("fastce._kernels.cpu")
-cpu.features = lambda: frozenset()
-sys.modules["fastce._kernels.cpu"] = cpu
-import fastce
-print(fastce._kernels.runnable(), fastce._kernels.kernels.__name__.rpartition("_")[2])
-"""
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "('baseline',) baseline"
-    done = python(code, FASTCE_LEVEL="v3")
-    assert done.returncode != 0
-    assert "ImportError" in done.stderr
-    assert "possible are baseline" in done.stderr
-
-
 @pytest.mark.parametrize("level", LEVELS)
 def test_subnormals_survive(level):
     """No flush-to-zero: neither by the import nor by the kernels, in no thread."""

@@ -231,3 +231,17 @@ def test_hessian(problem, how):
         assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype] * loss_factor(target, options), scale, "loss")
     elif np.isfinite(loss):
         assert loss == pytest.approx(fastce.cross_entropy(x, target, **options, **how), rel=1e-5, abs=1e-30)
+
+
+def test_terms_of_many_classes_apart_in_memory():
+    """Their sums go through many chunks of classes, and keep in each what they have lost so far."""
+    rng = np.random.default_rng(8)
+    x, q = rng.normal(size=(30_000, 9)), rng.uniform(size=(30_000, 9))
+    x[:, ::2] -= 40
+    x[rng.integers(30_000, size=9), np.arange(9)] = 5
+    options = {"axis": 0, "label_smoothing": 0.1, "weight": rng.uniform(0.5, 2, 30_000), "reduction": "none"}
+    loss, grad = fastce.cross_entropy_and_grad(x, q, **options)
+    exact, exact_grad = reference.cross_entropy_and_grad(x, q, **options)
+    loss_scale, grad_scale = scales(x, q, options, exact, exact_grad)
+    assert_ulp(loss, exact, LOSS_ULP[loss.dtype], loss_scale, "loss")
+    assert_elements(grad, exact_grad, GRAD_ULP[grad.dtype], grad_scale, "gradient")

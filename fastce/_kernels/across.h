@@ -130,6 +130,7 @@ typedef struct {
     REAL max[TILE], at_target[TILE];
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
     double sum[TILE], error[TILE];
+    double term_sum[4][TILE], term_error[4][TILE]; /* see lanes_terms */
     REAL most[TILE];  /* the largest d_j so far */
     REAL top[TILE];      /* for a Hessian: the maximum's exp, */
     double at_top[TILE]; /* and how many there are, perhaps more than a float32 can count */
@@ -197,7 +198,7 @@ static void FN(lanes_largest)(const Formula *formula, const REAL *q, const REAL 
         if (place[k] >= 0 || start == 0) label[i + k] = start + (place[k] >= 0 ? (ptrdiff_t)place[k] : 0);
 }
 
-/* Adds d_j and d_j (m - z_j) SPREAD_SCALE over j != y, d_j = (even + share q_j) w_j, to the rows' mass
+/* The sums of d_j and d_j (m - z_j) SPREAD_SCALE over j != y so far, d_j = (even + share q_j) w_j, as the rows' mass
  * and spread: see elements.h. */
 static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(Tally) *tally,
                             Rows *rows)
@@ -207,9 +208,12 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
     const REAL *w = formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
     const vec scaled_m = FN(splat)((REAL)SPREAD_SCALE) * FN(load)(tally->max + i), none = {0}, one = FN(splat)(1);
     sum_vec mass[2] = {{{0}, {0}}}, spread[2] = {{{0}, {0}}}; /* of w_j, and of q_j w_j */
-    double sums[4][LANES_COUNT], errors[LANES_COUNT];
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
+    for (int k = 0; start > 0 && k < 2; k++) {
+        mass[k] = FN(load_sums)(tally->term_sum[2 * k] + i, tally->term_error[2 * k] + i);
+        spread[k] = FN(load_sums)(tally->term_sum[2 * k + 1] + i, tally->term_error[2 * k + 1] + i);
+    }
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         const vec scaled_gap = FN(fma)(FN(load)(x + c * TILE + i), FN(splat)((REAL)-SPREAD_SCALE), scaled_m);
         const FN(mask) others = FN(differ)(y, here);
@@ -221,15 +225,18 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
         }
     }
     for (int k = 0; k < 2; k++) {
-        FN(store_sums)(sums[2 * k], errors, mass[k]);
-        FN(store_sums)(sums[2 * k + 1], errors, spread[k]);
+        FN(store_sums)(tally->term_sum[2 * k] + i, tally->term_error[2 * k] + i, mass[k]);
+        FN(store_sums)(tally->term_sum[2 * k + 1] + i, tally->term_error[2 * k + 1] + i, spread[k]);
     }
-    for (ptrdiff_t k = 0; k < LANES; k++) {
-        rows->mass[i + k] += formula->even * sums[0][k];
-        rows->spread[i + k] += formula->even * sums[1][k];
-        if (!q || formula->share == 0) continue;
-        rows->mass[i + k] += formula->share * sums[2][k];
-        rows->spread[i + k] += formula->share * sums[3][k];
+    for (ptrdiff_t k = i; k < i + LANES; k++) {
+        double sum[4];
+        for (int s = 0; s < 4; s++) {
+            sum[s] = tally->term_sum[s][k];
+            if (REAL_BITS == 64 && isfinite(sum[s])) sum[s] += tally->term_error[s][k]; /* infinity has no error term */
+        }
+        const double share = q ? formula->share : 0;
+        rows->mass[k] = formula->even * sum[0] + (share != 0 ? share * sum[2] : 0);
+        rows->spread[k] = formula->even * sum[1] + (share != 0 ? share * sum[3] : 0);
     }
 }
 

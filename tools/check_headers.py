@@ -1,0 +1,109 @@
+"""Compile the C headers of fastce/_kernels without Python and run their tests, tests/native/test_*.c.
+
+    python tools/check_headers.py [--install] [variant ...]
+
+Variants, all by default: the levels of setup.py, with its flags; `portable`, the code for processors that
+simd.h has no intrinsics for; `arm64`, cross-compiled and run by qemu-user. CC names the compiler of all but
+that. `--install` has apt-get fetch what arm64 needs where it is missing.
+"""
+
+import argparse
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parent.parent
+CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
+PACKAGES = {CROSS: ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"], EMULATOR: ["qemu-user"]}
+
+
+def flags_of_setup() -> tuple[list[str], dict[str, list[str]]]:
+    """FLAGS and LEVELS of setup.py, without running what builds there; of all levels, on any platform."""
+    wanted = {"V3", "LEVELS", "FLAGS"}
+    found = {}
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            target = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
+            if isinstance(target, ast.Name) and target.id in wanted:
+                found.setdefault(node.lineno, node)
+    names: dict = {}
+    for _, node in sorted(found.items()):
+        exec(compile(ast.Module([node], []), "setup.py", "exec"), names)
+    return names["FLAGS"], names["LEVELS"]
+
+
+def install_missing() -> None:
+    missing = [package for program in PACKAGES if not shutil.which(program) for package in PACKAGES[program]]
+    if missing:
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
+
+
+def runs_here(flags: list[str]) -> bool:
+    """Whether this processor has what -m... flags ask for."""
+    wanted = {flag.removeprefix("-m") for flag in flags if flag.startswith("-m")}
+    if not wanted:
+        return True
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return wanted <= {word for line in lines if line.startswith("flags") for word in line.split()}
+
+
+def check(
+    name: str, compiler: list[str], flags: list[str], prefix: list[str], source: Path, folder: str
+) -> bool:
+    """Compile and run one test; whether it passed."""
+    program = f"{folder}/{source.stem}-{name}"
+    includes = [f"-I{ROOT}/fastce/_kernels", f"-I{source.parent}"]
+    command = [*compiler, "-std=gnu11", *flags, *includes, str(source), "-o", program, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        done = subprocess.run([*prefix, program], capture_output=True, text=True, check=False, timeout=900)
+    lines = [line for line in done.stdout.splitlines() if "share of the bound" not in line]
+    problem = "" if done.returncode == 0 else f"exit status {done.returncode}\n{done.stderr}"
+    print(f"{name}: {' '.join(compiler)} {' '.join(flags)}\n" + "\n".join(lines) + problem, flush=True)
+    return done.returncode == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--install", action="store_true", help="apt-get what arm64 needs")
+    parser.add_argument("variants", nargs="*")
+    arguments = parser.parse_args()
+    flags, levels = flags_of_setup()
+    host = os.environ.get("CC", "cc").split()
+    x86 = os.uname().machine == "x86_64"
+    sources = sorted(ROOT.glob("tests/native/test_*.c"))
+    variants = {"arm64": ([CROSS, "-static"], flags, [EMULATOR])}  # the slowest first
+    variants |= {name: (host, [*flags, *more], []) for name, more in levels.items() if x86 or not more}
+    if x86:
+        variants["portable"] = (host, [*flags, "-U__SSE2__"], [])
+    chosen = arguments.variants or list(variants)
+    if unknown := set(chosen) - set(variants):
+        parser.error(f"{', '.join(sorted(unknown))}: no such variant here; there are {', '.join(variants)}")
+    if "arm64" in chosen and arguments.install:
+        install_missing()
+
+    jobs = []
+    for name in chosen:
+        compiler, its_flags, prefix = variants[name]
+        if not all(map(shutil.which, [compiler[0], *prefix])):
+            print(f"{name}: {compiler[0]} or {prefix} is missing; --install fetches them", file=sys.stderr)
+            return 1
+        if not prefix and not runs_here(its_flags):
+            print(f"{name}: NOT RUN, this processor cannot", flush=True)
+            continue
+        jobs += [(name, compiler, its_flags, prefix, source) for source in sources]
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        passed = list(pool.map(lambda job: check(*job, folder), jobs))
+    print(f"{sum(passed)} of {len(passed)} passed")
+    return int(not passed or not all(passed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
