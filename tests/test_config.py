@@ -115,6 +115,25 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
     assert done.stdout == done.stderr == ""
 
 
+def test_import_leaves_the_process_alone():
+    code = """
+import os, signal, threading
+import numpy
+
+def state():
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    tasks = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else None
+    return handlers, tasks, dict(os.environ), threading.active_count(), os.getcwd()
+
+before = state()
+import fastce
+fastce.cross_entropy([[1.0, 2.0]], [0])
+assert state() == before
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_works_in_a_process_of_its_own(level):
     code = """

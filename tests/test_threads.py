@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from calls import python
 from conftest import bits, nasty
 
 import fastce
@@ -97,3 +98,21 @@ def test_eight_callers_at_once(n_threads):
         thread.join()
     for got, same in zip(results, expected, strict=True):
         assert got == [same] * 5
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("level", fastce._kernels.runnable())
+def test_small_stacks(level):
+    """Servers with many threads give them little; one that overflows takes the process along."""
+    code = """
+import threading
+import calls
+expected = calls.digests(1)
+found = []
+threading.stack_size(256 * 1024)
+thread = threading.Thread(target=lambda: found.append(calls.digests(1)))
+thread.start()
+thread.join()
+assert found == [expected]
+"""
+    python(code, FASTCE_LEVEL=level)

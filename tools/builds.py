@@ -31,7 +31,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("fastce", "tests", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+PARTS = ("fastce", "tests", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 MINORS = range(10, 15)  # of Python 3
 CLANG = ("clang-19", "libclang-rt-19-dev", "libomp-19-dev")
 COLUMNS = ("build", "Python", "NumPy", "compiler", "OpenMP", "passed", "failed", "skipped", "minutes", "")

@@ -1,0 +1,26 @@
+"""The page "What fastce promises" names tests that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.once
+
+TESTS = Path(__file__).parent
+PAGE = (TESTS.parent / "docs/promises.md").read_text()
+NAMED = sorted(set(re.findall(r"(test_\w+\.py)(?:::(test_\w+))?", PAGE)))
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED, ids=["::".join(filter(None, names)) for names in NAMED])
+def test_exists(file, name):
+    assert re.search(rf"^def {name or 'test_'}", (TESTS / file).read_text(), re.MULTILINE)
+
+
+def test_every_promise_names_one():
+    rows = [
+        row for row in PAGE.splitlines() if row.count("|") == 4 and not row.startswith(("| promise", "|---"))
+    ]
+    assert len(rows) > 25
+    for row in rows:
+        assert "`test_" in row, row
