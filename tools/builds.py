@@ -17,6 +17,7 @@ Debian's or Ubuntu's packages), else it says what to install.
 """
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("fastce", "tests", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 MINORS = range(10, 15)  # of Python 3
-CLANG = ("clang-19", "libclang-rt-19-dev", "libomp-19-dev")
+CLANG = ("clang-19", "libclang-rt-19-dev", "libomp-19-dev", "llvm-19")
 COLUMNS = ("build", "Python", "NumPy", "compiler", "OpenMP", "passed", "failed", "skipped", "minutes", "")
 
 # Undefined behaviour is fatal: a finding that only prints is one that nobody reads. Beside what "undefined"
@@ -188,8 +189,10 @@ def choose_compiler(build, scratch):
     elif build.name == "thread":
         name, library, folder = clang_by(clang_with_threads)
         build.compiler = f"{name} {THREAD}{READABLE}"
-        # libomp looks for libarcher.so in the folder that is searched for libraries.
+        # libomp looks for libarcher.so where libraries are searched; the symbolizer makes reports readable.
         build.environment = SANITIZED | {"LD_PRELOAD": library, "LD_LIBRARY_PATH": folder}
+        symbolizer = output(name, "-print-prog-name=llvm-symbolizer")
+        build.environment["TSAN_OPTIONS"] += f":external_symbolizer_path={symbolizer}"
 
 
 def lower_bounds():
@@ -247,7 +250,7 @@ def verify(build, python, copy):
         raise Failure(f"built by {config['compiler']} instead of {wanted}")
     if build.name == "oldest" and f"numpy=={build.row['NumPy'].removesuffix('.0')}" not in lower_bounds():
         raise Failure(f"runs on NumPy {build.row['NumPy']}, which is not the oldest")
-    if build.name == "thread" and "Archer detected OpenMP application with TSan" not in done.stdout + done.stderr:
+    if build.name == "thread" and "Archer detected OpenMP application" not in done.stdout + done.stderr:
         raise Failure("Archer does not tell ThreadSanitizer what OpenMP synchronises")
     for module in sorted(Path(config["folder"]).glob("_*.so")):  # those of the levels, which hold all loops
         content = module.read_bytes()
@@ -259,13 +262,19 @@ def verify(build, python, copy):
                 raise Failure(f"{module.name} was built {without} the sanitizer {name}")
 
 
+def threaded_tests(path):
+    """The file, if it is about threads or the same bits on all of them; else its tests that say n_threads."""
+    if re.search("thread|bits", path.name):
+        return [f"tests/{path.name}"]
+    text = path.read_text()
+    functions = [part for part in ast.parse(text).body if isinstance(part, ast.FunctionDef)]
+    functions = [f.name for f in functions if "n_threads" in ast.get_source_segment(text, f)]
+    return [f"tests/{path.name}::{name}" for name in functions if name.startswith("test")]
+
+
 def test(build, python, copy, arguments):
     if build.name == "thread" and not arguments:
-        arguments = [
-            str(path.relative_to(copy))
-            for path in sorted(copy.glob("tests/test_*.py"))
-            if re.search("n_threads|threading", path.read_text())
-        ]
+        arguments = [test for path in sorted(copy.glob("tests/test_*.py")) for test in threaded_tests(path)]
     report = copy / "report.xml"
     options = ["-p", "no:cacheprovider", f"--junitxml={report}", "-q"]
     if build.is_sanitized():

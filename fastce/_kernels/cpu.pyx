@@ -1,4 +1,4 @@
-"""What this CPU and its operating system can run, and what compiled for it. Baseline code: safe to import anywhere."""
+"""What this CPU and its operating system can run, and what built us. Baseline code: safe to import anywhere."""
 
 cdef extern from *:
     """
