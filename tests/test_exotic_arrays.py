@@ -240,6 +240,10 @@ def test_masked_arrays_are_refused(name, key):
     for mask in (False, np.arange(a.size).reshape(a.shape) == 1):
         with pytest.raises(TypeError, match=f"{key} is a masked array"):
             call(name, {key: np.ma.masked_array(a, mask)})
+    parts = [np.ma.masked_array(part, True) for part in a]
+    for given in (parts, tuple(parts), [*a[:-1], np.ma.masked]):
+        with pytest.raises(TypeError, match=f"{key} holds a masked array"):
+            call(name, {key: given})
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
