@@ -2,12 +2,14 @@
 
 A call uses `n_threads` if given, else the process-wide default: the least of what OpenMP would take
 (OMP_NUM_THREADS, affinity) and the cgroup's CPU quota. In a child of fork() it is one thread:
-the OpenMP runtime's pool did not survive the fork, and waiting for it would hang. So it is where fastce is first
-imported in the child, of a process that had such a runtime.
+the OpenMP runtime's pool did not survive the fork, and waiting for it would hang. So it is in a child that
+first imports fastce itself, and has inherited the runtime.
 """
 
 from operator import index
 from pathlib import Path
+
+from libc.stdint cimport uintptr_t
 
 from fastce._kernels import forks
 
@@ -97,6 +99,6 @@ def openmp():
 
 if watch_forks():
     raise ImportError("fastce could not register a fork handler: pthread_atfork failed")
-if forks.inherited:
+if forks.is_inherited(<uintptr_t><void *>omp_get_max_threads):
     forked = 1
 default_n_threads = _available()
