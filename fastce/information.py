@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastce._kernels import arrays
+
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "self_information"]
 
 # 1/3, 1/5, 1/7, ...: R of `_kl_terms`. |s| <= 1/3 there, so what is left out is below 9^-17 / 37 = 2^-59.
@@ -271,8 +273,7 @@ def _logarithm(base: float | None) -> tuple[Callable[[NDArray], NDArray], float]
 
 def _probabilities(given: ArrayLike, name: str) -> tuple[NDArray, np.dtype]:
     """The values in float64, and the dtype of the result."""
-    if isinstance(given, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it, with 0 for instance")
+    arrays.refuse_masked(given, name)
     if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
         given = np.from_dlpack(given)
     a = np.asarray(given)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastce._kernels import arrays
+
 __all__ = ["log_loss"]
 
 
@@ -82,21 +84,14 @@ def log_loss(
     0.94469
     """
     eps = _checked(eps)
-    _refuse_masks(y_true=y_true, y_proba=y_proba, y_pred=y_pred, sample_weight=sample_weight)
+    given = {"y_true": y_true, "y_proba": y_proba, "y_pred": y_pred, "sample_weight": sample_weight}
+    for name, a in given.items():
+        arrays.refuse_masked(a, name)
     p, indicators = _validated(y_true, y_proba, y_pred, normalize, sample_weight, labels)
     loss = _row_losses(p, indicators, float(np.finfo(p.dtype).eps) if eps is None else eps)
     if normalize:
         return float(np.average(loss, weights=sample_weight))
     return float(np.sum(loss if sample_weight is None else loss * np.asarray(sample_weight, np.float64)))
-
-
-def _refuse_masks(**given: Any) -> None:
-    """scikit-learn takes masked arrays, and the numbers under the mask with them."""
-    for name, a in given.items():
-        if isinstance(a, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, whose mask would be lost; expected a plain one: use .filled()"
-            )
 
 
 def _checked(eps: Any) -> float | None:

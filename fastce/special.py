@@ -81,7 +81,7 @@ def logsumexp(
     >>> fastce.logsumexp(np.array([[1.0, 2.0], [0.0, 0.0]]), axis=1, b=[1, -1], return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
-    if _is_complex(a) or (b is not None and _is_complex(b)):
+    if _is_complex(a, "a") or (b is not None and _is_complex(b, "b")):
         return _of_scipy("logsumexp", out, a, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign)
     exponents, factors = np.atleast_1d(arrays.float_array(a, "a")), None
     dtype = _native(exponents)
@@ -195,7 +195,7 @@ def log_softmax(
 
 
 def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:
-    if _is_complex(x):
+    if _is_complex(x, "x"):
         return _of_scipy(name, out, x, axis=axis)
     given = arrays.float_array(x, "x")
     axes = _normalised(axis, given.ndim)
@@ -216,8 +216,9 @@ def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | Non
 # ---- Arrays and axes ------------------------------------------------------------------------------
 
 
-def _is_complex(a: ArrayLike) -> bool:
-    return not isinstance(a, np.ma.MaskedArray) and np.asarray(a).dtype.kind == "c"
+def _is_complex(a: ArrayLike, name: str) -> bool:
+    arrays.refuse_masked(a, name)
+    return np.asarray(a).dtype.kind == "c"
 
 
 def _of_scipy(name: str, out: NDArray | None, *arguments: Any, **options: Any) -> Any:

@@ -1,5 +1,7 @@
 """Labels: every integer dtype and layout, ignored ones, and those that are out of range."""
 
+import itertools
+
 import numpy as np
 import pytest
 from conftest import bits, nasty
@@ -90,6 +92,46 @@ def test_out_of_range(dtype, swap):
                 fastce.cross_entropy(x, y, **options)
         assert (out == 7).all()
         assert bits(x) == bits(before)
+
+
+LABEL_FUNCTIONS = [
+    f"{name}{suffix}"
+    for name, suffixes in (
+        ("cross_entropy", ("", "_and_grad", "_and_hess")),
+        ("focal_loss", ("", "_and_grad")),
+        ("margin_cross_entropy", ("", "_and_grad")),
+        ("nll_loss", ("",)),
+    )
+    for suffix in suffixes
+]
+ARRAYS = {layout: make for layout, make in LAYOUTS.items() if layout not in ("memoryview", "list")}
+
+
+@pytest.mark.once  # the levels share the code that reads labels
+@pytest.mark.parametrize("layout", [*ARRAYS, "broadcast"])
+@pytest.mark.parametrize("name", LABEL_FUNCTIONS)
+def test_out_of_range_in_every_function(name, layout):
+    """In every dtype and byte order: found before it is an index, and before anything is written."""
+    function, n_classes = getattr(fastce, name), 10
+    x, y = nasty(np.float64, 30, n_classes, "normal")
+    given = np.tanh(x) if name.startswith("margin") else x
+    outs = [parameter for parameter in ("out", "hess_out") if name.endswith(("_and_grad", "_and_hess"))]
+    outs = outs if name.endswith("_and_hess") else outs[:1]
+    for dtype, swap in itertools.product(INTEGERS, (False, True)):
+        info = np.iinfo(dtype)
+        for wrong in {n_classes, info.max, info.max - 1, info.min or n_classes + 1, info.min // 2 or 11}:
+            labels = y.astype(dtype)
+            if layout == "broadcast":
+                labels = np.full(1, wrong, dtype)
+            labels[-1] = wrong
+            if swap:
+                labels = labels.astype(labels.dtype.newbyteorder())
+            labels = np.broadcast_to(labels, 30) if layout == "broadcast" else ARRAYS[layout](labels)
+            row = 0 if layout == "broadcast" else 29
+            for written in ({}, {parameter: np.full(x.shape, 7.0) for parameter in outs}):
+                with pytest.raises(IndexError, match=rf"target\[{row}\] is {wrong}; .*\[0, {n_classes}\)"):
+                    function(given, labels, **written)
+                assert all((a == 7).all() for a in written.values())
 
 
 def test_the_first_wrong_label_is_named():

@@ -10,11 +10,21 @@ cimport numpy as cnp
 cnp.import_array()
 
 
+def refuse_masked(a, str name):
+    """Masked arrays, also the rows of a list: NumPy would take the numbers under the mask."""
+    if isinstance(a, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; expected a plain array: use .filled()")
+    if isinstance(a, (list, tuple)):
+        for part in a:
+            if isinstance(part, np.ma.MaskedArray):
+                raise TypeError(f"{name} holds a masked array, whose mask would be lost; expected plain ones: "
+                                "use .filled()")
+
+
 cdef cnp.ndarray as_array(object a, str name):
     if type(a) is cnp.ndarray:
         return a
-    if isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; expected a plain array: use .filled()")
+    refuse_masked(a, name)
     if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
         return np.from_dlpack(a)
     return np.asarray(a)

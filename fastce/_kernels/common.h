@@ -5,6 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Each prange asks whether the GIL is held, to let go of it. Here it never is; but Python before 3.12 says that it
+ * is as soon as the process has had a second interpreter, and aborts when it is let go of once more. */
+#if defined(PY_VERSION_HEX) && PY_VERSION_HEX < 0x030C0000
+#define PyGILState_Check() 0
+#endif
+
 /* How an element is stored. float16 and bfloat16 are computed in float32. */
 typedef enum { FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16, FORMAT_NONE } Format;
 

@@ -6,11 +6,14 @@ of what OpenMP would take (OMP_NUM_THREADS), of the CPUs the process is bound to
 A number that is set in the OpenMP runtime later on (threadpoolctl) lowers it.
 
 In a child of fork() it is one thread: the OpenMP runtime's pool did not survive the fork, and waiting
-for it would hang. So it is where fastce is first imported in a child of a process that had such a runtime.
+for it would hang. So it is in a child that first imports fastce itself, and has
+inherited the runtime.
 """
 
 import os
 from operator import index
+
+from libc.stdint cimport uintptr_t
 
 from fastce._kernels import cgroups, forks
 
@@ -77,7 +80,7 @@ def openmp():
 
 if watch_forks():
     raise ImportError("fastce could not register a fork handler: pthread_atfork failed")
-if forks.inherited:
+if forks.is_inherited(<uintptr_t><void *>omp_get_max_threads):
     forked = 1
 openmp_at_import = omp_get_max_threads()
 set_default(available())
