@@ -66,7 +66,7 @@ cdef int n_threads_for(object n_threads) except -1:
     return 1 if forked else n
 
 
-cdef int checked(object n_threads) except -1:
+cpdef int checked(object n_threads) except -1:
     if isinstance(n_threads, bool):
         raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1")
     try:
