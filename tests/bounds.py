@@ -81,13 +81,25 @@ def within_ulp(dtype, exact, bound, scale=None, subnormal=None):
     """
     exact = np.asarray(exact, np.longdouble)
     size = abs(exact if scale is None else np.where(np.isfinite(scale), scale, exact))
-    bits, lowest, highest = FORMATS[dtype.name]
-    unit = np.ldexp(np.longdouble(1), np.clip(np.frexp(size)[1] - 1, lowest, highest) - bits)
-    relative = np.minimum(size / tiny(dtype), 1)
-    allowed = unit * np.where(relative < 1, 0.5 + bound * relative, bound)
+    if dtype in HALVES:  # computed in float32, whose terms may be larger than any number of the half
+        bits = FORMATS[dtype.name][0]
+        computed = off_by(np.dtype(np.float32), size, (bound - 0.5) * 2.0 ** (23 - bits))
+        allowed = 0.5 * unit_of(dtype, abs(exact) + computed) + computed
+    else:
+        allowed = off_by(dtype, size, bound)
     if subnormal is not None:
         allowed = np.where(size < tiny(subnormal), 2 * np.longdouble(tiny(subnormal)), allowed)
     return within(dtype, exact, allowed)
+
+
+def unit_of(dtype, size):
+    bits, lowest, highest = FORMATS[dtype.name]
+    return np.ldexp(np.longdouble(1), np.clip(np.frexp(size)[1] - 1, lowest, highest) - bits)
+
+
+def off_by(dtype, size, bound):
+    relative = np.minimum(size / tiny(dtype), 1)
+    return unit_of(dtype, size) * np.where(relative < 1, 0.5 + bound * relative, bound)
 
 
 # ---- Cross-entropy -------------------------------------------------------------------------------
