@@ -29,6 +29,8 @@ from conftest import GRAD_ULP, LOSS_ULP, compute_dtype
 from fastce import reference
 
 
+# Nothing is promised of subnormal sums of terms, nor of what a weight makes of exps that count as 0.
+WEIGHTS = {"weight", "sample_weight", "pos_weight"}
 # A sum, or its terms on the way, that leave the numbers of float64 don't come back.
 MOST_OF_A_SUM = 2.0**1022
 
@@ -47,7 +49,8 @@ def reduced(options, dtype, bound, rows, scale, total, divisor):
         size = np.sum(abs(rows) if scale is None else scale) / abs(divisor)
         size += np.longdouble(tiny(dtype)) * max(1, rows.size)
         eps = bound * float(np.finfo(dtype).eps) + (rows.size + 2) * 2.0**-52
-        if np.isfinite(total) and size * abs(divisor) >= MOST_OF_A_SUM:
+        finite = np.sum(np.where(np.isfinite(rows), abs(rows) if scale is None else scale, 0))
+        if not np.isnan(total) and finite >= MOST_OF_A_SUM:
             return anything(())
     return within(np.dtype(np.float64), total, eps * size)
 
@@ -74,7 +77,7 @@ def cross_entropy(arrays, options):
     factor, divisor = derivative_factor(target, given), divisor_of(how, mean_weight(target, given))
     loss = reduced(how, row, LOSS_ULP[row] * loss_factor(target, given), rows, loss_scale, total, divisor)
     size = hessian_scale(hess, grad_scale, given)
-    exempt = None if is_hard(target, given) else row  # nothing is promised of subnormal sums of terms
+    exempt = row if arrays.keys() & WEIGHTS or not is_hard(target, given) else None
     gradient = within_ulp(dtype, grad, bound_of(GRAD_ULP, dtype, factor), grad_scale, exempt)
     hessian = within_ulp(dtype, hess, bound_of(HESS_ULP, dtype, factor), size, row)
     if divisor == 0 and not is_hard(target, given):  # terms that the label's weight of 0 does not take out
@@ -106,6 +109,9 @@ def focal_loss(arrays, options):
         loss = within_ulp(row, rows, bound, subnormal=row)
     else:
         loss = reduced(options, row, bound, rows, None, total, divisor)
+    if dtype == np.float64:  # a loss beyond the largest number does not come back by a weight
+        huge = np.nanmax(abs(x.astype(float)), axis=options["axis"], initial=0, where=np.isfinite(x)) >= MOST_OF_A_SUM
+        loss = loss.but_where(huge if options.get("reduction") == "none" else huge.any())
     gradient = within_ulp(dtype, grad, focal_grad_bound(dtype, gamma), subnormal=row)
     return {"focal_loss": (loss,), "focal_loss_and_grad": (loss, gradient)}
 
@@ -134,8 +140,8 @@ def margin_cross_entropy(arrays, options):
         if "weight" in given:
             w = w * np.asarray(given["weight"], np.longdouble)[y]
         w = abs(np.where(kept, w, 0))
-        loss_scale = np.maximum(abs(rows), loss_scale.reshape(y.shape) * w)
-        sizes = sizes * (w / abs(divisor)).reshape(-1, 1)
+        loss_scale = np.maximum(abs(rows), np.where(w == 0, 0, loss_scale.reshape(y.shape) * w))
+        sizes = np.where(w.reshape(-1, 1) == 0, 0, sizes * (w / abs(divisor)).reshape(-1, 1))
     sizes = np.moveaxis(sizes.reshape(*y.shape, -1), -1, axis) if x.size else np.zeros(x.shape)
     loss = reduced(options, row, LOSS_ULP[row], rows, loss_scale, total, divisor)
     gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], np.maximum(abs(grad), sizes), subnormal=row)
@@ -167,8 +173,9 @@ def binary_cross_entropy_with_logits(arrays, options):
     weight, pos_weight = (np.asarray(given.get(k, 1.0), np.longdouble) for k in ("weight", "pos_weight"))
     with np.errstate(all="ignore"):
         scale = np.maximum(abs(grad), binary_scale(x, y, weight, pos_weight) / (abs(divisor) or np.nan))
-    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], scale)
-    hessian = within_ulp(dtype, hess, GRAD_ULP[dtype])
+    exempt = row if arrays.keys() & WEIGHTS else None
+    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], scale, exempt)
+    hessian = within_ulp(dtype, hess, GRAD_ULP[dtype], subnormal=exempt)
     return {name: (loss,), f"{name}_and_grad": (loss, gradient), f"{name}_and_hess": (loss, gradient, hessian)}
 
 
@@ -242,7 +249,7 @@ def logsumexp(arrays, options):
     known = sure | ~np.isfinite(exact)
     result = Interval(np.where(known, result.low, -np.inf), np.where(known, result.high, np.inf))
     if not options.get("return_sign"):
-        nan = (sign < 0) & sure & (exact != -np.inf)
+        nan = (sign < 0) & known & (exact != -np.inf)
         return {"logsumexp": (Interval(*(np.where(nan, np.nan, e) for e in result)),)}
     signs = Interval(*(np.where(sure | np.isnan(sign), sign, s) for s in (-1, 1)))
     return {"logsumexp": (result, signs)}

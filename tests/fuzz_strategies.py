@@ -139,6 +139,7 @@ def weights(rng, shape, kind, dtype):
     return w.astype(dtype)
 
 
+SIGNED = {"weight", "sample_weight"}
 WEIGHT_KINDS = ("plain", "plain", "some zero", "small", "large", "signed")
 
 
@@ -188,12 +189,12 @@ def distributions(draw, rng, x, y):
     return q.astype(draw(st.sampled_from(DTYPES)))
 
 
-def row_weights(draw, rng, batch, n_classes, options, may_be_signed):
+def row_weights(draw, rng, batch, n_classes, may_be_signed):
     """What a row, and a class, counts: as arrays of an argument's name."""
-    kinds = st.sampled_from(WEIGHT_KINDS if may_be_signed else WEIGHT_KINDS[:-1])
     for name, shape in (("weight", (n_classes,)), ("sample_weight", batch)):
         dtype = maybe(draw, *WEIGHT_DTYPES)
         if dtype is not None:
+            kinds = st.sampled_from(WEIGHT_KINDS if name in may_be_signed else WEIGHT_KINDS[:-1])
             yield name, in_memory(rng, weights(rng, shape, draw(kinds), dtype), draw(LAYOUTS))
 
 
@@ -217,7 +218,8 @@ def rows_case(draw, names, first, options, kinds=tuple(KINDS), soft=False, value
         target = labels(draw, rng, y, batch, n_classes, options)
     arrays["target"] = in_memory(rng, target, draw(LAYOUTS))
     mean = options.get("reduction", "mean") == "mean" and "normalizer" not in options
-    arrays |= dict(row_weights(draw, rng, batch, n_classes, options, not mean))
+    signed = set() if mean else {"sample_weight"} if is_soft or "label_smoothing" in options else SIGNED
+    arrays |= dict(row_weights(draw, rng, batch, n_classes, signed))
     return Case(names, arrays, options, rng)
 
 
