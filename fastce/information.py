@@ -283,7 +283,8 @@ def _probabilities(given: ArrayLike, name: str) -> tuple[NDArray, np.dtype]:
             f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
             "an integer dtype or bool: convert it with .astype"
         )
-    values = a.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused below
+        values = a.astype(np.float64)
     if (wrong := ~((values >= 0) & (values < np.inf))).any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f" at {place}" if place else ""

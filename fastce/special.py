@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels import arrays
+from fastce._kernels import arrays, threads
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
@@ -96,15 +96,16 @@ def logsumexp(
         _check_out(out, shape, dtype, a=exponents, b=factors)
 
     if exponents.size == 0 and 0 in (exponents.shape[k] for k in axes):
+        _check_n_threads(n_threads)
         result = np.full(shape, -np.inf, dtype)
         sign = np.sign(result)  # as SciPy has it
     else:
         joined = _classes_last(exponents, axes)
         factors = None if factors is None else _classes_last(factors, axes)
         result, sign = _kernels.kernels.logsumexp(joined, joined.ndim - 1, factors, n_threads)
-        result, sign = (x.reshape(shape).astype(dtype, copy=False) for x in (result, sign))
         if not return_sign:
             result[sign < 0] = np.nan
+        result, sign = (x.reshape(shape).astype(dtype, copy=False) for x in (result, sign))
     if out is None:
         result = result[()]
     else:
@@ -204,7 +205,9 @@ def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | Non
     else:
         _check_out(out, given.shape, _native(given), in_place="x", x=given)
         result = np.asarray(out)  # a subclass may have a reshape of its own, as matrices do
-    if given.size:
+    if not given.size:
+        _check_n_threads(n_threads)
+    else:
         classes, into = _classes_last(given, axes), _classes_last(result, axes)
         _kernels.kernels.softmax(classes, classes.ndim - 1, into, n_threads, name == "log_softmax")
         if not np.may_share_memory(into, result):  # axes that only a copy could join
@@ -264,6 +267,12 @@ def _classes_last(a: NDArray, axes: tuple[int, ...]) -> NDArray:
         return np.moveaxis(a, axes[0], -1)
     ordered, n_kept = _in_order(a, axes), a.ndim - len(axes)
     return ordered.reshape(*ordered.shape[:n_kept], prod(ordered.shape[n_kept:]))
+
+
+def _check_n_threads(n_threads: int | None) -> None:
+    """Where no kernel is called, which would."""
+    if n_threads is not None:
+        threads.checked(n_threads)
 
 
 def _check_out(

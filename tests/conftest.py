@@ -44,6 +44,11 @@ for _half in HALVES:
     GRAD_ULP[_half] = 0.5 + 4 * 2.0 ** (ml_dtypes.finfo(_half).nmant - 23)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-executions", type=int, default=4000, help="of tests/test_fuzz.py, in all")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="another one draws other examples")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: independent of the level in this process, runs once")
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from bounds import focal_grad_bound, focal_loss_bound, margin_scales
 from conftest import (
     DTYPES,
     FLOATS,
     GRAD_ULP,
-    HALVES,
     KINDS,
     LOSS_ULP,
     assert_ulp,
@@ -40,16 +40,13 @@ def assert_normal(actual, exact, bound, scale=None, label=""):
 
 
 def check_focal(x, y, gamma, **options):
-    """The error of 1 - p_y, 1 or 2 ULP, counts gamma times in its power."""
     options = {"gamma": gamma, "reduction": "none", **options}
     loss, grad = fastce.focal_loss_and_grad(x, y, **options)
     exact_loss, exact_grad = reference.focal_loss_and_grad(x, y, **options)
     assert loss.dtype == compute_dtype(x.dtype)
     assert grad.dtype == x.dtype
-    rounding = 0.5 if x.dtype in HALVES else 0
-    bound = rounding + (GRAD_ULP[x.dtype] - rounding) * (1 + gamma / 4)
-    assert_normal(loss, exact_loss, LOSS_ULP[loss.dtype] * (1 + gamma / 2), label="loss")
-    assert_normal(grad, exact_grad, bound, label="gradient")
+    assert_normal(loss, exact_loss, focal_loss_bound(x.dtype, gamma), label="loss")
+    assert_normal(grad, exact_grad, focal_grad_bound(x.dtype, gamma), label="gradient")
     assert bits(fastce.focal_loss(x, y, **options)) == bits(loss)
     return loss, grad
 
@@ -170,11 +167,7 @@ COSINES = ("uniform", "near the ends", "confident", "wrong", "at the ends and be
 
 
 def check_margin(x, y, scale, margins, **options):
-    """Within the bounds for labels, of numbers that are differences themselves.
-
-    The target's logit is one of cosines and sines, or of an angle of several half turns, and so is its slope,
-    whose divisor may be small. Both are in float64: for other dtypes that error is 2**-29 times as large.
-    """
+    """Within the bounds for labels, of numbers that are differences themselves."""
     margin1, margin2, margin3 = margins
     options |= {"scale": scale, "margin1": margin1, "margin2": margin2, "margin3": margin3}
     loss, grad = fastce.margin_cross_entropy_and_grad(x, y, reduction="none", **options)
@@ -182,26 +175,9 @@ def check_margin(x, y, scale, margins, **options):
     assert loss.dtype == compute_dtype(x.dtype)
     assert grad.dtype == x.dtype
 
-    unit = 1.0 if x.dtype == np.float64 else 2.0**-29
-    row = np.arange(len(y))
-    c = np.clip(x[row, y].astype(float), -1, 1)
-    sine = np.maximum(
-        np.sqrt((1 - c) * (1 + c)),
-        np.sqrt(
-            {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(x.dtype.name, np.finfo(compute_dtype(x.dtype)).eps)
-        ),
-    )
-    turn = margin1 * np.pi + abs(margin2)
-    one = margin1 == 1
-    size = unit * scale * ((1 + abs(margin2) if one else turn) + abs(margin3))
-    slope = abs(np.cos(margin2)) + abs(c * np.sin(margin2)) / sine if one else margin1 * turn / sine
-    rest = -np.expm1(-exact)  # 1 - p_y
-    assert_ulp(loss, exact, LOSS_ULP[loss.dtype], np.maximum(exact, rest * size), "loss")
-    sizes = abs(exact_grad) * max(1, size)
-    sizes[row, y] = np.maximum(
-        sizes[row, y], unit * scale * rest * slope * max(1, size) * (abs(x[row, y]) <= 1)
-    )
-    assert_normal(grad, exact_grad, GRAD_ULP[x.dtype], sizes, "gradient")
+    loss_scale, grad_scale = margin_scales(x, y, exact, exact_grad, scale, *margins)
+    assert_ulp(loss, exact, LOSS_ULP[loss.dtype], loss_scale, "loss")
+    assert_normal(grad, exact_grad, GRAD_ULP[x.dtype], grad_scale, "gradient")
     clipped = abs(x) > 1
     assert not grad[clipped].any()
     assert bits(fastce.margin_cross_entropy(x, y, reduction="none", **options)) == bits(loss)

@@ -5,14 +5,23 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import DTYPES, FLOATS, GRAD_ULP, HALVES, KINDS, LOSS_ULP, assert_ulp, bits, compute_dtype, nasty
+from bounds import (
+    HESS_ULP,
+    bound_of,
+    derivative_factor,
+    hessian_scale,
+    loss_factor,
+    mean_weight,
+    native,
+    scales,
+)
+from conftest import DTYPES, GRAD_ULP, KINDS, LOSS_ULP, assert_ulp, bits, compute_dtype, nasty
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fastce
 from fastce import reference
 from fastce.reference import ulp_distance
-from fastce.reference.softmax import largest_terms
 
 CLASS_COUNTS = (1, 2, 3, 10, 33, 56, 57, 112, 113, 129, 1000, 8192, 8193, 16400)
 # The values of each option; {} where it is not given.
@@ -25,11 +34,6 @@ TARGET_DTYPES = (*DTYPES, np.dtype(">f4"), np.dtype(">f8"))
 LABEL_DTYPES = ("i8", "i4", "i2", "u2", "u8", ">i4", ">u8")
 # Sums and quotients of the largest numbers overflow; they are for losses of one term.
 OF_TERMS = tuple(kind for kind in KINDS if "lowest" not in kind and kind != "extreme")
-
-# Twice the gradient's: an element is a product of two quotients of sums, p_j and 1 - p_j.
-HESS_ULP = {dtype: 2 * GRAD_ULP[dtype] for dtype in FLOATS}
-for _half in HALVES:
-    HESS_ULP[_half] = 0.5 + 2 * (GRAD_ULP[_half] - 0.5)
 
 
 def probabilities(draw, rng, x, y, kind):
@@ -109,23 +113,6 @@ def problems(draw):
     return Problem(in_memory(draw, x.reshape(*rows, n_classes), axis), target, options)
 
 
-def is_hard(target, options):
-    """Whether no term of a row's loss and gradient cancels."""
-    if options.keys() & {"label_smoothing", "z_loss", "softcap"}:
-        return False
-    if target.dtype.kind in "iu":
-        return True
-    return bool((np.count_nonzero(target.astype(float), axis=options["axis"]) == 1).all())
-
-
-def scales(x, target, options, loss, grad, **how):
-    """Where the ULP of losses and gradients are taken: at the results, or at the largest of their terms."""
-    if is_hard(target, options):
-        return None, None
-    by_row, by_class = largest_terms(x, target, **options, **how)
-    return np.maximum(by_row, abs(loss)), np.maximum(by_class, abs(grad))  # a sum may exceed its terms
-
-
 def assert_elements(actual, exact, bound, scale, label):
     """assert_ulp; a subnormal element, for which nothing is promised, is subnormal or nearly so."""
     assert actual.shape == exact.shape
@@ -136,27 +123,6 @@ def assert_elements(actual, exact, bound, scale, label):
     assert (ulp_distance(actual, exact, scale)[~normal] <= 64).all(), f"subnormal {label}"
 
 
-def bound_of(bounds, a, factor):
-    """A bound of a's dtype, times a factor but for the rounding to a half."""
-    dtype = a.dtype.newbyteorder("=")
-    rounding = 0.5 if dtype in HALVES else 0
-    return rounding + factor * (bounds[dtype] - rounding)
-
-
-# Besides what a loss of one term has, d_j is a product of up to three numbers, terms are added up, and z_loss
-# squares a sum: half the bound more. A capped logit is off by up to 3 ULP itself: 1 - e, 1 + e, their
-# quotient, the product with the cap, each with a rounding, and the exp. They become as many of the terms,
-# and z_loss squares it.
-def loss_factor(target, options):
-    if "softcap" in options:
-        return 2 if "z_loss" not in options else 4
-    return 1 if is_hard(target, options) else 1.5
-
-
-def derivative_factor(target, options):
-    return 2 if "softcap" in options else 1 if is_hard(target, options) else 1.5
-
-
 @settings(max_examples=150)
 @given(problem=problems(), how=st.sampled_from(REDUCTIONS), n_threads=st.sampled_from([None, 1, 3]))
 def test_loss_and_gradient(problem, how, n_threads):
@@ -164,11 +130,11 @@ def test_loss_and_gradient(problem, how, n_threads):
     none = {**options, "reduction": "none"}
     exact, by_row = reference.cross_entropy_and_grad(x, target, **none)
     loss, grad = fastce.cross_entropy_and_grad(x, target, **none, n_threads=n_threads)
-    loss_scale, grad_scale = scales(x, target, options, exact, by_row)
+    loss_scale, grad_scale = scales(x, target, none, exact, by_row)
     assert loss.dtype == compute_dtype(x.dtype.newbyteorder("="))
     assert grad.dtype == x.dtype
     assert_ulp(loss, exact, LOSS_ULP[loss.dtype] * loss_factor(target, options), loss_scale, "loss")
-    bound = bound_of(GRAD_ULP, grad, derivative_factor(target, options))
+    bound = bound_of(GRAD_ULP, native(grad), derivative_factor(target, options))
     assert_elements(grad, by_row, bound, grad_scale, "gradient")
     assert bits(fastce.cross_entropy(x, target, **none)) == bits(loss)
 
@@ -189,18 +155,6 @@ def test_loss_and_gradient(problem, how, n_threads):
         assert bits(got) == bits(float(total))
 
 
-def mean_weight(target, options):
-    """The denominator of the mean."""
-    if target.dtype.kind not in "iu":
-        rows = np.delete(target.shape, options["axis"])
-        return float(np.sum(options.get("sample_weight", np.ones(rows))))
-    kept = target != options.get("ignore_index", -100)
-    weight = np.ones(target.shape) * options.get("sample_weight", 1)
-    if "weight" in options:
-        weight = weight * options["weight"].astype(float)[np.where(kept, target, 0).astype(int)]
-    return float(np.sum(weight[kept]))
-
-
 @settings(max_examples=150)
 @given(problem=problems(), how=st.sampled_from(REDUCTIONS))
 def test_hessian(problem, how):
@@ -211,23 +165,17 @@ def test_hessian(problem, how):
     grad_scale = scales(x, target, options, 0, exact_grad, **how)[1]
     factor = derivative_factor(target, options)
     assert hess.dtype == grad.dtype == x.dtype
-    assert_elements(grad, exact_grad, bound_of(GRAD_ULP, grad, factor), grad_scale, "gradient")
+    assert_elements(grad, exact_grad, bound_of(GRAD_ULP, native(grad), factor), grad_scale, "gradient")
 
-    # All terms are positive but lse's and the curve of a softcap, at most 2 / c times the gradient.
-    terms = 0 if grad_scale is None else grad_scale
-    size = abs(exact)
-    if "softcap" in options:
-        size = np.maximum(size, terms * max(1 / options.get("temperature", 1), 2 / options["softcap"]))
-    elif "z_loss" in options:
-        size = np.maximum(size, terms / options.get("temperature", 1))
+    size = hessian_scale(exact, grad_scale, options)
     # Where p_j is subnormal in the precision that is computed in, it has few digits, and large factors.
     least = 2.0**20 * float(np.finfo(compute_dtype(x.dtype.newbyteorder("="))).tiny)
     kept = np.asarray(size >= least) | np.isnan(exact.astype(float))
-    assert_elements(hess[kept], exact[kept], bound_of(HESS_ULP, hess, factor), size[kept], "Hessian")
+    assert_elements(hess[kept], exact[kept], bound_of(HESS_ULP, native(hess), factor), size[kept], "Hessian")
     assert (abs(hess[~kept].astype(float)) <= 2 * least).all()
 
     if "reduction" in how and how["reduction"] == "none":
-        scale = scales(x, target, options, exact_loss, exact_grad)[0]
+        scale = scales(x, target, options, exact_loss, exact_grad, **how)[0]
         assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype] * loss_factor(target, options), scale, "loss")
     elif np.isfinite(loss):
         assert loss == pytest.approx(fastce.cross_entropy(x, target, **options, **how), rel=1e-5, abs=1e-30)

@@ -98,7 +98,7 @@ def test_cross_entropy(row, options, target, arithmetic):
     x, options, target = ROWS[row], OPTIONS[options], TARGETS[target]
     loss, grad, hess = reference.cross_entropy_and_hess(x, target, **options, reduction="sum")
     assert loss == reference.cross_entropy(x, target, **options, reduction="sum")
-    largest_loss, largest_grad = largest_terms(x, target, **options)
+    largest_loss, largest_grad = largest_terms(x, target, **options, reduction="sum")
 
     def exact(logits):
         return textbook(logits, target, **options)

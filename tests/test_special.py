@@ -5,6 +5,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+from bounds import SOFTMAX_ULP, factors_scale, log_sum_scale
 from conftest import DTYPES, FLOATS, HALVES, KINDS, assert_ulp, bits, nasty
 from scipy import special
 
@@ -14,10 +15,6 @@ from fastce import reference
 SOFTMAXES = ("softmax", "log_softmax")
 NAMES = ("logsumexp", *SOFTMAXES)
 CLASS_COUNTS = (1, 2, 3, 10, 33, 56, 57, 112, 113, 129, 1000, 8192, 8193, 16400)
-# Bound of the documentation; a half is rounded once from float32.
-ULP = dict.fromkeys(FLOATS, 4) | {
-    dtype: 0.5 + 4 * 2.0 ** (ml_dtypes.finfo(dtype).nmant - 23) for dtype in HALVES
-}
 
 
 def same_as_scipy(got, expected, rtol):
@@ -238,7 +235,7 @@ def test_accuracy(dtype, name):
         # Below the normal numbers an exp and its factor are two roundings.
         tiny = np.finfo(np.float64 if dtype == np.float64 else np.float32).tiny
         normal = ~((abs(exact) < tiny) & (exact != 0))
-        assert_ulp(got[normal], exact[normal], ULP[dtype], label=f"C={n_classes}")
+        assert_ulp(got[normal], exact[normal], SOFTMAX_ULP[dtype], label=f"C={n_classes}")
         assert (abs(got[~normal].astype(float)) <= tiny).all()
 
 
@@ -247,14 +244,11 @@ def test_accuracy_of_logsumexp(dtype):
     for n_classes in CLASS_COUNTS:
         x = nasty(dtype, len(KINDS) if n_classes < 5000 else 7, n_classes)[0]
         exact = reference.logsumexp(x, axis=1)
-        m = x.astype(np.longdouble).max(axis=1)
-        finite = np.isfinite(m)
-        terms = np.maximum(abs(m), abs(exact - np.where(finite, m, 0)))  # of m + log s, which may be near 0
-        terms = np.maximum(terms, abs(exact))
+        finite, terms = np.isfinite(x.astype(float).max(axis=1)), log_sum_scale(x, exact)
         got = fastce.logsumexp(x, axis=1)
         assert bits(got[~finite]) == bits(exact[~finite].astype(dtype))
         normal = finite & (terms >= float(ml_dtypes.finfo(dtype).smallest_normal))
-        assert_ulp(got[normal], exact[normal], ULP[dtype], terms[normal], f"C={n_classes}")
+        assert_ulp(got[normal], exact[normal], SOFTMAX_ULP[dtype], terms[normal], f"C={n_classes}")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -264,11 +258,10 @@ def test_accuracy_with_factors(dtype, rng):
         x = rng.normal(size=(20, n_classes)).astype(dtype) * 5
         for b in (rng.uniform(0, 2, x.shape).astype(dtype), rng.normal(size=x.shape).astype(dtype)):
             exact, sign = reference.logsumexp(x, axis=1, b=b, return_sign=True)
-            whole = np.exp((reference.logsumexp(x, axis=1, b=abs(b)) - exact).astype(float))
-            scale = np.maximum(np.maximum(abs(exact), abs(x).max(axis=1)), whole)
+            scale = factors_scale(x, b, exact)[0]
             got, got_sign = fastce.logsumexp(x, axis=1, b=b, return_sign=True)
             assert (got_sign == sign).all()
-            assert_ulp(got, exact, ULP[dtype], scale, f"C={n_classes}")
+            assert_ulp(got, exact, SOFTMAX_ULP[dtype], scale, f"C={n_classes}")
 
 
 @pytest.mark.parametrize("top", [0, 1, 2])
@@ -303,6 +296,15 @@ def test_signs_of_sums_that_are_not_finite(a, b, dtype):
         expected = special.logsumexp(a, b=b, return_sign=True)
     for got, exact in zip(fastce.logsumexp(a, b=b, return_sign=True), expected, strict=True):
         np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_n_threads_of_nothing(name):
+    """Checked where no kernel is called as well."""
+    for shape in ((0,), (2, 0)):
+        for n_threads, error in ((0, ValueError), (1.5, TypeError)):
+            with pytest.raises(error, match="n_threads"):
+                getattr(fastce, name)(np.empty(shape), axis=-1, n_threads=n_threads)
 
 
 def test_no_rows_over_several_axes():

@@ -269,7 +269,7 @@ static void FN(lanes_below)(const Tile *tile, ptrdiff_t n, ptrdiff_t i, int firs
 typedef struct {
     REAL max[TILE], a[TILE], b[TILE], beta[TILE];
     REAL even[TILE], share[TILE];
-    REAL curve_a[TILE], curve_b[TILE], p_scale[TILE], excess[TILE], hess_target[TILE], hess_top[TILE];
+    REAL curve_a[TILE], curve_b[TILE], p_scale[TILE], lead[TILE], excess[TILE], hess_target[TILE], hess_top[TILE];
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
 } FN(Scaling);
 
@@ -303,7 +303,7 @@ static void FN(lanes_write_elements)(const Tile *tile, ptrdiff_t start, ptrdiff_
     const REAL *w = formula->has_terms && formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
     const vec a = FN(load)(s->a + i), b = FN(load)(s->b + i), beta = FN(load)(s->beta + i);
     const vec curve_a = FN(load)(s->curve_a + i), curve_b = FN(load)(s->curve_b + i);
-    const vec p_scale = FN(load)(s->p_scale + i);
+    const vec p_scale = FN(load)(s->p_scale + i), lead = FN(load)(s->lead + i);
     const vec excess = FN(load)(s->excess + i), hess_top = FN(load)(s->hess_top + i);
     const vec max = FN(load)(s->max + i), hess_target = FN(load)(s->hess_target + i), one = FN(splat)(1);
     const FN(Exps) exps = FN(exps_against)(max, FN(units)(&formula->temperature));
@@ -316,7 +316,7 @@ static void FN(lanes_write_elements)(const Tile *tile, ptrdiff_t start, ptrdiff_
         const FN(mask) others = FN(differ)(y, here);
         const vec e = staged ? FN(load)(at) : FN(exps)(FN(load)(at), &exps);
         if (h) {
-            const vec below = e * curve_a * curve_b * curve_b * FN(fma)(e * p_scale, excess, one);
+            const vec below = e * curve_a * curve_b * curve_b * FN(fma)(e * p_scale, excess, lead);
             const vec v = FN(select)(FN(not_less)(e, top), hess_top, below);
             FN(store)(h + c * TILE + i, FN(keep)(used, FN(select)(others, v, hess_target)));
         }
@@ -432,6 +432,7 @@ static void FN(write_across)(const Tile *tile, const Rows *rows)
         FN(store_narrow)(scaling.p_scale + i, load_f64(rows->unit + i) * (1 / EXP_POWER));
         FN(store_narrow)(scaling.even + i, load_f64(rows->even + i));
         FN(store_narrow)(scaling.share + i, load_f64(rows->share + i));
+        FN(store_narrow)(scaling.lead + i, load_f64(rows->lead + i));
         FN(store_narrow)(scaling.excess + i, load_f64(rows->excess + i));
         FN(store_narrow)(scaling.hess_target + i, load_f64(rows->hess_target + i));
         FN(store_narrow)(scaling.hess_top + i, load_f64(rows->hess_top + i));

@@ -145,7 +145,7 @@ static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrd
             const FN(Exps) exps = FN(exps_against)(top, FN(units)(&formula->temperature));
             const REAL exp_top = max == rows->max[i] ? FN(exps)(top, &exps)[0] : (REAL)INFINITY;
             const FN(Curve) row = {FN(factor)(rows->curve[i] * unit, scale), (REAL)(unit * scale / EXP_POWER),
-                                   (REAL)rows->excess[i], exp_top, (REAL)rows->hess_top[i]};
+                                   (REAL)rows->lead[i], (REAL)rows->excess[i], exp_top, (REAL)rows->hess_top[i]};
             FN(curves)(g, h, n, &row);
         }
         FN(write_run)(tile, rows, i, start, n, g, g, NULL, FN(factor)(rows->alpha[i] * unit, scale));

@@ -176,9 +176,9 @@ INLINE vec FN(terms)(const FN(Terms) *t, ptrdiff_t j, ptrdiff_t n)
 
 /* ---- The Hessian --------------------------------------------------------------------------- */
 
-/* h = curve p (1 + excess p), and that of the top where e is the maximum's: there 1 - p cancels. p = e p_scale; the
+/* h = curve p (lead + excess p), and that of the top where e is the maximum's: there 1 - p cancels. p = e p_scale; the
  * product of curve and p has a factor of its own, p may be subnormal. */
-typedef struct { FN(Factor) curve; REAL p_scale, excess, exp_top, top; } FN(Curve);
+typedef struct { FN(Factor) curve; REAL p_scale, lead, excess, exp_top, top; } FN(Curve);
 
 /* Of n staged exps: the sum of those below the top, and how many there are at it. */
 typedef struct { double below, at_top; } FN(TopSums);
@@ -199,11 +199,11 @@ static FN(TopSums) FN(sum_below)(const REAL *e, ptrdiff_t n, REAL exp_top)
 static void FN(curves)(const REAL *e, REAL *h, ptrdiff_t n, const FN(Curve) *row)
 {
     const vec exp_top = FN(splat)(row->exp_top), top = FN(splat)(row->top);
-    const vec excess = FN(splat)(row->excess), one = FN(splat)(1);
+    const vec excess = FN(splat)(row->excess), lead = FN(splat)(row->lead);
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = FN(smaller)(n - j, LANES);
         const vec v = FN(load_n)(e + j, count, 0), curve_p = v * row->curve.a * row->curve.b * row->curve.b;
-        const vec below = curve_p * FN(fma)(v * row->p_scale, excess, one);
+        const vec below = curve_p * FN(fma)(v * row->p_scale, excess, lead);
         FN(store_n)(h + j, count, FN(select)(FN(not_less)(v, exp_top), top, below));
     }
 }
@@ -222,12 +222,22 @@ static void FN(mask_zeros)(REAL *z, const REAL *b, ptrdiff_t n)
     }
 }
 
+/* The products in float64: a factor may lift an exp, which is scaled already, beyond float32. */
 static double FN(weighted_sum)(const REAL *e, const REAL *b, ptrdiff_t n)
 {
     sum_vec sum = {{0}, {0}};
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = FN(smaller)(n - j, LANES);
-        FN(add)(&sum, FN(load_n)(e + j, count, 0) * FN(load_n)(b + j, count, 0));
+        const vec v = FN(load_n)(e + j, count, 0), factor = FN(load_n)(b + j, count, 0);
+#if REAL_BITS == 32
+        REAL exps[LANES_COUNT], factors[LANES_COUNT];
+        FN(store)(exps, v);
+        FN(store)(factors, factor);
+        sum.low += FN(load_wide)(exps) * FN(load_wide)(factors);
+        sum.high += FN(load_wide)(exps + LANES_F64) * FN(load_wide)(factors + LANES_F64);
+#else
+        FN(add)(&sum, v * factor);
+#endif
     }
     return FN(total)(sum);
 }

@@ -9,11 +9,11 @@
  * Nothing here cancels: where the target is the maximum log s = log1p(r), elsewhere r holds
  * the maximum's own 1 and log s = log1p((r - 1) + e_y).
  */
-/* w * loss; a weight of 0 has no part in a loss of infinity. NaN stays. */
-INLINE vec weighted(vec w, vec loss, vec r)
+/* w * loss; a weight of 0 has no part in a loss of infinity. NaN stays, as s, the sum of all exps, has it. */
+INLINE vec weighted(vec w, vec loss, vec s)
 {
     const vec zero = {0};
-    return select_f64(not_less_f64(zero, larger_f64(-w, w)), w * r, loss);
+    return select_f64(not_less_f64(zero, larger_f64(-w, w)), w * s, loss);
 }
 
 /* a * f, where f = r or so. Where r carries a scale that is for an r so small that it may be subnormal. */
@@ -59,7 +59,7 @@ INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normaliz
         if (rest_scale == 1) loss = w * ((row.m - row.x_y) + log_s);
         else /* of halves: m - x_y may overflow */
             loss = times_rest(2 * w, 0.5 * row.scaled, (0.5 * row.m - 0.5 * row.x_y) + 0.5 * log_s, rest_scale);
-        store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, row.r)));
+        store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, row.r + row.e_y)));
         if (!with_grad) continue;
         const vec alpha = w / normalizer, per_s = alpha / (row.r + row.e_y);
         store_f64(rows->alpha + i, alpha);
@@ -88,8 +88,9 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
             spread = sample * load_f64(rows->spread + i);
         }
         const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1), all = own + mass;
+        const vec s = row.r + row.e_y;
         vec half = own * (0.5 * row.m - 0.5 * row.x_y);
-        half = weighted(own, half, row.r) + weighted(sample, spread, row.r) * (0.5 / SPREAD_SCALE);
+        half = weighted(own, half, s) + weighted(sample, spread, s) * (0.5 / SPREAD_SCALE);
         half = half / f->temperature.divisor * f->temperature.factor;
         vec by_lse = zero;
         if (f->z_loss != 0) {
@@ -101,7 +102,7 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         const vec loss = 2 * half + times_rest(all, row.scaled, log_s, rest_scale);
         store_f64(rows->loss + i, keep_f64(row.used, loss));
         if (!with_grad) continue;
-        const vec s = row.r + row.e_y, p_y = row.e_y / s, share = sample * (inverse_t / f->normalizer);
+        const vec p_y = row.e_y / s, share = sample * (inverse_t / f->normalizer);
         const vec by_z = inverse_t / f->normalizer * (all / s);
         store_f64(rows->alpha + i, inverse_t / f->normalizer * (all + by_lse));
         /* At the target Q p_y - d_y = mass - Q r / s, whichever has the smaller terms. */
@@ -117,8 +118,12 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         const vec curve = second * (all + by_lse), square = 2 * second * f->z_loss * sample;
         if (!f->by_element) continue;
         const vec others = select_f64(not_less_f64(row.x_y, row.m), row.r / s, load_f64(rows->below + i) + p_y);
-        store_f64(rows->curve + i, curve);
-        store_f64(rows->excess + i, weighted(curve, square / curve, row.r) - 1);
+        /* p_j (curve + (square - curve) p_j) in units of the larger: either may be 0. */
+        const mask_f64 is_curve = not_less_f64(larger_f64(-curve, curve), larger_f64(-square, square));
+        const vec unit = select_f64(is_curve, curve, square);
+        store_f64(rows->curve + i, unit);
+        store_f64(rows->lead + i, weighted(unit, curve / unit, s));
+        store_f64(rows->excess + i, weighted(unit, (square - curve) / unit, s));
         store_f64(rows->hess_target + i, p_y * (curve * (row.r / s) + square * p_y));
         store_f64(rows->hess_top + i, (curve * others + square / s) / s);
     }
@@ -144,7 +149,7 @@ static void epilogue_focal(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         quotient = select_f64(not_less_f64(zero, row.e_y) & not_less_f64(row.e_y, zero), zero * u, quotient);
         const vec kappa = power * (1 + f->gamma * quotient), coefficient = w * kappa / f->normalizer;
         const vec loss = times_rest(w * power, row.scaled, entropy, rest_scale);
-        store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, row.r)));
+        store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, s)));
         store_f64(rows->alpha + i, coefficient);
         store_f64(rows->beta + i, 0 - times_rest(coefficient / s, row.scaled, row.r, rest_scale));
     }

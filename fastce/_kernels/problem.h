@@ -103,7 +103,7 @@ typedef struct {
     double alpha[TILE];      /* gradient off the target: alpha p_j - (even + share q_j) w_j */
     double even[TILE], share[TILE];
     double beta[TILE];       /* gradient at the target */
-    double curve[TILE], excess[TILE]; /* Hessian: curve p_j (1 + excess p_j) */
+    double curve[TILE], lead[TILE], excess[TILE]; /* Hessian: curve p_j (lead + excess p_j) */
     double log_sum[TILE];    /* of LOG_SOFTMAX: log of the sum of exp(x_j - m) */
     double sign[TILE];       /* of LOG_SUM_EXP with factors: that of the sum */
     double hess_target[TILE], hess_top[TILE]; /* Hessian at the target, and at a maximum that is not it */

@@ -6,8 +6,7 @@ of what OpenMP would take (OMP_NUM_THREADS), of the CPUs the process is bound to
 A number that is set in the OpenMP runtime later on (threadpoolctl) lowers it.
 
 In a child of fork() it is one thread: the OpenMP runtime's pool did not survive the fork, and waiting
-for it would hang. So it is in a child that first imports fastce itself, and has
-inherited the runtime.
+for it would hang. So it is in a child that first imports fastce itself, and has inherited the runtime.
 """
 
 import os
@@ -53,7 +52,7 @@ cdef void give_back(int taken) noexcept nogil:
     give_back_threads(taken)
 
 
-cdef int checked(object n_threads) except -1:
+cpdef int checked(object n_threads) except -1:
     if isinstance(n_threads, bool):
         raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1")
     try:

@@ -45,7 +45,8 @@ class Batch:
         if n_classes == 0 and n_rows:
             raise ValueError("logits have no classes: the class axis has length 0")
         columns = max(n_classes, 1)  # so that an empty batch needs no special case
-        x, w = classes_last.reshape(n_rows, columns), _class_weights(weight, columns)
+        x = classes_last.reshape(n_rows, columns)
+        w = _class_weights(weight, n_classes) if n_classes else wide(np.ones(columns))
 
         target = np.asarray(target)
         is_dense = probabilities and target.dtype.name in FORMATS

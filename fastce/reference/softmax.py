@@ -173,7 +173,7 @@ def largest_terms(
     z_loss: float = 0.0,
     temperature: float = 1.0,
     softcap: float | None = None,
-    reduction: str = "none",
+    reduction: str = "mean",
     normalizer: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Largest terms of which loss and gradient of `cross_entropy_and_grad` are sums.
@@ -197,7 +197,8 @@ def largest_terms(
         the reduction's divisor is not.
     grad : wide ndarray of the shape of `logits`
         For each element the largest magnitude among ``Q p_j``, ``d_j`` and the terms of
-        ``2 z_loss lse p_j``, at the target among ``Q r / s``, `D` and the latter; with `softcap`
+        ``2 z_loss lse p_j``, at the target among ``Q r / s``, `D` and the latter, where lse counts as at least the
+        rounding error of a sum of exps in units of the logits' dtype; with `softcap`
         those with ``p_j`` count ``max(1, |z_j|, |m|)`` times, as an error of `z` becomes one of
         ``exp(z - m)``. Divided by what divides the gradient.
     """
@@ -208,6 +209,9 @@ def largest_terms(
     q = batch.at_target(d) + off
     m, penalty = abs(z.m[:, 0]), wide(z_loss)[()]
     lse = np.maximum(m, rows.log_s)  # of the two terms of m + log s the larger
+    # A maximum that is not the target is 1 in r, which may be off by some 2**-54.
+    narrow = np.asarray(logits).dtype.name in ("float32", "float16", "bfloat16")
+    lse = np.maximum(lse, 2.0**-29 if narrow else 2.0**-4)
 
     loss = np.maximum(np.maximum(q * rows.log_s, penalty * lse**2), zero_wins(d, z.gap).sum(axis=1))
     size = 1 + 0 * rows.p
@@ -222,7 +226,10 @@ def largest_terms(
     off_target = np.maximum(np.maximum(q, by_lse)[:, None] * rows.p * size, d)
     rest_y = rows.rest_y if softcap is None else batch.without_target(rows.p * size).sum(axis=1)
     at_target = np.maximum(np.maximum(q * rest_y, off), batch.at_target(by_lse[:, None] * rows.p * size))
-    grad = batch.with_target(off_target, at_target) * abs(z.slope)
+    slope = abs(z.slope)
+    if softcap is not None:  # a subnormal one has few digits, and the terms may be large
+        slope = np.maximum(slope, 2.0**-126 if narrow else 2.0**-1022)
+    grad = batch.with_target(off_target, at_target) * slope
     grad = abs(batch.reduced(reduction, normalizer, loss, grad)[1])
     return abs(batch.reduced("none", None, loss)[0]), grad
 

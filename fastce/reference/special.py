@@ -70,6 +70,8 @@ def logsumexp(
     sign = np.where(total > 0, 1 + 0 * shift, np.where(total < 0, -1 + 0 * shift, total))
     if not return_sign:
         result = np.where(sign < 0, wide(np.nan)[()], result)
+    elif 0 in (a.shape[i] for i in axes):
+        sign = np.sign(result)  # of a sum of nothing: as SciPy has it
     shape = tuple(1 if i in axes else n for i, n in enumerate(a.shape) if keepdims or i not in axes)
     result, sign = (wide(values).reshape(shape)[()] for values in (result, sign))
     return (result, sign) if return_sign else result

@@ -1,0 +1,305 @@
+"""What the twin says of a case that hypothesis drew: for each function intervals in which its results must lie."""
+
+import numpy as np
+from bounds import (
+    HESS_ULP,
+    SOFTMAX_ULP,
+    Interval,
+    anything,
+    binary_scale,
+    bound_of,
+    derivative_factor,
+    factors_scale,
+    focal_grad_bound,
+    focal_loss_bound,
+    hessian_scale,
+    is_hard,
+    log_sum_scale,
+    loss_factor,
+    margin_scales,
+    mean_weight,
+    native,
+    scales,
+    tiny,
+    within,
+    within_ulp,
+)
+from conftest import GRAD_ULP, LOSS_ULP, compute_dtype
+
+from fastce import reference
+
+
+# Nothing is promised of subnormal sums of terms, nor of what a weight makes of exps that count as 0.
+WEIGHTS = {"weight", "sample_weight", "pos_weight"}
+# A sum, or its terms on the way, that leave the numbers of float64 don't come back.
+MOST_OF_A_SUM = 2.0**1022
+
+
+def logits_dtype(a):
+    """Of gradients: integers and bools become float64."""
+    return np.dtype(np.float64) if a.dtype.kind in "biu" else native(a)
+
+
+def reduced(options, dtype, bound, rows, scale, total, divisor):
+    """Of the loss: of rows, of their sum, of their mean."""
+    if options.get("reduction") == "none":
+        return within_ulp(dtype, rows, bound, scale)
+    # The rows' errors, in one float64 sum, and what is nothing beside the smallest number.
+    with np.errstate(all="ignore"):
+        size = np.sum(abs(rows) if scale is None else scale) / abs(divisor)
+        size += np.longdouble(tiny(dtype)) * max(1, rows.size)
+        eps = bound * float(np.finfo(dtype).eps) + (rows.size + 2) * 2.0**-52
+        finite = np.sum(np.where(np.isfinite(rows), abs(rows) if scale is None else scale, 0))
+        if not np.isnan(total) and finite >= MOST_OF_A_SUM:
+            return anything(())
+    return within(np.dtype(np.float64), total, eps * size)
+
+
+def divisor_of(options, of_mean):
+    if options.get("reduction", "mean") != "mean":
+        return 1.0
+    return options.get("normalizer", of_mean)
+
+
+def none(options):
+    return {k: v for k, v in options.items() if k != "normalizer"} | {"reduction": "none"}
+
+
+def cross_entropy(arrays, options):
+    x, target = arrays["logits"], arrays["target"]
+    dtype = logits_dtype(x)
+    row = compute_dtype(dtype)
+    given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
+    how = {k: given.pop(k) for k in ("reduction", "normalizer") if k in given}
+    rows, by_row = reference.cross_entropy_and_grad(x, target, **given, reduction="none")
+    total, grad, hess = reference.cross_entropy_and_hess(x, target, **given, **how)
+    loss_scale, grad_scale = scales(x, target, given, rows, grad, **how)
+    factor, divisor = derivative_factor(target, given), divisor_of(how, mean_weight(target, given))
+    loss = reduced(how, row, LOSS_ULP[row] * loss_factor(target, given), rows, loss_scale, total, divisor)
+    size = hessian_scale(hess, grad_scale, given)
+    exempt = row if arrays.keys() & WEIGHTS or not is_hard(target, given) else None
+    gradient = within_ulp(dtype, grad, bound_of(GRAD_ULP, dtype, factor), grad_scale, exempt)
+    hessian = within_ulp(dtype, hess, bound_of(HESS_ULP, dtype, factor), size, row)
+    if divisor == 0 and not is_hard(target, given):  # terms that the label's weight of 0 does not take out
+        loss, gradient, hessian = (anything(e.low.shape) for e in (loss, gradient, hessian))
+    elif not is_hard(target, given) and (dtype == np.float64 or "weight" in given):
+        # Terms beyond the largest number: their sum may be infinite or NaN, or not.
+        with np.errstate(invalid="ignore"):
+            most = 2.0**980 if dtype == np.float64 else 2.0**90
+            huge = (np.isfinite(x) & (abs(x.astype(float)) > most)).any(axis=given["axis"])
+        loss = loss.but_where(huge if how.get("reduction") == "none" else huge.any())
+        gradient, hessian = (e.but_where(np.expand_dims(huge, given["axis"])) for e in (gradient, hessian))
+    return {
+        "cross_entropy": (loss,),
+        "cross_entropy_and_grad": (loss, gradient),
+        "cross_entropy_and_hess": (loss, gradient, hessian),
+    }
+
+
+def focal_loss(arrays, options):
+    x, target = arrays["logits"], arrays["target"]
+    dtype, gamma = logits_dtype(x), options["gamma"]
+    given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
+    rows = reference.focal_loss(x, target, **none(given))
+    total, grad = reference.focal_loss_and_grad(x, target, **given)
+    row = compute_dtype(dtype)
+    divisor = divisor_of(options, mean_weight(target, given))
+    bound = focal_loss_bound(dtype, gamma)
+    if options.get("reduction") == "none":
+        loss = within_ulp(row, rows, bound, subnormal=row)
+    else:
+        loss = reduced(options, row, bound, rows, None, total, divisor)
+    if dtype == np.float64:  # a loss beyond the largest number does not come back by a weight
+        huge = np.nanmax(abs(x.astype(float)), axis=options["axis"], initial=0, where=np.isfinite(x)) >= MOST_OF_A_SUM
+        loss = loss.but_where(huge if options.get("reduction") == "none" else huge.any())
+    gradient = within_ulp(dtype, grad, focal_grad_bound(dtype, gamma), subnormal=row)
+    return {"focal_loss": (loss,), "focal_loss_and_grad": (loss, gradient)}
+
+
+def margin_cross_entropy(arrays, options):
+    x, target = arrays["cosine"], arrays["target"]
+    dtype, axis = logits_dtype(x), options["axis"]
+    row = compute_dtype(dtype)
+    given = options | {k: a for k, a in arrays.items() if k not in ("cosine", "target")}
+    margins = {k: options[k] for k in ("scale", "margin1", "margin2", "margin3")}
+    rows = reference.margin_cross_entropy(x, target, **none(given))
+    total, grad = reference.margin_cross_entropy_and_grad(x, target, **given)
+    divisor = divisor_of(options, mean_weight(target, given))
+    grad = np.where(abs(x.astype(np.longdouble)) > 1, 0, grad)  # also where it is divided by 0
+
+    # The scales are those of rows that count once.
+    kept = np.ones(target.shape, bool) if given.get("ignore_index", -100) is None else (
+        target != given.get("ignore_index", -100)
+    )
+    y = np.where(kept, target, 0).astype(np.intp)
+    flat = np.moveaxis(x, axis, -1).reshape(y.size, x.shape[axis])
+    one, one_grad = reference.margin_cross_entropy_and_grad(flat, y.ravel(), **margins, reduction="none")
+    with np.errstate(all="ignore"):
+        loss_scale, sizes = margin_scales(flat, y.ravel(), one, one_grad, **margins)
+        w = np.asarray(given.get("sample_weight", 1.0), np.longdouble) * np.ones(y.shape)
+        if "weight" in given:
+            w = w * np.asarray(given["weight"], np.longdouble)[y]
+        w = abs(np.where(kept, w, 0))
+        loss_scale = np.maximum(abs(rows), np.where(w == 0, 0, loss_scale.reshape(y.shape) * w))
+        sizes = np.where(w.reshape(-1, 1) == 0, 0, sizes * (w / abs(divisor)).reshape(-1, 1))
+    sizes = np.moveaxis(sizes.reshape(*y.shape, -1), -1, axis) if x.size else np.zeros(x.shape)
+    loss = reduced(options, row, LOSS_ULP[row], rows, loss_scale, total, divisor)
+    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], np.maximum(abs(grad), sizes), subnormal=row)
+    return {"margin_cross_entropy": (loss,), "margin_cross_entropy_and_grad": (loss, gradient)}
+
+
+def nll_loss(arrays, options):
+    x, target = arrays["log_probs"], arrays["target"]
+    given = options | {k: a for k, a in arrays.items() if k not in ("log_probs", "target")}
+    row = compute_dtype(logits_dtype(x))
+    rows, total = reference.nll_loss(x, target, **none(given)), reference.nll_loss(x, target, **given)
+    divisor = divisor_of(options, mean_weight(target, given))
+    return {"nll_loss": (reduced(options, row, LOSS_ULP[row], rows, None, total, divisor),)}
+
+
+# ---- Elements ------------------------------------------------------------------------------------
+
+
+def binary_cross_entropy_with_logits(arrays, options):
+    x, y = arrays["logits"], arrays["target"]
+    dtype = logits_dtype(x)
+    row = compute_dtype(dtype)
+    given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
+    name = "binary_cross_entropy_with_logits"
+    rows = reference.binary_cross_entropy_with_logits(x, y, **none(given))
+    total, grad, hess = reference.binary_cross_entropy_with_logits_and_hess(x, y, **given)
+    divisor = divisor_of(options, x.size)
+    loss = reduced(options, row, LOSS_ULP[row], rows, None, total, divisor)
+    weight, pos_weight = (np.asarray(given.get(k, 1.0), np.longdouble) for k in ("weight", "pos_weight"))
+    with np.errstate(all="ignore"):
+        scale = np.maximum(abs(grad), binary_scale(x, y, weight, pos_weight) / (abs(divisor) or np.nan))
+    exempt = row if arrays.keys() & WEIGHTS else None
+    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], scale, exempt)
+    hessian = within_ulp(dtype, hess, GRAD_ULP[dtype], subnormal=exempt)
+    return {name: (loss,), f"{name}_and_grad": (loss, gradient), f"{name}_and_hess": (loss, gradient, hessian)}
+
+
+def binary_focal_loss(arrays, options):
+    """In float64 each power of 1 - p_t adds the error of 1 - p_t, less than 3 ULP.
+
+    Of soft targets relative to the largest that the gradient's terms can be together.
+    """
+    x, y = arrays["logits"], arrays["target"].astype(np.longdouble)
+    dtype, gamma = logits_dtype(x), options["gamma"]
+    row = compute_dtype(dtype)
+    given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
+    rows = reference.binary_focal_loss(x, y.astype(float), **none(given))
+    total, grad = reference.binary_focal_loss_and_grad(x, y.astype(float), **given)
+    divisor, more = divisor_of(options, x.size), 3 * gamma if dtype == np.float64 else 0
+    loss = reduced(options, row, LOSS_ULP[row] + more, rows, None, total, divisor)
+    with np.errstate(all="ignore"):
+        weight = np.asarray(given.get("weight", 1.0), np.longdouble) / (abs(divisor) or np.nan)
+        soft = (1 + gamma) * (1 + abs(x.astype(np.longdouble))) * abs(weight)
+        soft = np.where(np.isfinite(soft), soft, abs(weight))
+        scale = np.where((y == 0) | (y == 1), abs(grad), np.maximum(abs(grad), soft))
+    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype] + more, scale, row)
+    return {"binary_focal_loss": (loss,), "binary_focal_loss_and_grad": (loss, gradient)}
+
+
+def binary_cross_entropy(arrays, options):
+    p, y = arrays["probs"], arrays["target"]
+    row = compute_dtype(logits_dtype(p))
+    given = options | {k: a for k, a in arrays.items() if k not in ("probs", "target")}
+    rows, total = reference.binary_cross_entropy(p, y, **none(given)), reference.binary_cross_entropy(p, y, **given)
+    divisor = divisor_of(options, p.size)
+    return {"binary_cross_entropy": (reduced(options, row, LOSS_ULP[row], rows, None, total, divisor),)}
+
+
+# ---- SciPy's -------------------------------------------------------------------------------------
+
+
+def softmaxes(arrays, options):
+    x = arrays["x"]
+    dtype = logits_dtype(x)
+    row = compute_dtype(dtype)
+    return {
+        name: (within_ulp(dtype, getattr(reference, name)(x, **options), SOFTMAX_ULP[dtype], subnormal=row),)
+        for name in ("softmax", "log_softmax")
+    }
+
+
+def logsumexp(arrays, options):
+    a, b = arrays["a"], arrays.get("b")
+    dtype = logits_dtype(a)
+    axis = options.get("axis")
+    exact, sign = reference.logsumexp(a, axis, b, options.get("keepdims", False), return_sign=True)
+    exact, sign = np.asarray(exact), np.asarray(sign)
+    axes = tuple(range(a.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+
+    def rows(x):
+        """The axes summed over as one, the last."""
+        x = np.moveaxis(x, axes, range(-len(axes), 0))
+        return x.reshape(exact.shape + (int(np.prod(x.shape[x.ndim - len(axes) :])),))
+
+    with np.errstate(all="ignore"):
+        if b is None:
+            scale, sure = log_sum_scale(rows(a), exact), np.ones(exact.shape, bool)
+        else:
+            dtype = np.promote_types(dtype, logits_dtype(b))
+            x, factors = np.broadcast_arrays(a, b)
+            scale, whole = factors_scale(rows(x), rows(factors).astype(np.float64), exact)
+            sure = whole < 2.0**-4 / np.finfo(compute_dtype(dtype)).eps
+    result = within_ulp(dtype, exact, SOFTMAX_ULP[dtype], scale, dtype)
+    # Where all digits cancel, the sign may be that of the rounding error.
+    known = sure | ~np.isfinite(exact)
+    result = Interval(np.where(known, result.low, -np.inf), np.where(known, result.high, np.inf))
+    if not options.get("return_sign"):
+        nan = (sign < 0) & known & (exact != -np.inf)
+        return {"logsumexp": (Interval(*(np.where(nan, np.nan, e) for e in result)),)}
+    signs = Interval(*(np.where(sure | np.isnan(sign), sign, s) for s in (-1, 1)))
+    return {"logsumexp": (result, signs)}
+
+
+# ---- Information ---------------------------------------------------------------------------------
+
+
+def information(arrays, options):
+    """Within 4 ULP of the larger of the sums of positive and of negative terms; see tests/test_information.py."""
+    p = arrays["p"]
+    q = arrays.get("q", p)
+    wide = np.result_type(*(np.float32 if a.dtype.itemsize <= 4 and a.dtype.kind not in "biu" else np.float64
+                            for a in (p, q)))
+    dtype, axis = np.dtype(wide), options.get("axis", -1)
+    base = abs(np.log(np.longdouble(options.get("base", np.e))))
+    P, Q = np.broadcast_arrays(p.astype(np.longdouble), q.astype(np.longdouble))
+    expected = {}
+    with np.errstate(all="ignore"):
+        def between(exact, size):
+            size = np.maximum(size, tiny(dtype))
+            return within_ulp(dtype, exact, 4, np.where(np.isfinite(exact), size, exact))
+
+        if "q" not in arrays:
+            exact = reference.information.self_information(p, base=options.get("base"))
+            expected["self_information"] = (between(exact, abs(exact)),)
+            if p.ndim == 0:
+                return expected
+            exact = reference.information.entropy(p, **options)
+            size = np.where(P == 0, 0, abs(P * np.log(P))).sum(axis=axis) / base
+            return expected | {"entropy": (between(exact, size),)}
+        exact = reference.information.cross_entropy(p, q, **options)
+        size = np.where(P == 0, 0, abs(P * np.log(Q))).sum(axis=axis) / base
+        expected["cross_entropy"] = (between(exact, size),)
+        exact = reference.information.kl_divergence(p, q, **options)
+        excess = abs((P - Q).sum(axis=axis)) / base
+        size = np.maximum(excess, abs(exact - (P - Q).sum(axis=axis) / base))
+        size = np.maximum(size, abs(exact)) + P.shape[axis] * float(np.finfo(np.float64).tiny) / base
+        return expected | {"kl_divergence": (between(exact, size),)}
+
+
+def log_loss(arrays, options):
+    """Of one column of probabilities, that of the greater label; or of one for each."""
+    y, given = arrays["y_true"], arrays["y_proba"]
+    eps = options.get("eps", "auto")
+    eps = float(np.finfo(given.dtype).eps) if eps == "auto" else eps
+    p = np.clip(given.astype(float), eps, 1 - eps).astype(np.longdouble)
+    with np.errstate(divide="ignore"):
+        rows = -np.log(p[np.arange(y.size), y]) if p.ndim == 2 else -np.where(y == 1, np.log(p), np.log1p(-p))
+    weight = np.asarray(arrays.get("sample_weight", np.ones(y.size)), np.longdouble)
+    with np.errstate(invalid="ignore"):
+        total = (weight * rows).sum() / (weight.sum() if options["normalize"] else 1)
+    return {"log_loss": (within(np.dtype(np.float64), total, (4 + y.size) * 2.0**-52 * total),)}

@@ -1,0 +1,98 @@
+"""Calls of SciPy's functions, information measures and log_loss that hypothesis draws."""
+
+import numpy as np
+from conftest import DTYPES
+from fuzz_strategies import (
+    LAYOUTS,
+    LOGIT_DTYPES,
+    SEEDS,
+    Case,
+    broadcastable,
+    in_memory,
+    logits,
+    maybe,
+    probabilities,
+    shape_of_rows,
+    weights,
+)
+from hypothesis import strategies as st
+
+
+def some_axes(draw, n_dims):
+    """An axis, several, all of them."""
+    if n_dims == 0 or draw(st.booleans()):
+        return None
+    axes = tuple(draw(st.permutations(range(n_dims))))[: draw(st.integers(1, n_dims))]
+    axes = tuple(k - n_dims if draw(st.booleans()) else k for k in axes)
+    return axes[0] if len(axes) == 1 and draw(st.booleans()) else axes
+
+
+def rows(draw, rng, dtypes=LOGIT_DTYPES):
+    batch, n_classes, axis = shape_of_rows(draw)
+    x = logits(draw, rng, int(np.prod(batch)), n_classes, dtypes=dtypes)[0]
+    return np.moveaxis(x.reshape(*batch, n_classes), -1, axis), axis
+
+
+@st.composite
+def softmaxes(draw):
+    rng = np.random.default_rng(draw(SEEDS))
+    x, axis = rows(draw, rng)
+    options = {"axis": axis if draw(st.booleans()) else some_axes(draw, x.ndim)}
+    return Case(("softmax", "log_softmax"), {"x": in_memory(rng, x, draw(LAYOUTS))}, options, rng)
+
+
+@st.composite
+def logsumexps(draw):
+    rng = np.random.default_rng(draw(SEEDS))
+    a, axis = rows(draw, rng)
+    options = {"axis": axis if draw(st.booleans()) else some_axes(draw, a.ndim)}
+    options |= draw(st.sampled_from([{}, {"keepdims": True}])) | draw(st.sampled_from([{}, {"return_sign": True}]))
+    arrays = {"a": in_memory(rng, a, draw(LAYOUTS))}
+    # float16 and bfloat16 promote to float32 in NumPy alone
+    dtype = maybe(draw, *(d for d in LOGIT_DTYPES if {d.name, a.dtype.name} != {"float16", "bfloat16"}))
+    if dtype is not None:
+        kind = draw(st.sampled_from(["plain", "some zero", "signed", "small", "large"]))
+        b = weights(rng, broadcastable(draw, rng, a.shape), kind, dtype)
+        arrays["b"] = in_memory(rng, b, draw(LAYOUTS))
+    return Case(("logsumexp",), arrays, options, rng)
+
+
+@st.composite
+def measures(draw):
+    """Of one array of probabilities, or of two that broadcast."""
+    rng = np.random.default_rng(draw(SEEDS))
+    batch, n_classes, axis = shape_of_rows(draw)
+    shape = (*batch[:axis], n_classes, *batch[axis:])
+    base = maybe(draw, 2, 10, 0.5, 3, 256)
+    options = {"axis": axis - draw(st.sampled_from([0, len(shape)]))} | ({} if base is None else {"base": base})
+    dtype = draw(st.sampled_from(LOGIT_DTYPES))
+    arrays = {"p": in_memory(rng, probabilities(rng, shape, dtype), draw(LAYOUTS))}
+    if draw(st.booleans()):
+        return Case(("self_information", "entropy"), arrays, options, rng)
+    other, q = draw(st.sampled_from(LOGIT_DTYPES)), arrays["p"].a.astype(float)
+    how = draw(st.sampled_from([None, 1e-1, 1e-8, 1e-16, 0]))
+    if how is None:
+        q = probabilities(rng, (1,) * len(shape) if draw(st.booleans()) else shape, other)
+    else:
+        q = np.abs(q * (1 + how * rng.normal(size=shape)))
+    arrays["q"] = in_memory(rng, q.astype(other), draw(LAYOUTS))
+    return Case(("cross_entropy", "kl_divergence"), arrays, options, rng)
+
+
+@st.composite
+def log_losses(draw):
+    """Labels are integers or strings, from 2 classes on; scikit-learn wants at least one row."""
+    rng = np.random.default_rng(draw(SEEDS))
+    n, n_classes = draw(st.sampled_from([1, 2, 3, 7, 20])), draw(st.sampled_from([2, 2, 3, 5]))
+    p = rng.dirichlet(np.full(n_classes, draw(st.sampled_from([0.05, 1]))), n)
+    p = p.astype(draw(st.sampled_from(DTYPES[:2])))
+    p /= p.sum(axis=1, keepdims=True)
+    options = {"normalize": draw(st.booleans()), "labels": np.arange(n_classes)}
+    arrays = {"y_true": in_memory(rng, rng.integers(0, n_classes, n), 0)}
+    arrays["y_proba"] = in_memory(rng, p[:, 1] if n_classes == 2 and draw(st.booleans()) else p, draw(LAYOUTS) & 15)
+    eps = maybe(draw, "auto", 0, 1e-3)
+    if eps is not None:
+        options["eps"] = eps
+    if draw(st.booleans()):
+        arrays["sample_weight"] = in_memory(rng, rng.uniform(0.5, 2, n), draw(LAYOUTS) & 15)
+    return Case(("log_loss",), arrays, options, rng)
