@@ -34,9 +34,7 @@ def run(x, y, **options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads(dtype, shape, rng):
     x, y = batch(dtype, *shape)
-    x = np.where(np.isinf(x), 1, x).astype(
-        dtype
-    )  # finite losses, so that the mean has bits to compare
+    x = np.where(np.isinf(x), dtype.type(1), x)  # finite losses, so that the mean has bits to compare
     weight = rng.uniform(0, 2, len(y))
     for options in ({"reduction": "none"}, {}, {"sample_weight": weight}, {"reduction": "sum"}):
         expected = run(x, y, n_threads=1, **options)
