@@ -140,9 +140,7 @@ def hessian_scale(exact, grad_scale, options):
     """All terms are positive but lse's and the curve of a softcap, at most 2 / c times the gradient."""
     terms = 0 if grad_scale is None else grad_scale
     if "softcap" in options:
-        return np.maximum(
-            abs(exact), terms * max(1 / options.get("temperature", 1), 2 / options["softcap"])
-        )
+        return np.maximum(abs(exact), terms * max(1 / options.get("temperature", 1), 2 / options["softcap"]))
     if "z_loss" in options:
         return np.maximum(abs(exact), terms / options.get("temperature", 1))
     return abs(exact)
@@ -175,8 +173,9 @@ def focal_grad_bound(dtype, gamma):
 def margin_scales(x, y, exact, exact_grad, scale, margin1=1.0, margin2=0.5, margin3=0.0):
     """Where the ULP of losses and gradients of rows of cosines are taken.
 
-    The target's logit is a difference of cosines and sines, or of an angle of several half turns, and so is its
-    slope, whose divisor may be small. Both are in float64: for other dtypes that error is 2**-29 times as large.
+    The target's logit is a difference of cosines and sines, or of an angle of several half turns, and so
+    is its slope, whose divisor may be small. Both are in float64: for other dtypes that error is 2**-29
+    times as large.
     """
     dtype = native(x)
     unit = 1.0 if dtype == np.float64 else 2.0**-29
