@@ -125,10 +125,10 @@ def scales(x, target, options, loss, grad, **how):
 # Besides what a loss of one term has, d_j is a product of up to three numbers, terms are added up, and z_loss
 # squares a sum: half the bound more. A capped logit is off by up to 3 ULP itself: 1 - e, 1 + e, their
 # quotient, the product with the cap, each with a rounding, and the exp. They become as many of the terms,
-# and z_loss squares it.
+# where m - z_j has those of both, with the temperature 7 in all beside a loss's own 4; and z_loss squares it.
 def loss_factor(target, options):
     if "softcap" in options:
-        return 2 if "z_loss" not in options else 4
+        return 2.75 if "z_loss" not in options else 4
     return 1 if is_hard(target, options) else 1.5
 
 
