@@ -88,7 +88,9 @@ def logsumexp(
     if b is not None:
         factors = arrays.float_array(b, "b")
         dtype = np.promote_types(dtype, factors.dtype)
-        exponents, factors = np.broadcast_arrays(exponents.astype(dtype, copy=False), factors)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            exponents = exponents.astype(dtype, copy=False)
+        exponents, factors = np.broadcast_arrays(exponents, factors)
     axes = _normalised(axis, exponents.ndim)
     kept = tuple(1 if k in axes else n for k, n in enumerate(exponents.shape))
     shape = kept if keepdims else tuple(n for k, n in enumerate(exponents.shape) if k not in axes)
@@ -105,7 +107,8 @@ def logsumexp(
         result, sign = _kernels.kernels.logsumexp(joined, joined.ndim - 1, factors, n_threads)
         if not return_sign:
             result[sign < 0] = np.nan
-        result, sign = (x.reshape(shape).astype(dtype, copy=False) for x in (result, sign))
+        with np.errstate(over="ignore", under="ignore"):  # to a half
+            result, sign = (x.reshape(shape).astype(dtype, copy=False) for x in (result, sign))
     if out is None:
         result = result[()]
     else:

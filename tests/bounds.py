@@ -125,10 +125,10 @@ def scales(x, target, options, loss, grad, **how):
 # Besides what a loss of one term has, d_j is a product of up to three numbers, terms are added up, and z_loss
 # squares a sum: half the bound more. A capped logit is off by up to 3 ULP itself: 1 - e, 1 + e, their
 # quotient, the product with the cap, each with a rounding, and the exp. They become as many of the terms,
-# and z_loss squares it.
+# where m - z_j has those of both, with the temperature 7 in all beside a loss's own 4; and z_loss squares it.
 def loss_factor(target, options):
     if "softcap" in options:
-        return 2 if "z_loss" not in options else 4
+        return 2.75 if "z_loss" not in options else 4
     return 1 if is_hard(target, options) else 1.5
 
 
@@ -140,9 +140,7 @@ def hessian_scale(exact, grad_scale, options):
     """All terms are positive but lse's and the curve of a softcap, at most 2 / c times the gradient."""
     terms = 0 if grad_scale is None else grad_scale
     if "softcap" in options:
-        return np.maximum(
-            abs(exact), terms * max(1 / options.get("temperature", 1), 2 / options["softcap"])
-        )
+        return np.maximum(abs(exact), terms * max(1 / options.get("temperature", 1), 2 / options["softcap"]))
     if "z_loss" in options:
         return np.maximum(abs(exact), terms / options.get("temperature", 1))
     return abs(exact)
@@ -175,8 +173,9 @@ def focal_grad_bound(dtype, gamma):
 def margin_scales(x, y, exact, exact_grad, scale, margin1=1.0, margin2=0.5, margin3=0.0):
     """Where the ULP of losses and gradients of rows of cosines are taken.
 
-    The target's logit is a difference of cosines and sines, or of an angle of several half turns, and so is its
-    slope, whose divisor may be small. Both are in float64: for other dtypes that error is 2**-29 times as large.
+    The target's logit is a difference of cosines and sines, or of an angle of several half turns, and so
+    is its slope, whose divisor may be small. Both are in float64: for other dtypes that error is 2**-29
+    times as large.
     """
     dtype = native(x)
     unit = 1.0 if dtype == np.float64 else 2.0**-29

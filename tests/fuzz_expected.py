@@ -1,4 +1,4 @@
-"""What the twin says of a case that hypothesis drew: for each function intervals in which its results must lie."""
+"""What the twin says of a drawn case: for each function intervals in which its results must lie."""
 
 import numpy as np
 from bounds import (
@@ -28,7 +28,6 @@ from conftest import GRAD_ULP, LOSS_ULP, compute_dtype
 
 from fastce import reference
 
-
 # Nothing is promised of subnormal sums of terms, nor of what a weight makes of exps that count as 0.
 WEIGHTS = {"weight", "sample_weight", "pos_weight"}
 # A sum, or its terms on the way, that leave the numbers of float64 don't come back.
@@ -40,10 +39,10 @@ def logits_dtype(a):
     return np.dtype(np.float64) if a.dtype.kind in "biu" else native(a)
 
 
-def reduced(options, dtype, bound, rows, scale, total, divisor):
+def reduced(options, dtype, bound, rows, scale, total, divisor, exempt=None):
     """Of the loss: of rows, of their sum, of their mean."""
     if options.get("reduction") == "none":
-        return within_ulp(dtype, rows, bound, scale)
+        return within_ulp(dtype, rows, bound, scale, exempt)
     # The rows' errors, in one float64 sum, and what is nothing beside the smallest number.
     with np.errstate(all="ignore"):
         size = np.sum(abs(rows) if scale is None else scale) / abs(divisor)
@@ -71,13 +70,15 @@ def cross_entropy(arrays, options):
     row = compute_dtype(dtype)
     given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
     how = {k: given.pop(k) for k in ("reduction", "normalizer") if k in given}
-    rows, by_row = reference.cross_entropy_and_grad(x, target, **given, reduction="none")
+    rows = reference.cross_entropy(x, target, **given, reduction="none")
     total, grad, hess = reference.cross_entropy_and_hess(x, target, **given, **how)
     loss_scale, grad_scale = scales(x, target, given, rows, grad, **how)
     factor, divisor = derivative_factor(target, given), divisor_of(how, mean_weight(target, given))
-    loss = reduced(how, row, LOSS_ULP[row] * loss_factor(target, given), rows, loss_scale, total, divisor)
-    size = hessian_scale(hess, grad_scale, given)
     exempt = row if arrays.keys() & WEIGHTS or not is_hard(target, given) else None
+    loss = reduced(
+        how, row, LOSS_ULP[row] * loss_factor(target, given), rows, loss_scale, total, divisor, exempt
+    )
+    size = hessian_scale(hess, grad_scale, given)
     gradient = within_ulp(dtype, grad, bound_of(GRAD_ULP, dtype, factor), grad_scale, exempt)
     hessian = within_ulp(dtype, hess, bound_of(HESS_ULP, dtype, factor), size, row)
     if divisor == 0 and not is_hard(target, given):  # terms that the label's weight of 0 does not take out
@@ -110,7 +111,10 @@ def focal_loss(arrays, options):
     else:
         loss = reduced(options, row, bound, rows, None, total, divisor)
     if dtype == np.float64:  # a loss beyond the largest number does not come back by a weight
-        huge = np.nanmax(abs(x.astype(float)), axis=options["axis"], initial=0, where=np.isfinite(x)) >= MOST_OF_A_SUM
+        huge = (
+            np.nanmax(abs(x.astype(float)), axis=options["axis"], initial=0, where=np.isfinite(x))
+            >= MOST_OF_A_SUM
+        )
         loss = loss.but_where(huge if options.get("reduction") == "none" else huge.any())
     gradient = within_ulp(dtype, grad, focal_grad_bound(dtype, gamma), subnormal=row)
     return {"focal_loss": (loss,), "focal_loss_and_grad": (loss, gradient)}
@@ -128,8 +132,10 @@ def margin_cross_entropy(arrays, options):
     grad = np.where(abs(x.astype(np.longdouble)) > 1, 0, grad)  # also where it is divided by 0
 
     # The scales are those of rows that count once.
-    kept = np.ones(target.shape, bool) if given.get("ignore_index", -100) is None else (
-        target != given.get("ignore_index", -100)
+    kept = (
+        np.ones(target.shape, bool)
+        if given.get("ignore_index", -100) is None
+        else (target != given.get("ignore_index", -100))
     )
     y = np.where(kept, target, 0).astype(np.intp)
     flat = np.moveaxis(x, axis, -1).reshape(y.size, x.shape[axis])
@@ -145,6 +151,10 @@ def margin_cross_entropy(arrays, options):
     sizes = np.moveaxis(sizes.reshape(*y.shape, -1), -1, axis) if x.size else np.zeros(x.shape)
     loss = reduced(options, row, LOSS_ULP[row], rows, loss_scale, total, divisor)
     gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], np.maximum(abs(grad), sizes), subnormal=row)
+    # A probability that is subnormal has few digits, and a factor before it.
+    with np.errstate(invalid="ignore"):
+        factor = tiny(row) * max(1, options["scale"]) * np.max(w, initial=1) / min(abs(divisor) or 1, 1)
+        gradient = gradient.but_where((grad != 0) & (abs(grad) < factor))
     return {"margin_cross_entropy": (loss,), "margin_cross_entropy_and_grad": (loss, gradient)}
 
 
@@ -169,14 +179,18 @@ def binary_cross_entropy_with_logits(arrays, options):
     rows = reference.binary_cross_entropy_with_logits(x, y, **none(given))
     total, grad, hess = reference.binary_cross_entropy_with_logits_and_hess(x, y, **given)
     divisor = divisor_of(options, x.size)
-    loss = reduced(options, row, LOSS_ULP[row], rows, None, total, divisor)
+    exempt = row if arrays.keys() & WEIGHTS else None
+    loss = reduced(options, row, LOSS_ULP[row], rows, None, total, divisor, exempt)
     weight, pos_weight = (np.asarray(given.get(k, 1.0), np.longdouble) for k in ("weight", "pos_weight"))
     with np.errstate(all="ignore"):
         scale = np.maximum(abs(grad), binary_scale(x, y, weight, pos_weight) / (abs(divisor) or np.nan))
-    exempt = row if arrays.keys() & WEIGHTS else None
     gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], scale, exempt)
     hessian = within_ulp(dtype, hess, GRAD_ULP[dtype], subnormal=exempt)
-    return {name: (loss,), f"{name}_and_grad": (loss, gradient), f"{name}_and_hess": (loss, gradient, hessian)}
+    return {
+        name: (loss,),
+        f"{name}_and_grad": (loss, gradient),
+        f"{name}_and_hess": (loss, gradient, hessian),
+    }
 
 
 def binary_focal_loss(arrays, options):
@@ -191,7 +205,7 @@ def binary_focal_loss(arrays, options):
     rows = reference.binary_focal_loss(x, y.astype(float), **none(given))
     total, grad = reference.binary_focal_loss_and_grad(x, y.astype(float), **given)
     divisor, more = divisor_of(options, x.size), 3 * gamma if dtype == np.float64 else 0
-    loss = reduced(options, row, LOSS_ULP[row] + more, rows, None, total, divisor)
+    loss = reduced(options, row, LOSS_ULP[row] + more, rows, None, total, divisor, row)
     with np.errstate(all="ignore"):
         weight = np.asarray(given.get("weight", 1.0), np.longdouble) / (abs(divisor) or np.nan)
         soft = (1 + gamma) * (1 + abs(x.astype(np.longdouble))) * abs(weight)
@@ -205,7 +219,10 @@ def binary_cross_entropy(arrays, options):
     p, y = arrays["probs"], arrays["target"]
     row = compute_dtype(logits_dtype(p))
     given = options | {k: a for k, a in arrays.items() if k not in ("probs", "target")}
-    rows, total = reference.binary_cross_entropy(p, y, **none(given)), reference.binary_cross_entropy(p, y, **given)
+    rows, total = (
+        reference.binary_cross_entropy(p, y, **none(given)),
+        reference.binary_cross_entropy(p, y, **given),
+    )
     divisor = divisor_of(options, p.size)
     return {"binary_cross_entropy": (reduced(options, row, LOSS_ULP[row], rows, None, total, divisor),)}
 
@@ -234,24 +251,24 @@ def logsumexp(arrays, options):
     def rows(x):
         """The axes summed over as one, the last."""
         x = np.moveaxis(x, axes, range(-len(axes), 0))
-        return x.reshape(exact.shape + (int(np.prod(x.shape[x.ndim - len(axes) :])),))
+        return x.reshape(*exact.shape, int(np.prod(x.shape[x.ndim - len(axes) :])))
 
     with np.errstate(all="ignore"):
         if b is None:
-            scale, sure = log_sum_scale(rows(a), exact), np.ones(exact.shape, bool)
+            scale, whole = log_sum_scale(rows(a), exact), np.zeros(exact.shape)
         else:
             dtype = np.promote_types(dtype, logits_dtype(b))
             x, factors = np.broadcast_arrays(a, b)
             scale, whole = factors_scale(rows(x), rows(factors).astype(np.float64), exact)
-            sure = whole < 2.0**-4 / np.finfo(compute_dtype(dtype)).eps
+        # NaN: nothing but infinities, or no terms at all.
+        known = (whole < 2.0**-4 / np.finfo(compute_dtype(dtype)).eps) | np.isnan(whole)
     result = within_ulp(dtype, exact, SOFTMAX_ULP[dtype], scale, dtype)
-    # Where all digits cancel, the sign may be that of the rounding error.
-    known = sure | ~np.isfinite(exact)
-    result = Interval(np.where(known, result.low, -np.inf), np.where(known, result.high, np.inf))
+    # Where all digits cancel, the sign is that of the rounding error.
+    result = result.but_where(~known)
     if not options.get("return_sign"):
         nan = (sign < 0) & known & (exact != -np.inf)
         return {"logsumexp": (Interval(*(np.where(nan, np.nan, e) for e in result)),)}
-    signs = Interval(*(np.where(sure | np.isnan(sign), sign, s) for s in (-1, 1)))
+    signs = Interval(*(np.where(known, sign, s) for s in (-1, 1)))
     return {"logsumexp": (result, signs)}
 
 
@@ -259,16 +276,18 @@ def logsumexp(arrays, options):
 
 
 def information(arrays, options):
-    """Within 4 ULP of the larger of the sums of positive and of negative terms; see tests/test_information.py."""
+    """Within 4 ULP of the larger of two sums, of terms of either sign: see tests/test_information.py."""
     p = arrays["p"]
     q = arrays.get("q", p)
-    wide = np.result_type(*(np.float32 if a.dtype.itemsize <= 4 and a.dtype.kind not in "biu" else np.float64
-                            for a in (p, q)))
+    wide = np.result_type(
+        *(np.float32 if a.dtype.itemsize <= 4 and a.dtype.kind not in "biu" else np.float64 for a in (p, q))
+    )
     dtype, axis = np.dtype(wide), options.get("axis", -1)
     base = abs(np.log(np.longdouble(options.get("base", np.e))))
     P, Q = np.broadcast_arrays(p.astype(np.longdouble), q.astype(np.longdouble))
     expected = {}
     with np.errstate(all="ignore"):
+
         def between(exact, size):
             size = np.maximum(size, tiny(dtype))
             return within_ulp(dtype, exact, 4, np.where(np.isfinite(exact), size, exact))

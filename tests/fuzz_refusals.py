@@ -1,7 +1,7 @@
 """Arguments damaged so that a call has to be refused: which, and with what exception."""
 
 import numpy as np
-from fuzz_strategies import Memory, in_memory
+from fuzz_memory import Memory, in_memory
 from hypothesis import strategies as st
 from numpy.exceptions import AxisError
 
@@ -9,7 +9,7 @@ WRITERS = ("_and_grad", "_and_hess", "softmax")
 
 
 def damages(case, name, data):
-    """A few of the ways in which this call can be spoilt: arrays, options, arrays to write into, exceptions."""
+    """Some of the ways to spoil this call: arrays, options, arrays to write into, exceptions."""
     some = list(possible(case, name))
     for k in data.draw(st.lists(st.integers(0, len(some) - 1), min_size=1, max_size=4)):
         arrays, options, outs, errors = some[k]
@@ -35,7 +35,13 @@ def possible(case, name):
     def with_out(errors, value):
         return {}, {}, {"out": value}, errors
 
-    for n_threads, error in ((0, ValueError), (-2, ValueError), (2**31, ValueError), (1.5, TypeError), (True, TypeError)):
+    for n_threads, error in (
+        (0, ValueError),
+        (-2, ValueError),
+        (2**31, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+    ):
         yield with_options(error, n_threads=n_threads)
     for parameter in case.arrays:
         for dtype in ("U2", "M8[s]", "O", "g") + (() if scipys else ("D",)):
@@ -59,7 +65,12 @@ def possible(case, name):
             if parameter != first:
                 spoilt = case.arrays[parameter].a
                 yield with_array(parameter, np.ones((2, *a.shape, 2), spoilt.dtype), ValueError)
-    for parameter, value in (("label_smoothing", 1.5), ("z_loss", -1e-300), ("temperature", 0), ("softcap", np.inf)):
+    for parameter, value in (
+        ("label_smoothing", 1.5),
+        ("z_loss", -1e-300),
+        ("temperature", 0),
+        ("softcap", np.inf),
+    ):
         if name.startswith("cross_entropy"):
             yield with_options(ValueError, **{parameter: value})
             yield with_options(TypeError, **{parameter: "1"})
@@ -87,7 +98,12 @@ def of_rows(case, name, a, with_array, with_options):
         yield with_options(TypeError, ignore_index=0.5)
         info, ignored = np.iinfo(target.dtype), case.options.get("ignore_index", -100)
         for value in (n_classes, -1, -99, info.max, info.min, info.max // 2 + 1):
-            if target.size and info.min <= value <= info.max and not 0 <= value < n_classes and value != ignored:
+            if (
+                target.size
+                and info.min <= value <= info.max
+                and not 0 <= value < n_classes
+                and value != ignored
+            ):
                 wrong = target.astype(target.dtype)
                 wrong.flat[rng.integers(target.size)] = value
                 yield with_array("target", wrong, IndexError)
@@ -101,7 +117,11 @@ def of_rows(case, name, a, with_array, with_options):
         arrays, *rest = with_array(first, none, ValueError)
         if target.dtype.kind in "iu":
             yield arrays, *rest
-    for parameter, shape in (("weight", (n_classes + 1,)), ("weight", (1, n_classes)), ("sample_weight", (*a.shape, 1))):
+    for parameter, shape in (
+        ("weight", (n_classes + 1,)),
+        ("weight", (1, n_classes)),
+        ("sample_weight", (*a.shape, 1)),
+    ):
         yield with_array(parameter, np.ones(shape), ValueError)
 
 
@@ -117,7 +137,9 @@ def of_out(case, name, a, with_out):
     yield with_out(TypeError, np.ma.masked_array(np.zeros(a.shape, dtype)))
     if a.size > 1:
         shared = in_memory(rng, np.zeros(1, dtype), 0)
-        yield with_out(ValueError, Memory(np.ndarray(a.shape, dtype, shared.raw, 64, (0,) * a.ndim), shared.raw))
+        yield with_out(
+            ValueError, Memory(np.ndarray(a.shape, dtype, shared.raw, 64, (0,) * a.ndim), shared.raw)
+        )
         # One element further than the first argument, in the same memory.
         both = in_memory(rng, np.zeros(a.size + 1, dtype), 0)
         one, two = (Memory(both.a[k : k + a.size].reshape(a.shape), both.raw) for k in (0, 1))

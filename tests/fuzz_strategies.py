@@ -1,4 +1,4 @@
-"""Calls of every public function that hypothesis draws: shapes, dtypes, layouts, options, values from nasty ranges.
+"""Calls of public functions that hypothesis draws: shapes, dtypes, layouts, options, nasty values.
 
 Hypothesis draws what kind of everything there is, which shrinks to the simplest; a generator, seeded by it,
 fills in numbers.
@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 from conftest import DTYPES, KINDS, largest, nasty
+from fuzz_memory import Memory, in_memory
 from hypothesis import strategies as st
-
-GUARD = 64  # bytes on either side of an array
-FILL = 0xFF  # of every byte that is not an array's: NaN, and a label of -1 or too large
 
 # Batches of 0 to 4 axes, many of them small; some longer than tiles and blocks, some without rows.
 BATCHES = (
@@ -29,58 +27,6 @@ MOST = 12_000  # elements, but for a long row
 INTEGERS = tuple(np.dtype(t) for t in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"))
 WEIGHT_DTYPES = (*DTYPES[:2], *DTYPES, np.dtype("i4"), np.dtype("?"))
 LOGIT_DTYPES = (*DTYPES, *DTYPES, *DTYPES, np.dtype("i1"), np.dtype("u8"), np.dtype("?"))
-
-PERMUTED, REVERSED, STRIDED, UNALIGNED, SWAPPED, READ_ONLY, BROADCAST = (1 << k for k in range(7))
-
-
-class Memory(NamedTuple):
-    """An array within more memory than it takes."""
-
-    a: np.ndarray
-    raw: np.ndarray  # its bytes, and what is around and between them
-
-    def like(self, raw, dtype=None):
-        """The same places of other memory."""
-        if self.a.size == 0:
-            return np.empty(self.a.shape, dtype or self.a.dtype)
-        offset = self.a.__array_interface__["data"][0] - self.raw.__array_interface__["data"][0]
-        return np.ndarray(self.a.shape, dtype or self.a.dtype, raw, offset, self.a.strides)
-
-    def copied(self):
-        raw = self.raw.copy()
-        return Memory(self.like(raw), raw)
-
-    def is_whole_outside(self):
-        """Whether no byte that is not the array's was written."""
-        raw = self.raw.copy()
-        size = self.a.itemsize
-        self.like(raw, f"u{size}")[...] = 256**size - 1
-        return bool((raw == FILL).all())
-
-
-def in_memory(rng, a, how):
-    """`a` laid out as the bits of `how` say. Broadcast, it has other values: the first along some axis."""
-    a = np.asarray(a)
-    if how & SWAPPED and a.dtype.name != "bfloat16":
-        a = a.astype(a.dtype.newbyteorder())
-    axis = int(rng.integers(a.ndim)) if a.ndim and a.size and how & BROADCAST else None
-    shape = a.shape
-    if axis is not None:
-        a = a.take([0], axis=axis)
-    order = rng.permutation(a.ndim) if how & PERMUTED else np.arange(a.ndim)
-    step = rng.integers(1, 4, a.ndim) if how & STRIDED else np.ones(a.ndim, int)
-    sign = rng.choice([-1, 1], a.ndim) if how & REVERSED else np.ones(a.ndim, int)
-    taken = [a.shape[k] * int(step[k]) for k in order]
-    start = GUARD + bool(how & UNALIGNED)
-    raw = np.full(start + int(np.prod(taken)) * a.itemsize + GUARD, FILL, np.uint8)
-    view = raw[start : raw.size - GUARD].view(a.dtype).reshape(taken).transpose(np.argsort(order))
-    view = view[(..., *(slice(None, None, s) for s in (step * sign).tolist()))]
-    view[...] = a
-    if axis is not None:
-        view = np.broadcast_to(view, shape)
-    if how & READ_ONLY:
-        view.flags.writeable = False
-    return Memory(view, raw)
 
 
 def described(a):
@@ -106,7 +52,9 @@ class Case(NamedTuple):
         return {name: memory.a for name, memory in self.arrays.items()}
 
 
-LAYOUTS = st.sampled_from([0, 0, 0, *(1 << k for k in range(7)), 3, 6, 9, 18, 24, 33, 96]) | st.integers(0, 127)
+LAYOUTS = st.sampled_from([0, 0, 0, *(1 << k for k in range(7)), 3, 6, 9, 18, 24, 33, 96]) | st.integers(
+    0, 127
+)
 REDUCTIONS = st.sampled_from(
     [{}, {"reduction": "mean"}, {"normalizer": 7.5}, {"reduction": "sum"}, *[{"reduction": "none"}] * 3]
 )
@@ -121,7 +69,9 @@ def maybe(draw, *values):
 def shape_of_rows(draw):
     """A batch, its number of classes, and where their axis goes, from the front and from the back."""
     n_classes = draw(st.sampled_from(CLASS_COUNTS * 20 + LONG))
-    batch = draw(st.sampled_from([b for b in BATCHES if np.prod(b) * n_classes <= MOST] or [(1,), (2,), (5,)]))
+    batch = draw(
+        st.sampled_from([b for b in BATCHES if np.prod(b) * n_classes <= MOST] or [(1,), (2,), (5,)])
+    )
     if n_classes == 0:
         batch = draw(st.sampled_from([(0,), (0, 2), (3, 0, 1)]))
     axis = draw(st.integers(0, len(batch)))
@@ -149,7 +99,9 @@ def logits(draw, rng, n_rows, n_classes, kinds=tuple(KINDS), dtypes=LOGIT_DTYPES
     some = tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=5)))
     if dtype.kind in "biu":
         low, high = (0, 2) if dtype.kind == "b" else (-128, 128) if dtype.kind == "i" else (0, 2**20)
-        return rng.integers(low, high, (n_rows, n_classes)).astype(dtype), rng.integers(0, max(n_classes, 1), n_rows)
+        return rng.integers(low, high, (n_rows, n_classes)).astype(dtype), rng.integers(
+            0, max(n_classes, 1), n_rows
+        )
     if n_classes == 0:
         return np.empty((n_rows, 0), dtype), np.zeros(n_rows, int)
     x, y = nasty(dtype, n_rows, n_classes, some, int(rng.integers(2**31)))

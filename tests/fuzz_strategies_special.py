@@ -2,13 +2,13 @@
 
 import numpy as np
 from conftest import DTYPES
+from fuzz_memory import in_memory
 from fuzz_strategies import (
     LAYOUTS,
     LOGIT_DTYPES,
     SEEDS,
     Case,
     broadcastable,
-    in_memory,
     logits,
     maybe,
     probabilities,
@@ -46,7 +46,9 @@ def logsumexps(draw):
     rng = np.random.default_rng(draw(SEEDS))
     a, axis = rows(draw, rng)
     options = {"axis": axis if draw(st.booleans()) else some_axes(draw, a.ndim)}
-    options |= draw(st.sampled_from([{}, {"keepdims": True}])) | draw(st.sampled_from([{}, {"return_sign": True}]))
+    options |= draw(st.sampled_from([{}, {"keepdims": True}])) | draw(
+        st.sampled_from([{}, {"return_sign": True}])
+    )
     arrays = {"a": in_memory(rng, a, draw(LAYOUTS))}
     # float16 and bfloat16 promote to float32 in NumPy alone
     dtype = maybe(draw, *(d for d in LOGIT_DTYPES if {d.name, a.dtype.name} != {"float16", "bfloat16"}))
@@ -64,7 +66,9 @@ def measures(draw):
     batch, n_classes, axis = shape_of_rows(draw)
     shape = (*batch[:axis], n_classes, *batch[axis:])
     base = maybe(draw, 2, 10, 0.5, 3, 256)
-    options = {"axis": axis - draw(st.sampled_from([0, len(shape)]))} | ({} if base is None else {"base": base})
+    options = {"axis": axis - draw(st.sampled_from([0, len(shape)]))} | (
+        {} if base is None else {"base": base}
+    )
     dtype = draw(st.sampled_from(LOGIT_DTYPES))
     arrays = {"p": in_memory(rng, probabilities(rng, shape, dtype), draw(LAYOUTS))}
     if draw(st.booleans()):
@@ -89,7 +93,9 @@ def log_losses(draw):
     p /= p.sum(axis=1, keepdims=True)
     options = {"normalize": draw(st.booleans()), "labels": np.arange(n_classes)}
     arrays = {"y_true": in_memory(rng, rng.integers(0, n_classes, n), 0)}
-    arrays["y_proba"] = in_memory(rng, p[:, 1] if n_classes == 2 and draw(st.booleans()) else p, draw(LAYOUTS) & 15)
+    arrays["y_proba"] = in_memory(
+        rng, p[:, 1] if n_classes == 2 and draw(st.booleans()) else p, draw(LAYOUTS) & 15
+    )
     eps = maybe(draw, "auto", 0, 1e-3)
     if eps is not None:
         options["eps"] = eps

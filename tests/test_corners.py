@@ -1,5 +1,6 @@
 """Calls that a faulty walk, factor or sum would get wrong while all others stay right."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import DTYPES, FLOATS, GRAD_ULP, LOSS_ULP, assert_ulp, bits
@@ -192,3 +193,74 @@ def test_one_term_of_weights_and_smoothing(n_classes):
     exact_loss, exact_grad = reference.cross_entropy_and_grad(x, q, **options)
     assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype])
     assert_ulp(grad, exact_grad, GRAD_ULP[grad.dtype])
+
+
+SIGNALLING = {"float32": "<u4 0x7fa00000", "float64": "<u8 0x7ff4000000000000", "float16": "<u2 0x7d00"}
+
+
+@pytest.mark.parametrize("name", SIGNALLING)
+def test_conversions_do_not_warn(name):
+    """A signalling NaN, or a number beyond the narrower dtype, in an argument that is converted."""
+    dtype, pattern = SIGNALLING[name].split()
+    odd = np.array([1, 2, 1], name)
+    odd[1:2] = np.array([int(pattern, 16)], dtype).view(name)
+    for x_dtype in (np.float32, np.float64):
+        x = np.zeros((3, 3), x_dtype)
+        for options in ({}, {"label_smoothing": 0.1}):
+            loss = fastce.cross_entropy(x, [0, 0, 2], weight=odd, reduction="none", **options)
+            assert np.isnan(loss).any() == bool(options)
+            assert np.isnan(fastce.cross_entropy(x, [0, 1, 2], sample_weight=odd, reduction="none")[1])
+        assert np.isnan(fastce.logsumexp(odd, b=np.ones(3, x_dtype)))
+    assert np.isnan(fastce.logsumexp(np.ones(3), b=odd))
+    for function in (fastce.information.entropy, fastce.information.self_information):
+        with pytest.raises(ValueError, match="p is nan at"):
+            function(odd)
+    x = np.zeros((1, 3), np.float32)
+    assert isinstance(fastce.cross_entropy(x, [0], weight=[1, 1, 1e300], label_smoothing=0.1), float)
+    large = np.full(1000, 65504, np.float16)
+    assert fastce.logsumexp(large, b=large) == np.inf
+    assert np.isnan(fastce.logsumexp(np.array([np.nan], ml_dtypes.bfloat16)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_in_the_place_of_the_label_is_not_lost_by_a_weight_of_0(dtype):
+    for n_classes in (2, 60, 130, 9000):
+        x, y = np.zeros((2, n_classes), dtype), np.array([1, 1])
+        x[0, 1] = np.nan
+        for options in ({"sample_weight": [0, 0]}, {"weight": np.zeros(n_classes)}):
+            for more in ({}, {"temperature": 2}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"softcap": 3}):
+                loss = fastce.cross_entropy(x, y, reduction="none", **options, **more)
+                assert np.isnan(loss[0])
+                assert np.isfinite(loss[1])
+            loss = fastce.focal_loss(x, y, reduction="none", **options)
+            assert np.isnan(loss[0])
+            assert loss[1] == 0
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_hessian_of_a_z_loss_alone(dtype):
+    """Where the weight of the class is 0: that of the square of lse, which may be 0 as well."""
+    far = -90 if dtype == np.float32 else -720
+    for n_classes in (2, 60, 130, 9000):
+        x = np.full((3, n_classes), -np.inf, dtype)
+        x[:, 0] = 0
+        x[1, 1], x[2, 1] = far, -1
+        weight = np.zeros(n_classes)
+        options = {"weight": weight, "z_loss": 0.25, "reduction": "sum"}
+        hess = fastce.cross_entropy_and_hess(x, [1, 1, 1], **options)[2]
+        exact = reference.cross_entropy_and_hess(x, [1, 1, 1], **options)[2]
+        np.testing.assert_allclose(hess, exact.astype(dtype), rtol=1e-6, atol=float(np.finfo(dtype).tiny))
+
+
+@pytest.mark.parametrize("n_classes", [3, 130, 9000])
+def test_factors_of_exps_may_be_any_float32(n_classes, rng):
+    """An exp is kept scaled by 2**96: with the factor in it, it would leave float32 from 2**32 on."""
+    a = np.full(n_classes, -200, np.float32)
+    a[:3] = 0.5, -3, 2
+    for factor in (1e-38, 1e9, 1e10, 1e38):
+        b = rng.uniform(0.5, 2, n_classes).astype(np.float32) * np.float32(factor)
+        exact = reference.logsumexp(a, b=b)
+        assert_ulp(fastce.logsumexp(a, b=b), exact, 4, max(abs(exact), 2))
+        got, sign = fastce.logsumexp(a, b=-b, return_sign=True)
+        assert_ulp(got, exact, 4, max(abs(exact), 2))
+        assert sign == -1

@@ -1,7 +1,7 @@
-"""Every public function, called as hypothesis likes at every level, against the twin within the documented bounds.
+"""Every public function, called as hypothesis likes at every level, against the twin within its bounds.
 
-``python -m pytest tests/test_fuzz.py --fuzz-executions 1000000 --fuzz-seed 7`` runs it for longer. An execution is
-one call of a public function that was compared with the twin, or that had to be refused.
+``python -m pytest tests/test_fuzz.py --fuzz-executions 1000000 --fuzz-seed 7`` runs it for longer. An
+execution is one call of a public function that was compared with the twin, or that had to be refused.
 """
 
 import time
@@ -9,15 +9,14 @@ import time
 import fuzz_expected
 import numpy as np
 import pytest
+from fuzz_memory import in_memory
 from fuzz_refusals import damages
 from fuzz_strategies import (
-    LAYOUTS,
     binary_focal_losses,
     binary_losses,
     binary_probabilities,
     cross_entropies,
     focal_losses,
-    in_memory,
     log_probabilities,
     margins,
 )
@@ -70,7 +69,13 @@ def outs_of(case, name, intervals):
     """Arrays to write into for a call: none, anywhere in memory, or the first argument itself."""
     rng, first = case.rng, next(iter(case.arrays))
     writes = {"softmax": ["out"], "log_softmax": ["out"], "logsumexp": ["out"]}.get(name, [])
-    writes = ["out"] if name.endswith("_and_grad") else ["out", "hess_out"] if name.endswith("_and_hess") else writes
+    writes = (
+        ["out"]
+        if name.endswith("_and_grad")
+        else ["out", "hess_out"]
+        if name.endswith("_and_hess")
+        else writes
+    )
     if not writes:
         return {}, {}
     a = case.arrays[first].a
@@ -80,7 +85,7 @@ def outs_of(case, name, intervals):
         if "b" in case.arrays:
             dtype = np.promote_types(dtype, fuzz_expected.logits_dtype(case.arrays["b"].a))
     outs, replaced = {}, {}
-    for k, parameter in enumerate(writes):
+    for parameter in writes:
         how = rng.integers(4)
         may_be = name != "logsumexp" and a.dtype.kind not in "biu" and a.flags.writeable and not replaced
         if how == 0 or (how == 1 and may_be):
@@ -89,18 +94,22 @@ def outs_of(case, name, intervals):
             else:
                 outs[parameter] = None
         else:
-            bits = int(rng.choice([0, 1, 2, 4, 8, 15])) | (16 if rng.random() < 0.2 and dtype == a.dtype else 0)
+            bits = int(rng.choice([0, 1, 2, 4, 8, 15])) | (
+                16 if rng.random() < 0.2 and dtype == a.dtype else 0
+            )
             outs[parameter] = in_memory(rng, np.zeros(shape, dtype), bits)
             # gradients of swapped logits are swapped
-            if not name.startswith(("softmax", "log")) and a.dtype.kind not in "biu" and (
-                outs[parameter].a.dtype != a.dtype
+            if (
+                not name.startswith(("softmax", "log"))
+                and a.dtype.kind not in "biu"
+                and (outs[parameter].a.dtype != a.dtype)
             ):
                 outs[parameter] = in_memory(rng, np.zeros(shape, a.dtype), bits & 15)
     return {k: m for k, m in outs.items() if m is not None}, replaced
 
 
 def call(case, name, arrays, more):
-    values = {k: m.a for k, m in arrays.items()}
+    values = {k: getattr(m, "a", m) for k, m in arrays.items()}
     positional = [values.pop(k) for k in list(values) if k in POSITIONAL]
     options = case.options
     if name == "self_information":
@@ -109,7 +118,7 @@ def call(case, name, arrays, more):
 
 
 def check(case, name, intervals):
-    """One execution: results within their intervals, outputs where they were asked for, all else as it was."""
+    """An execution: results within their intervals, outputs where they were wanted, all else as before."""
     outs, replaced = outs_of(case, name, intervals)
     arrays = case.arrays | replaced
     more = {k: m.a for k, m in outs.items()}
@@ -128,13 +137,15 @@ def check(case, name, intervals):
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
             raise AssertionError(
-                f"{name} at {_kernels.kernels.__name__}, {more.keys()}: {wrong.sum()} of {wrong.size} wrong, "
+                f"{name} at {_kernels.kernels.__name__}, {[*more]}: {wrong.sum()} of {wrong.size} wrong, "
                 f"{place} is {np.asarray(result)[place]!r}; expected {expected.low[place]!r} to "
                 f"{expected.high[place]!r}"
             )
-    for k, (parameter, memory) in enumerate(outs.items()):
-        written = results[0 if name in ("softmax", "log_softmax", "logsumexp") else 1 + (parameter == "hess_out")]
-        assert written is memory.a, f"{parameter}, {k}"
+    for parameter, memory in outs.items():
+        written = results[
+            0 if name in ("softmax", "log_softmax", "logsumexp") else 1 + (parameter == "hess_out")
+        ]
+        assert written is memory.a, parameter
         assert memory.is_whole_outside(), f"{name} wrote outside of {parameter}"
 
 
@@ -145,9 +156,7 @@ def check_refused(case, name, damage):
     bad = case._replace(arrays=arrays, options=options)
     given = {k: getattr(m, "a", m) for k, m in more.items()}
     with pytest.raises(errors) as caught:
-        values = {k: getattr(m, "a", m) for k, m in arrays.items()}
-        positional = [values.pop(k) for k in list(values) if k in POSITIONAL]
-        function_of(name, arrays)(*positional, **values, **bad.options, **given)
+        call(bad, name, arrays, given)
     assert str(caught.value)
     for k, m in (arrays | more).items():
         assert not hasattr(m, "raw") or m.raw.tobytes() == before[k], f"{name} wrote to {k}"
@@ -186,6 +195,8 @@ def test_fuzz(family, request, record_property):
     total = sum(share for *_, share in FAMILIES.values())
     budget = request.config.getoption("--fuzz-executions")
     start = time.perf_counter()
-    n = fuzz(family, max(1, int(budget * FAMILIES[family][2] / total)), request.config.getoption("--fuzz-seed"))
+    n = fuzz(
+        family, max(1, int(budget * FAMILIES[family][2] / total)), request.config.getoption("--fuzz-seed")
+    )
     record_property("executions", n)
     print(f"{family}: {n} executions in {time.perf_counter() - start:.0f} s")

@@ -1,28 +1,28 @@
-"""Fuzz the public functions with raw bytes, guided by the coverage of their Python layer and, where they were
-compiled for it, of the kernels.
+"""Fuzz the public functions with raw bytes, guided by coverage of Python code, and of kernels built for it.
 
     pip install atheris && python tools/fuzz_bytes.py -atheris_runs=1000000
 
-The bytes of an input say which function is called, with arrays of what dtype, shape and strides, where they lie in
-memory, what they hold, and with which options. Whatever they are, a call must
+The bytes of an input say which function is called with which options, and with arrays of what dtype, shape,
+strides and place in memory, and what they hold. Whatever they are, a call must
 
 - return, or raise one of the documented exceptions; if it raises, nothing is written;
 - write to nothing but `out` and `hess_out`;
 - give, bit for bit, what one thread gives for fresh contiguous copies of the rows, class axis last;
-- where the numbers are everyday ones agree with the twin to a thousandth: `tests/test_fuzz.py` counts the ULP.
+- agree with the twin to a thousandth where numbers are plain (`tests/test_fuzz.py` counts ULP).
 
-Options beginning with a dash are libFuzzer's: `-max_total_time=60`, `-seed=1`, a folder to keep the corpus in. To
-guide it by the kernels as well, build them with Clang first, which finds reads beyond arrays, too::
+Options that begin with a dash are libFuzzer's, as `-max_total_time=60` or `-seed=1`; a folder keeps inputs.
+To guide it by the kernels as well, build them with Clang first, which finds reads beyond arrays, too::
 
-    CC=clang CFLAGS="-fsanitize=address,fuzzer-no-link -O1 -g" LDSHARED="clang -shared -fsanitize=address,fuzzer-no-link" \\
-        python setup.py build_ext --inplace
-    ASAN_OPTIONS=detect_leaks=0 \\
-    LD_PRELOAD=$(python -c "import atheris; print(atheris.path())")/asan_with_fuzzer.so python tools/fuzz_bytes.py
+    export CFLAGS="-fsanitize=address,fuzzer-no-link -g1" ASAN_OPTIONS=detect_leaks=0
+    CC=clang LDSHARED="clang -shared $CFLAGS" python setup.py build_ext --inplace
+    export LD_PRELOAD="$(python -c "import atheris; print(atheris.path())")/asan_with_fuzzer.so"
+    python tools/fuzz_bytes.py
 """
 
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import atheris
@@ -37,9 +37,29 @@ from fastce import reference
 FILL = 0xFF  # of every byte that no array has: NaN, and labels out of range
 ERRORS = (TypeError, ValueError, IndexError, OverflowError)  # AxisError is two of them
 FLOATS = [np.dtype(t) for t in ("f4", "f8", "f2", ml_dtypes.bfloat16, ">f4", ">f8", ">f2")]
-OTHERS = [np.dtype(t) for t in ("i1", "u1", "i2", "i4", "i8", "u8", ">i4", ">u2", "?", "c8", "g", "S2", "M8[s]", "O")]
+OTHERS = [
+    np.dtype(t)
+    for t in ("i1", "u1", "i2", "i4", "i8", "u8", ">i4", ">u2", "?", "c8", "g", "S2", "M8[s]", "O")
+]
 SIZES = (0, 1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 57, 113, 130)
-NUMBERS = (0, 1, -1, 0.5, 2, 1e-3, 30, 1e18, 1e-18, 1e300, -100, float("nan"), float("inf"), -float("inf"), 5e-324, 7)
+NUMBERS = (
+    0,
+    1,
+    -1,
+    0.5,
+    2,
+    1e-3,
+    30,
+    1e18,
+    1e-18,
+    1e300,
+    -100,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    5e-324,
+    7,
+)
 ODD = (None, "1", "mean", "none", 1.5, 2**70, -(2**70), True, (0, 1), 1j, [], b"x")
 
 ROW_OPTIONS = ("axis", "weight", "sample_weight", "ignore_index", "reduction", "normalizer", "n_threads")
@@ -71,6 +91,9 @@ FUNCTIONS = {
     "set_num_threads": (0, ()),
 }
 ARRAYS = {"weight", "sample_weight", "pos_weight", "b", "out", "hess_out"}
+
+
+calls = {"all": 0, "accepted": 0}
 
 
 class Memory:
@@ -114,7 +137,7 @@ class Bytes(atheris.FuzzedDataProvider):
         return tuple(shape)
 
     def memory(self, shape, dtype):
-        """Any order of axes, steps of either sign and of 0, any alignment; now and then any strides at all."""
+        """Any order of axes, steps of either sign and of 0, any alignment; sometimes any strides at all."""
         order, step = list(range(len(shape))), dtype.itemsize
         if self.ConsumeBool():
             order = [order.pop(self.ConsumeIntInRange(0, len(order) - 1)) for _ in shape]
@@ -148,6 +171,8 @@ class Bytes(atheris.FuzzedDataProvider):
                 n = int(np.prod(shape)) * dtype.itemsize
                 values = np.resize(some, n).view(dtype.newbyteorder("=") if dtype.kind != "b" else np.uint8)
                 memory.fill(values.reshape(shape).astype(dtype))
+            # Where elements overlap they hold parts of each other.
+            is_tame &= bool((abs(memory.a.astype(float)) <= 4).all())
         memory.a.flags.writeable = self.often()
         return memory, is_tame
 
@@ -165,7 +190,7 @@ class Bytes(atheris.FuzzedDataProvider):
 
 
 def arguments(data, name, n_positional, parameters):
-    """Arrays in memory, all arguments by name, and whether the twin's answer to them is known to three digits."""
+    """Arrays in memory, all arguments by name, and whether the twin knows three digits of the answer."""
     shape = data.shape()
     dtype = data.one(FLOATS) if data.often() else data.one(OTHERS)
     axis = data.ConsumeIntInRange(-len(shape), len(shape) - 1) if shape else 0
@@ -189,11 +214,15 @@ def arguments(data, name, n_positional, parameters):
         elif parameter in ("out", "hess_out"):
             given[parameter] = an_out(data, given["first"], shape, dtype)
         elif parameter in ARRAYS:
-            fitting = {"weight": shape[axis : axis + 1 or None] if "axis" in parameters and shape else shape,
-                       "sample_weight": tuple(int(n) for n in np.delete(shape, axis)) if shape else ()}
+            fitting = {
+                "weight": shape[axis : axis + 1 or None] if "axis" in parameters and shape else shape,
+                "sample_weight": tuple(int(n) for n in np.delete(shape, axis)) if shape else (),
+            }
             fitting = fitting.get(parameter, shape[-1:])
             fitting = fitting if data.often() else data.shape()
-            given[parameter], known = data.array(fitting, data.one(FLOATS) if data.often() else data.one(OTHERS))
+            given[parameter], known = data.array(
+                fitting, data.one(FLOATS) if data.often() else data.one(OTHERS)
+            )
             tame &= known
         elif parameter == "n_threads":
             given[parameter] = data.one((1, 2, 3, 8)) if data.often() else data.number()
@@ -243,7 +272,10 @@ def bits(a):
 
 def fresh(given, name):
     """The same numbers in arrays of their own, classes last, for one thread."""
-    copies = {k: np.array(plain(v), order="C") if isinstance(v, Memory | np.ndarray) else v for k, v in given.items()}
+    copies = {
+        k: np.array(plain(v), order="C") if isinstance(v, Memory | np.ndarray) else v
+        for k, v in given.items()
+    }
     for k in ("out", "hess_out"):
         copies.pop(k, None)
     if "n_threads" in copies:
@@ -252,9 +284,9 @@ def fresh(given, name):
 
 
 def takes_the_same_walk(name, given):
-    """Few classes, or classes that are close to each other: rows then have the same bits wherever they are."""
+    """Few classes, or classes close to each other: rows then have the same bits wherever they are."""
     a = plain(given["first"])
-    if "axis" not in given or not a.ndim or "log" == name[:3]:
+    if "axis" not in given or not a.ndim or name[:3] == "log":
         return name.startswith("binary") or name == "nll_loss"
     if not isinstance(given["axis"], int):
         return False
@@ -276,25 +308,30 @@ def test_one_input(data):
         setattr(_kernels, module, _kernels.load(level, module))
     if name == "set_num_threads":
         n = data.number()
-        try:
+        with suppress(*ERRORS):
             fastce.set_num_threads(n)
-        except ERRORS:
-            pass
         fastce.set_num_threads(2)
         return
     given, tame = arguments(data, name, *FUNCTIONS[name])
     memories = [v for v in given.values() if isinstance(v, Memory)]
     copies = fresh(given, name)
+    calls["all"] += 1
+    if calls["all"] % 50_000 == 0:
+        print(f"{calls['all']} calls, {calls['accepted']} of them accepted", file=sys.stderr)
+        assert calls["accepted"] > calls["all"] / 20, "hardly any arguments fit: not much is tested"
+    error = None
     try:
         results = results_of(call(name, given))
-    except ERRORS as error:
+    except ERRORS as raised:
+        error = raised
+    if error is not None:
         assert str(error), "an error that says nothing"
         assert all(m.unwritten() for m in memories), f"{name} wrote, and raised {error!r}"
         return
+    calls["accepted"] += 1
     outs = [plain(given[k]) for k in ("out", "hess_out") if given.get(k) is not None]
     for memory in memories:
         inside = [a for a in outs if np.may_share_memory(a, memory.raw)]
-        assert len(inside) <= 1 or len(memories) < 2 or len(inside) == 2
         if len(inside) == 1:
             assert memory.unwritten_but_for(inside[0]), f"{name} wrote beyond an array"
         elif not inside:
@@ -315,7 +352,9 @@ def test_one_input(data):
 
 def compare_with_twin(name, given, results):
     given.pop("n_threads", None)
-    expected = results_of(call(name, given, reference))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of signalling NaN
+        expected = results_of(call(name, given, reference))
     assert len(expected) == len(results)
     for one, exact in zip(results, expected, strict=True):
         one = np.asarray(one)
@@ -334,6 +373,7 @@ def compare_with_twin(name, given, results):
 
 def main():
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", module=r"scipy\.")  # which computes complex numbers
     fastce.set_num_threads(2)
     for function in (arguments, an_out, *(f for f in vars(Bytes).values() if callable(f))):
         atheris.instrument_func(function)

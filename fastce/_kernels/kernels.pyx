@@ -146,16 +146,18 @@ cdef class ClassWeight:
                 f"weight has shape {np.shape(self.given)}; expected ({cnp.PyArray_DIM(logits, axis)},), "
                 "one for each class"
             )
-        self.wide = np.require(self.given, np.float64, "CA")
+        with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
+            self.wide = np.require(self.given, np.float64, "CA")
         return self
 
     cdef void add_to(self, Formula *f, cnp.ndarray logits):
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
-            self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
+            with np.errstate(all="ignore"):
+                self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
+                f.total_weight = (<object>self.terms).sum(dtype=np.float64)
             f.term_weight = cnp.PyArray_DATA(self.terms)
             f.weights_positive = (<object>self.terms).min(initial=1) > 0
-            f.total_weight = (<object>self.terms).sum(dtype=np.float64)
 
 
 cdef cnp.ndarray as_targets(object given, bint *are_labels):
@@ -214,7 +216,8 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
         if given_weight is not None:
             weight = as_floats(given_weight, "sample_weight")
             if format_of(weight) > FORMAT_F32:
-                weight = weight.astype(np.float32)
+                with np.errstate(invalid="ignore"):
+                    weight = weight.astype(np.float32)
             check_batch_shape(weight, "sample_weight", logits, axis)
             add_weights(p, weight)
 

@@ -197,8 +197,8 @@ def largest_terms(
         the reduction's divisor is not.
     grad : wide ndarray of the shape of `logits`
         For each element the largest magnitude among ``Q p_j``, ``d_j`` and the terms of
-        ``2 z_loss lse p_j``, at the target among ``Q r / s``, `D` and the latter, where lse counts as at least the
-        rounding error of a sum of exps in units of the logits' dtype; with `softcap`
+        ``2 z_loss lse p_j``, at the target among ``Q r / s``, `D` and the latter, where lse counts as
+        at least the rounding error of a sum of exps in units of the logits' dtype; with `softcap`
         those with ``p_j`` count ``max(1, |z_j|, |m|)`` times, as an error of `z` becomes one of
         ``exp(z - m)``. Divided by what divides the gradient.
     """
