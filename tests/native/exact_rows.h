@@ -125,7 +125,8 @@ static void exact_margin(const Case *c, const Given *row, const Wide *z, Exact *
     moved[y] = (beyond ? z[y] - m2 * sinl(m2) : z[y] * cosl(m2) - sine * sinl(m2)) - c->margin3;
     sum_exps(moved, row->n, y, 1 / (Wide)c->scale, &a);
     const Wide w = row->sample * row->w[y], rest = a.rest / a.s;
-    const Wide size = unit * c->scale * (1 + m2 + c->margin3), slopes = fabsl(cosl(m2)) + fabsl(z[y] * sinl(m2)) / divisor;
+    const Wide size = unit * c->scale * (1 + m2 + c->margin3);
+    const Wide slopes = fabsl(cosl(m2)) + fabsl(z[y] * sinl(m2)) / divisor;
     out->loss = w * (c->scale * (a.m - moved[y]) + a.log_s);
     out->loss_scale = fmaxl(out->loss, w * rest * size);
     for (ptrdiff_t j = 0; j < row->n; j++) {

@@ -56,7 +56,8 @@ static Exact focal_exact(Wide x, int y, Wide c, Wide gamma)
 {
     const Wide toward = y ? -x : x, t = expl(-fabsl(x)), sigma = toward > 0 ? 1 / (1 + t) : t / (1 + t);
     const Wide p = toward > 0 ? t / (1 + t) : 1 / (1 + t), bce = (toward > 0 ? toward : 0) + log1pl(t);
-    const Wide power = powl(sigma, gamma), slope = c * power * sigma * (1 + (sigma == 0 ? gamma : gamma * p * bce / sigma));
+    const Wide power = powl(sigma, gamma), more = sigma == 0 ? gamma : gamma * p * bce / sigma;
+    const Wide slope = c * power * sigma * (1 + more);
     Exact e = {c * power * bce, y ? -slope : slope, slope, 0};
     return e;
 }
@@ -80,7 +81,8 @@ static double some_number(const Case *c, int format, int i)
 {
     const double end = format == FORMAT_F64 ? 750 : 106;
     if (c->options.formula == NEGATIVE_LOG) return i % 2 ? uniform(0, 2) : exp(uniform(-80, 80));
-    if (c->options.formula == OF_PROBABILITIES) return i % 2 ? uniform(0, 1) : i % 4 ? exp(uniform(-90, 0)) : i % 8 != 0;
+    if (c->options.formula == OF_PROBABILITIES)
+        return i % 2 ? uniform(0, 1) : i % 4 ? exp(uniform(-90, 0)) : i % 8 != 0;
     if (i % 50 == 0) return i % 100 ? end : -end;
     return i % 3 == 0 ? normal(3) : i % 3 == 1 ? uniform(-end, end) : normal(1) * exp(uniform(-40, 0));
 }
@@ -114,7 +116,8 @@ static void check_case(const Case *c, int format, int target_format, Place where
     Pair blocks[3] = {{0, 0}};
     const ptrdiff_t n_strips = (n + STRIP - 1) / STRIP;
     ptrdiff_t run;
-    if (e.operand[TARGET].data) expect(!run_strips(&e, 0, n_strips, 1, blocks), "a target is said to be outside [0, 1]");
+    if (e.operand[TARGET].data)
+        expect(!run_strips(&e, 0, n_strips, 1, blocks), "a target is said to be outside [0, 1]");
     for (ptrdiff_t k = 0; k < n_strips; k++)
         expect(!run_strips(&e, k, k + 1, 0, &blocks[k]), "an element is said to be outside its range");
     Wide sum = 0;
@@ -126,7 +129,8 @@ static void check_case(const Case *c, int format, int target_format, Place where
         else if (c->options.formula == WITH_LOGITS) exact = with_logits_exact(x[i], a, b);
         else if (c->options.formula == NEGATIVE_LOG) exact.loss = -logl(x[i]);
         else exact.loss = y[i] ? fminl(-logl(x[i]), 100) : fminl(-log1pl(-(Wide)x[i]), 100);
-        const double more = is_focal ? (computed == FORMAT_F64 ? 3 : 1) * c->options.gamma : 0; /* a power of an error */
+        const double powers = computed == FORMAT_F64 ? 3 : 1; /* of an error */
+        const double more = is_focal ? powers * c->options.gamma : 0;
         const double bound = rounding + (GRAD_ULP[format] - rounding) + more * (rounding ? 0x1p-11 : 1);
         sum += exact.loss;
         check("loss", 0, i, computed, number(&e.operand[LOSS], i), exact.loss, exact.loss, LOSS_ULP[format] + more,

@@ -15,7 +15,8 @@ static const Case CASES[] = {
     {.name = "smoothing alone", .kind = CROSS_ENTROPY, .smoothing = 0.1, .factor = 1.5},
     {.name = "z-loss", .kind = CROSS_ENTROPY, .z_loss = 0.3, .has_hess = 1, .factor = 1.5},
     {.name = "distributions", .kind = CROSS_ENTROPY, .has_q = 1, .factor = 1.5},
-    {.name = "weighted distributions", .kind = CROSS_ENTROPY, .smoothing = 0.2, .has_q = 1, .has_weight = 1, .factor = 1.5},
+    {.name = "weighted distributions", .kind = CROSS_ENTROPY, .smoothing = 0.2, .has_q = 1, .has_weight = 1,
+     .factor = 1.5},
     {.name = "softcap", .kind = CROSS_ENTROPY, .softcap = 5, .temperature = 0.7, .has_hess = 1, .factor = 2},
     {.name = "focal", .kind = FOCAL, .gamma = 2, .has_weight = 1, .factor = 2},
     {.name = "focal 1/2", .kind = FOCAL, .gamma = 0.5, .factor = 1.25},
@@ -36,8 +37,8 @@ static int format_of_loss(int format) { return format == FORMAT_F64 ? FORMAT_F64
 /* ---- Rows ---------------------------------------------------------------------------------- */
 
 /* Those after OF_TERMS are for losses of one term: sums of terms of the largest numbers overflow. */
-enum { NORMAL, WIDE_RANGE, CONFIDENT, SURE, WRONG, OFFSET, EQUAL, TIES, MASKED, SWAMPED, SUBNORMAL, SURELY_SUBNORMAL, STEP,
-       TINY, SKIPPED, OF_TERMS, TARGET_MASKED = OF_TERMS, EXTREME, WITH_NAN, WITH_INFINITY, ALL_MASKED, N_KINDS };
+enum { NORMAL, WIDE_RANGE, CONFIDENT, SURE, WRONG, OFFSET, EQUAL, TIES, MASKED, SWAMPED, SUBNORMAL, SURELY_SUBNORMAL,
+       STEP, TINY, SKIPPED, OF_TERMS, TARGET_MASKED = OF_TERMS, EXTREME, WITH_NAN, WITH_INFINITY, ALL_MASKED, N_KINDS };
 
 static ptrdiff_t make_row(int kind, int format, ptrdiff_t n, double *x)
 {
@@ -81,7 +82,8 @@ static Batch make_batch(const Case *c, int format, ptrdiff_t n_rows, ptrdiff_t n
     const ptrdiff_t first_kind = n_rows < N_KINDS ? below(N_KINDS) : 0;
     Batch b = {format, n_rows, n, memory(n_rows * n * 8), memory(n_rows * n * 8), memory(n * 8), memory(n_rows * 8),
                memory(n_rows * 8)};
-    const int of_one_term = c->kind == CROSS_ENTROPY && !c->has_q && !c->smoothing && !c->z_loss && !c->softcap && !c->has_hess;
+    const int of_one_term = c->kind == CROSS_ENTROPY && !c->has_q && !c->smoothing && !c->z_loss && !c->softcap
+                            && !c->has_hess;
     const int without_nan = c->kind == SOFTMAX || c->kind == LOG_SOFTMAX || c->kind == LOG_SUM_EXP || c->has_q;
     for (ptrdiff_t j = 0; j < n; j++) b.w[j] = c->has_weight ? (float)uniform(0.5, 2) : 1;
     for (ptrdiff_t i = 0; i < n_rows; i++) {
@@ -98,7 +100,8 @@ static Batch make_batch(const Case *c, int format, ptrdiff_t n_rows, ptrdiff_t n
         }
         if (c->has_q && c->kind == CROSS_ENTROPY) { /* the class whose term stays out of the sums */
             b.label[i] = 0;
-            for (ptrdiff_t j = 0; j < n; j++) b.label[i] = q[j] * b.w[j] > q[b.label[i]] * b.w[b.label[i]] ? j : b.label[i];
+            for (ptrdiff_t j = 0; j < n; j++)
+                if (q[j] * b.w[j] > q[b.label[i]] * b.w[b.label[i]]) b.label[i] = j;
         }
     }
     return b;
@@ -163,7 +166,8 @@ static int walks_across(const Case *c, const Batch *b, const Layout *layout)
 
 static Formula formula_of(const Case *c, const Batch *b, float *narrow)
 {
-    Formula f = {.kind = c->kind, .normalizer = 1, .label_share = 1 - c->smoothing, .z_loss = c->z_loss, .gamma = c->gamma};
+    Formula f = {.kind = c->kind, .normalizer = 1, .label_share = 1 - c->smoothing, .z_loss = c->z_loss,
+                 .gamma = c->gamma};
     set_temperature(&f.temperature, 1, c->temperature);
     f.even = c->smoothing / (double)b->n;
     f.has_terms = c->kind == CROSS_ENTROPY && (c->smoothing != 0 || c->has_q);
@@ -250,6 +254,11 @@ static Got new_results(const Batch *b, Place where)
                  place(where, b->format, b->n_rows, b->n), 0, 0};
 }
 
+static void release_results(Got *got)
+{
+    free(got->loss), free(got->sign), free(got->grad.memory), free(got->hess.memory);
+}
+
 static int same_bits(double a, double b) { return memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b)); }
 
 /* The same rows, swept by the same walk: the same bits, wherever they stand. */
@@ -269,7 +278,8 @@ static void check_same(const Case *c, const Batch *b, const Got *got, const Got 
 static void check_exact(const Case *c, const Batch *b, const Got *got, double worst[3])
 {
     static Exact exact;
-    const int format = b->format, computed = format_of_loss(format), is_softmax = c->kind == SOFTMAX || c->kind == LOG_SOFTMAX;
+    const int format = b->format, computed = format_of_loss(format);
+    const int is_softmax = c->kind == SOFTMAX || c->kind == LOG_SOFTMAX;
     const double rounding = format > FORMAT_F32 ? 0.5 : 0, *ulp = is_softmax ? SOFTMAX_ULP : GRAD_ULP;
     const double bound = rounding + c->factor * (ulp[format] - rounding);
     const double tiny = tiny_of(computed), vague = 0x1p20 * tiny; /* an element of a Hessian is a product of two */
@@ -288,8 +298,8 @@ static void check_exact(const Case *c, const Batch *b, const Got *got, double wo
             else check("gradient", i, j, format, g, exact.grad[j], exact.grad_scale[j], bound, &worst[1]);
             if (!c->has_hess) continue;
             if (exact.hess_scale[j] < vague && !isnan(exact.hess[j])) expect(fabs(h) <= 2 * vague, "subnormal Hessian");
-            else check("Hessian", i, j, format, h, exact.hess[j], exact.hess_scale[j], rounding + 2 * (bound - rounding),
-                       &worst[2]);
+            else check("Hessian", i, j, format, h, exact.hess[j], exact.hess_scale[j],
+                       rounding + 2 * (bound - rounding), &worst[2]);
         }
     }
 }
@@ -319,13 +329,12 @@ static void check_case(const Case *given, int format, ptrdiff_t n_rows, ptrdiff_
             run(&c, &b, &x, &q, 0, &in_place);
             check_same(&c, &b, &in_place, &got);
         }
-        free(split.loss), free(split.sign), free(split.grad.memory), free(split.hess.memory);
+        release_results(&split);
         free(x.memory), free(q.memory);
         if (!same->loss) *same = got;
-        else free(got.loss), free(got.sign), free(got.grad.memory), free(got.hess.memory);
+        else release_results(&got);
     }
-    for (int k = 0; k < 2; k++)
-        if (first[k].loss) free(first[k].loss), free(first[k].sign), free(first[k].grad.memory), free(first[k].hess.memory);
+    for (int k = 0; k < 2; k++) release_results(&first[k]);
     release(&b);
 }
 

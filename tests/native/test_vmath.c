@@ -24,7 +24,8 @@ static void check_exps(int format, double m)
     double worst = 0, base, n;
     m = rounded(format, m);
     for (int i = 0; i < N; i++) {
-        const double gap = i % 3 == 0 ? exp(uniform(-80, 0)) : i % 3 == 1 ? -20 * log(1 - uniform(0, 1)) : uniform(0, -lowest);
+        const double tiny = exp(uniform(-80, 0)), usual = -20 * log(1 - uniform(0, 1)), any = uniform(0, -lowest);
+        const double gap = i % 3 == 0 ? tiny : i % 3 == 1 ? usual : any;
         x[i] = rounded(format, m - gap);
     }
     x[0] = -INFINITY;
@@ -44,7 +45,8 @@ static void check_exps(int format, double m)
         const Wide steps = format == FORMAT_F64 ? exp_steps_f64 : exp_steps_f32, shift = n / steps;
         const Wide scale = format == FORMAT_F64 ? exp_scale_f64 : exp_scale_f32;
         const Wide d = (Wide)x[i] - base, power = rintl(d / LN2_HIGH - shift);
-        const Wide exact = ldexpl(expl((d - (power + shift) * LN2_HIGH) - (power + shift) * LN2_LOW), (int)power) * scale;
+        const Wide reduced = (d - (power + shift) * LN2_HIGH) - (power + shift) * LN2_LOW;
+        const Wide exact = ldexpl(expl(reduced), (int)power) * scale;
         check("exp", 0, i, format, got[i], exact, exact, EXP_ULP[format], &worst);
     }
 }
