@@ -78,6 +78,7 @@ import numpy as np
 import fastce
 from calls import digests
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 x = np.random.default_rng(0).normal(size=(20_000, 200))
 target = np.zeros(len(x), int) if sys.argv[1].startswith("cross") else x > 0
 function, out = getattr(fastce, sys.argv[1]), np.empty_like(x)
