@@ -81,6 +81,11 @@ def cross_entropy(arrays, options):
     size = hessian_scale(hess, grad_scale, given)
     gradient = within_ulp(dtype, grad, bound_of(GRAD_ULP, dtype, factor), grad_scale, exempt)
     hessian = within_ulp(dtype, hess, bound_of(HESS_ULP, dtype, factor), size, row)
+    # A p_j, or 1 - p_j, that is subnormal has few digits, whatever multiplies it.
+    with np.errstate(all="ignore"):
+        least = tiny(row) * largest_factor(given) / min(abs(divisor) or 1, 1)
+    few, loose = size < least, within(dtype, hess, 2 * least)
+    hessian = Interval(np.where(few, loose.low, hessian.low), np.where(few, loose.high, hessian.high))
     if divisor == 0 and not is_hard(target, given):  # terms that the label's weight of 0 does not take out
         loss, gradient, hessian = (anything(e.low.shape) for e in (loss, gradient, hessian))
     elif not is_hard(target, given) and (dtype == np.float64 or "weight" in given):
@@ -95,6 +100,14 @@ def cross_entropy(arrays, options):
         "cross_entropy_and_grad": (loss, gradient),
         "cross_entropy_and_hess": (loss, gradient, hessian),
     }
+
+
+def largest_factor(options):
+    """Of p_j (1 - p_j) in a Hessian: weights, 1 / T^2; at least 1."""
+    factor = max(1, options.get("temperature", 1) ** -2) * (1 + 2 * options.get("z_loss", 0))
+    for name in ("weight", "sample_weight"):
+        factor *= np.max(abs(np.asarray(options.get(name, 1), float)), initial=1)
+    return factor
 
 
 def focal_loss(arrays, options):
