@@ -252,6 +252,14 @@ def test_hessian_of_a_z_loss_alone(dtype):
         np.testing.assert_allclose(hess, exact.astype(dtype), rtol=1e-6, atol=float(np.finfo(dtype).tiny))
 
 
+@pytest.mark.parametrize("factor", [1e-12, 1e-6, 1.0])
+def test_small_factors_of_long_rows(factor, rng):
+    """Of more than one piece: what a sum without factors lost has no place in one with them."""
+    a, b = rng.normal(size=(2, 8192 + 60))
+    exact = reference.logsumexp(a, b=abs(b) * factor)
+    assert_ulp(fastce.logsumexp(a, b=abs(b) * factor), exact, 4, max(abs(exact), 16))
+
+
 @pytest.mark.parametrize("n_classes", [3, 130, 9000])
 def test_factors_of_exps_may_be_any_float32(n_classes, rng):
     """An exp is kept scaled by 2**96: with the factor in it, it would leave float32 from 2**32 on."""

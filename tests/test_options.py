@@ -96,7 +96,7 @@ def problems(draw):
         options["weight"] = rng.uniform(0.5, 2, n_classes).astype(draw(st.sampled_from(["f4", "f8", ">f8"])))
         if of_one_term and draw(st.booleans()):
             options["weight"][~np.isin(np.arange(n_classes), y)] = np.nan  # of classes that no row has
-        elif kind == "labels" and "z_loss" not in options and draw(st.booleans()):
+        elif draw(st.booleans()):
             options["weight"][rng.random(n_classes) < 0.2] = 0
     if draw(st.booleans()):
         options["sample_weight"] = rng.uniform(0.5, 2, rows) * (rng.random(rows) < 0.9)
@@ -168,8 +168,8 @@ def test_hessian(problem, how):
     assert_elements(grad, exact_grad, bound_of(GRAD_ULP, native(grad), factor), grad_scale, "gradient")
 
     size = hessian_scale(exact, grad_scale, options)
-    # Where p_j is subnormal in the precision that is computed in, it has few digits, and large factors.
-    least = 2.0**20 * float(np.finfo(compute_dtype(x.dtype.newbyteorder("="))).tiny)
+    # Where p_j is subnormal in the precision that is computed in, it has few digits.
+    least = float(np.finfo(compute_dtype(x.dtype.newbyteorder("="))).tiny)
     kept = np.asarray(size >= least) | np.isnan(exact.astype(float))
     assert_elements(hess[kept], exact[kept], bound_of(HESS_ULP, native(hess), factor), size[kept], "Hessian")
     assert (abs(hess[~kept].astype(float)) <= 2 * least).all()

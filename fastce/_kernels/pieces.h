@@ -153,7 +153,10 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
         const ptrdiff_t y = is_weighted(tile) ? -1 : target - at;
         double chunk_error, chunk = FN(total_and_error)(
             FN(chunk_sum_of)(x, e, n, &exps, y, FN(source)(tile, 0, at)), &chunk_error);
-        if (is_weighted(tile)) chunk = FN(weighted_sum)(e, FN(q_run)(tile, 0, at, n), n);
+        if (is_weighted(tile)) {
+            chunk = FN(weighted_sum)(e, FN(q_run)(tile, 0, at, n), n);
+            chunk_error = 0; /* it was that of the sum without factors */
+        }
         const double next = sum + chunk, part = next - sum;
         error += chunk_error + ((sum - (next - part)) + (chunk - part));
         sum = next;
