@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -261,7 +262,7 @@ def _checked(base: float | None) -> float:
         return math.e  # math.log(math.e) is exactly 1
     if not isinstance(base, Real) or isinstance(base, bool):
         raise TypeError(f"base is {base!r}; expected a number, or None for e")
-    if not (0 < base < math.inf and base != 1):
+    if not (0 < base <= sys.float_info.max and base != 1):  # float() of a larger int would overflow
         raise ValueError(f"base is {base!r}; expected a finite number above 0 other than 1, or None for e")
     return float(base)
 

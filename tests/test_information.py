@@ -259,7 +259,7 @@ def test_masked_arrays():
             call()
 
 
-@pytest.mark.parametrize("base", [0, -2, 1, 1.0, np.nan, np.inf])
+@pytest.mark.parametrize("base", [0, -2, 1, 1.0, np.nan, np.inf, 2**5000, -(2**5000)])
 def test_base_refused(base):
     for call in calls([0.5, 0.5], [0.5, 0.5], base=base):
         with pytest.raises(ValueError, match=f"base is {base}; expected a finite number above 0"):
