@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -262,9 +261,13 @@ def _checked(base: float | None) -> float:
         return math.e  # math.log(math.e) is exactly 1
     if not isinstance(base, Real) or isinstance(base, bool):
         raise TypeError(f"base is {base!r}; expected a number, or None for e")
-    if not (0 < base <= sys.float_info.max and base != 1):  # float() of a larger int would overflow
+    try:
+        value = float(base)
+    except OverflowError:  # an int beyond float64
+        value = math.inf
+    if not (0 < value < math.inf and value != 1):
         raise ValueError(f"base is {base!r}; expected a finite number above 0 other than 1, or None for e")
-    return float(base)
+    return value
 
 
 def _logarithm(base: float | None) -> tuple[Callable[[NDArray], NDArray], float]:
