@@ -43,6 +43,7 @@ def play(monkeypatch):
         played_cpu = ModuleType("played.cpu")
         played_cpu.features = lambda: frozenset(features)
         monkeypatch.setitem(sys.modules, "played.cpu", played_cpu)
+        monkeypatch.setitem(sys.modules, "played.forks", ModuleType("played.forks"))
         for level, kind in itertools.product(NEEDS, ("kernels", "elementwise")):
             name = f"played._{kind}_{level}"
             module = ModuleType(name)
@@ -151,7 +152,7 @@ def test_features_of_this_processor():
 RUN = """
 import hashlib, sys, types
 cpu = types.ModuleType("fastce._kernels.cpu")
-cpu.features = lambda: frozenset({features})
+cpu.features, cpu.compiler = lambda: frozenset({features}), lambda: "played"
 sys.modules["fastce._kernels.cpu"] = cpu
 import numpy as np
 import fastce
