@@ -95,7 +95,7 @@ def test_hosts_settings(name):
 
     thread = threading.Thread(target=host)
     gc.collect()
-    gc.disable()  # a collection in that thread would compute with whatever earlier tests have left, and raise flags
+    gc.disable()  # a collection in that thread would compute with what earlier tests have left
     try:
         thread.start()
         thread.join()
