@@ -209,9 +209,10 @@ def largest_terms(
     q = batch.at_target(d) + off
     m, penalty = abs(z.m[:, 0]), wide(z_loss)[()]
     lse = np.maximum(m, rows.log_s)  # of the two terms of m + log s the larger
-    # A maximum that is not the target is 1 in r, which may be off by some 2**-54.
+    # A maximum that is not the target is 1 in r, which may be off by 2**-53; in float64 sums of float32 exps
+    # by 2**-57 for each class.
     narrow = np.asarray(logits).dtype.name in ("float32", "float16", "bfloat16")
-    lse = np.maximum(lse, 2.0**-29 if narrow else 2.0**-4)
+    lse = np.maximum(lse, max(2.0**-29, 2.0**-35 * batch.x.shape[1]) if narrow else 2.0**-4)
 
     loss = np.maximum(np.maximum(q * rows.log_s, penalty * lse**2), zero_wins(d, z.gap).sum(axis=1))
     size = 1 + 0 * rows.p
