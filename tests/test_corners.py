@@ -183,16 +183,19 @@ def test_class_weights_anywhere_in_memory(rng):
         assert bits(grad) == bits(expected[1])
 
 
-@pytest.mark.parametrize("n_classes", [2, 300])
-def test_one_term_of_weights_and_smoothing(n_classes):
-    """The row's only term is of a class whose target probability is 0: it is as exact as a label's."""
+@pytest.mark.parametrize("n_classes", [2, 300, 20_000])
+@pytest.mark.parametrize("labels", [False, True])
+def test_one_term_of_weights_and_smoothing(labels, n_classes):
+    """The row's only term is of a class beside its target, whose weight is 0: it is as exact as a label's."""
     x, q, weight = np.zeros((1, n_classes)), np.zeros((1, n_classes)), np.zeros(n_classes)
     x[0, 1], q[0, 0], weight[1] = 30, 1, 1.9
     options = {"weight": weight, "label_smoothing": 0.1, "reduction": "none"}
-    loss, grad = fastce.cross_entropy_and_grad(x, q, **options)
-    exact_loss, exact_grad = reference.cross_entropy_and_grad(x, q, **options)
-    assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype])
-    assert_ulp(grad, exact_grad, GRAD_ULP[grad.dtype])
+    target = np.array([0]) if labels else q
+    for n_threads in (1, 3):
+        loss, grad = fastce.cross_entropy_and_grad(x, target, n_threads=n_threads, **options)
+        exact_loss, exact_grad = reference.cross_entropy_and_grad(x, target, **options)
+        assert_ulp(loss, exact_loss, LOSS_ULP[loss.dtype])
+        assert_ulp(grad, exact_grad, GRAD_ULP[grad.dtype])
 
 
 SIGNALLING = {"float32": "<u4 0x7fa00000", "float64": "<u8 0x7ff4000000000000", "float16": "<u2 0x7d00"}

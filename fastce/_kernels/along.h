@@ -99,7 +99,8 @@ static void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
     const char *q = tile->q ? tile->q + i * tile->q_layout.row_stride + rows->label[i] * tile->q_layout.class_stride
                             : NULL;
     const double q_y = q ? load_number(q, tile->q_layout.format, tile->q_layout.swapped) : 0;
-    rows->own[i] = (formula->label_share + (formula->even + formula->share * q_y)) * w;
+    const double label_share = rows->weight[i] == 0 ? 0 : formula->label_share; /* see replace_weightless */
+    rows->own[i] = (label_share + (formula->even + formula->share * q_y)) * w;
 }
 
 /* chunk_write of a run of row i, its loop once for each kind of terms. */

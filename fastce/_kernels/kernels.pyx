@@ -158,6 +158,7 @@ cdef class ClassWeight:
                 f.total_weight = (<object>self.terms).sum(dtype=np.float64)
             f.term_weight = cnp.PyArray_DATA(self.terms)
             f.weights_positive = (<object>self.terms).min(initial=1) > 0
+            f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
 
 
 cdef cnp.ndarray as_targets(object given, bint *are_labels):

@@ -47,6 +47,7 @@ typedef struct {
     const void *term_weight;     /* the same in the precision that is computed in, where there are terms */
     int weights_positive;        /* of term_weight: all of them */
     double total_weight;         /* and their sum */
+    ptrdiff_t heaviest;          /* the class of the largest */
     double z_loss;
     double gamma;                /* of FOCAL */
     double scale, margin1, margin2, margin3; /* of MARGIN */

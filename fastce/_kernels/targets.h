@@ -66,6 +66,13 @@ INLINE void set_mean_weights(Rows *rows, ptrdiff_t n, const double *class_weight
     }
 }
 
+/* A label whose weight is 0 has no term of its own: the heaviest class takes its place outside of the sums. */
+static void replace_weightless(Rows *rows, ptrdiff_t n, const Formula *formula)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        if (rows->label[i] >= 0 && formula->class_weight[rows->label[i]] == 0) rows->label[i] = formula->heaviest;
+}
+
 static void read_weights(Format format, int swapped, const char *src, ptrdiff_t stride, ptrdiff_t n, double *weight)
 {
     if (format == FORMAT_F64) fetch_f64(src, format, swapped, stride, n, weight);

@@ -23,6 +23,7 @@ cdef extern from "rows.h" nogil:
         const void *term_weight
         bint weights_positive
         double total_weight
+        Py_ssize_t heaviest
         double z_loss, gamma, scale, margin1, margin2, margin3, normalizer
     ctypedef struct Tile:
         Py_ssize_t n_rows, n_classes
@@ -63,6 +64,7 @@ cdef extern from "rows.h" nogil:
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
     void set_mean_weights(Rows *, Py_ssize_t n, const double *class_weight) noexcept
+    void replace_weightless(Rows *, Py_ssize_t n, const Formula *) noexcept
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
     void sweep(const Tile *, Rows *, bint across) noexcept
     void read_given(const Tile *, Rows *) noexcept
@@ -194,6 +196,8 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
         read_weights(p.weight_format, p.weight_swapped, at[WEIGHT], p.stride[WEIGHT][inner], tile.n_rows, rows.sample)
     if is_weighted(p):
         set_mean_weights(rows, tile.n_rows, p.formula.class_weight if at[TARGETS] else NULL)
+    if at[TARGETS] and p.formula.has_terms and p.formula.class_weight:
+        replace_weightless(rows, tile.n_rows, &p.formula)
 
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:

@@ -148,14 +148,22 @@ def _cross_entropy(
         raise ValueError(f"z_loss must be at least 0, got {z_loss!r}")
     z = transform(batch.x, temperature, softcap)
     rows = Softmax(batch, z)
-    d, off = batch.d, batch.without_target(batch.d).sum(axis=1)
-    q = batch.at_target(d) + off
+    d, row, top = batch.d, np.arange(len(batch.d)), abs(batch.d).argmax(axis=1)
+    others = d.copy()
+    others[row, top] = 0 * d[row, top]
+    off = others.sum(axis=1)
+    q = d[row, top] + off
     penalty = wide(z_loss)[()]
     by_lse = 2 * penalty * rows.lse
 
     loss = q * rows.log_s + zero_wins(d, z.gap).sum(axis=1) + penalty * rows.lse**2
     pull = q[:, None] * rows.p - d
-    grad = batch.with_target(pull, off - q * rows.rest_y) + by_lse[:, None] * rows.p
+    # Where d_j is largest Q p_j - d_j cancels, unless p_j is small.
+    is_target = top == batch.y
+    rest = q * np.where(is_target, rows.rest_y, rows.rest[row, top])
+    cancels = abs(q * rows.p[row, top]) + abs(d[row, top]) >= abs(off) + abs(rest)
+    pull[row, top] = np.where(is_target | cancels, off - rest, pull[row, top])
+    grad = pull + by_lse[:, None] * rows.p
     hess = (q + by_lse)[:, None] * rows.p * rows.rest + 2 * penalty * rows.p**2
     return loss, grad * z.slope, hess * z.slope**2 + grad * z.curve
 
