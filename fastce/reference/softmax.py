@@ -220,9 +220,12 @@ def largest_terms(
     # A maximum that is not the target is 1 in r, which may be off by 2**-53; in float64 sums of float32 exps
     # by 2**-57 for each class.
     narrow = np.asarray(logits).dtype.name in ("float32", "float16", "bfloat16")
-    lse = np.maximum(lse, max(2.0**-29, 2.0**-35 * batch.x.shape[1]) if narrow else 2.0**-4)
+    rounding = max(2.0**-29, 2.0**-35 * batch.x.shape[1]) if narrow else 2.0**-4
+    rounding = np.where(batch.at_target(z.gap) > 0, rounding, 0)
+    lse = np.maximum(lse, rounding)
 
-    loss = np.maximum(np.maximum(q * rows.log_s, penalty * lse**2), zero_wins(d, z.gap).sum(axis=1))
+    log_s = np.maximum(rows.log_s, rounding)
+    loss = np.maximum(np.maximum(q * log_s, penalty * lse**2), zero_wins(d, z.gap).sum(axis=1))
     size = 1 + 0 * rows.p
     if softcap is not None:
         values = abs(z.m - z.gap)
