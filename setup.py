@@ -27,7 +27,7 @@ if sys.platform == "linux" and platform.machine() == "x86_64":
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 
 # What a call needs is on the stack, in memory of its thread or in the caller's arrays; all that calls share
-# is the default number of threads, one int. It belongs to the process, as OpenMP's threads do, and not to one
+# are a few atomic ints in threads.h. It belongs to the process, as OpenMP's threads do, and not to one
 # of its interpreters.
 DIRECTIVES = {"freethreading_compatible": True, "subinterpreters_compatible": "no"}
 
@@ -36,7 +36,7 @@ def extension(name, source, flags=()):
     return Extension(
         f"fastce._kernels.{name}",
         [f"{HERE}/{source}.pyx"],
-        depends=HEADERS if source in SOURCES else [],
+        depends=HEADERS,
         include_dirs=[HERE, np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=[*FLAGS, *flags],

@@ -49,6 +49,13 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-seed", type=int, default=0, help="another one draws other examples")
 
 
+# For tests of what a process takes: sanitizers take more.
+UNSANITIZED = pytest.mark.skipif(
+    bool({"ASAN_OPTIONS", "TSAN_OPTIONS"} & set(os.environ)),
+    reason="under a sanitizer, which needs memory and stacks itself",
+)
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: independent of the level in this process, runs once")
 

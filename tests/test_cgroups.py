@@ -10,6 +10,7 @@ V1 = "33 31 0:30 {inside} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgro
 V2 = "41 31 0:38 {inside} /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw\n"
 OTHERS = (
     "23 1 254:0 / / rw,relatime - ext4 /dev/root rw\n"
+    "24 23 0:20 / /mnt/a\\040b rw,relatime - tmpfs  rw\n"
     "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
     "36 31 0:33 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n"
 )
@@ -86,6 +87,18 @@ CASES = {
         V1.format(inside="/") + V2.format(inside="/").replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified "),
         v1("a/", 400_000) | {"unified/a/cgroup.procs": ""},
         4,
+    ),
+    "v2 below a group whose file is empty": (
+        "0::/a/b\n",
+        V2.format(inside="/"),
+        {"a/b/cpu.max": "300000 100000\n", "a/cpu.max": ""},
+        3,
+    ),
+    "v2 with a space in its path": (
+        "0::/\n",
+        V2.format(inside="/").replace("/cgroup ", "/cgroup/my\\040own "),
+        {"my own/cpu.max": "200000 100000\n"},
+        2,
     ),
     "no groups": ("", "", {}, None),
     "unknown format": ("nonsense\n", V2.format(inside="/"), {"cpu.max": "1 2 3\n"}, None),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from conftest import bits
-from row_calls import calls
+from row_calls import Call, calls
 
 import fastce
 
@@ -76,6 +76,10 @@ CALLS = [
     for shape in ((40, 3), (300, 200), (3, 20_000), (4, 20_000))
     for call in calls(dtype, *shape, KINDS)
 ]
+CALLS += [  # integers that float64 has to round
+    Call(function.__name__, function, (np.array([[2**53 + 1, 2**53, 2**53 - 3]]),), {"axis": -1})
+    for function in (fastce.softmax, fastce.log_softmax, fastce.logsumexp)
+]
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -84,7 +88,11 @@ def test_hosts_settings(name):
     expected = [list(map(bits, call.results(n_threads=1))) for call in CALLS]
     found = []
 
-    def host():  # a thread of its own, so that those of the OpenMP runtime are started from it and inherit
+    def host():
+        # A thread of its own, so that those of the OpenMP runtime are started from it and inherit: by a
+        # function that does not enter the usual environment before it starts them.
+        with environment(SETTINGS[name]):
+            fastce.softmax(np.zeros((3000, 30)), axis=1, n_threads=3)
         for call in CALLS:
             for n_threads in (1, 3):
                 with environment(SETTINGS[name]):

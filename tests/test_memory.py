@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import FLOATS
+from conftest import FLOATS, UNSANITIZED
 from row_calls import calls
 
 import fastce
@@ -57,6 +57,7 @@ print(json.dumps(peak() - before))
 """
 
 
+@UNSANITIZED
 @pytest.mark.once
 @pytest.mark.parametrize("options", ["", "label_smoothing=0.1, softcap=30", "sample_weight=np.ones(len(x))"])
 @pytest.mark.parametrize(

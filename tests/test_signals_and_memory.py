@@ -163,14 +163,17 @@ class Owner:
 @pytest.mark.parametrize(("name", "first", "second"), LONG, ids=[name for name, *_ in LONG])
 def test_arrays_that_nobody_else_holds(name, first, second):
     """They live until the call returns: the caller has let go of them at once, as another thread might."""
-    freed, given = [], [Owner(first)]
-    weakref.finalize(given[0], lambda: freed.append(time.perf_counter()))
-    start = time.perf_counter()
-    result = getattr(fastce, name)(given.pop(), second, n_threads=1)
-    end = time.perf_counter()
-    assert result is not None
-    assert len(freed) == 1
-    assert freed[0] - start > 0.75 * (end - start)
+    for _ in range(10):  # this thread may have to wait between the memory's end and the call's
+        freed, given = [], [Owner(first)]
+        weakref.finalize(given[0], lambda freed=freed: freed.append(time.perf_counter()))
+        start = time.perf_counter()
+        result = getattr(fastce, name)(given.pop(), second, n_threads=1)
+        end = time.perf_counter()
+        assert result is not None
+        assert len(freed) == 1
+        if freed[0] - start > 0.75 * (end - start):
+            return
+    pytest.fail("the memory was let go of before the call had returned")
 
 
 class Meddler:

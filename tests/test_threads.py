@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from calls import python
-from conftest import bits, nasty
+from conftest import UNSANITIZED, bits, nasty
 
 import fastce
 
@@ -100,6 +100,7 @@ def test_eight_callers_at_once(n_threads):
         assert got == [same] * 5
 
 
+@UNSANITIZED
 @pytest.mark.once
 @pytest.mark.parametrize("level", fastce._kernels.runnable())
 def test_small_stacks(level):

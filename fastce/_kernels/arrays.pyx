@@ -9,9 +9,15 @@ cimport numpy as cnp
 
 cnp.import_array()
 
+cdef extern from "environment.h" nogil:
+    ctypedef struct Environment:
+        pass
+    Environment enter_environment() noexcept
+    void leave_environment(Environment) noexcept
+
 
 def refuse_masked(a, str name):
-    """Masked arrays, also the rows of a list: NumPy would take the numbers under the mask."""
+    """Masked arrays, also anywhere in lists: NumPy would take the numbers under the mask."""
     if isinstance(a, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost; expected a plain array: use .filled()")
     if isinstance(a, (list, tuple)):
@@ -19,6 +25,8 @@ def refuse_masked(a, str name):
             if isinstance(part, np.ma.MaskedArray):
                 raise TypeError(f"{name} holds a masked array, whose mask would be lost; expected plain ones: "
                                 "use .filled()")
+            if isinstance(part, (list, tuple)):
+                refuse_masked(part, name)
 
 
 cdef cnp.ndarray as_array(object a, str name):
@@ -50,10 +58,15 @@ cdef bint is_swapped(cnp.ndarray a) noexcept:
 cdef cnp.ndarray as_floats(object given, str name):
     """An array of a dtype the kernels read; integers and bools become float64."""
     cdef cnp.ndarray a = as_array(given, name)
+    cdef Environment host
     if format_of(a) != FORMAT_NONE:
         return a
     if a.dtype.kind in "iub":
-        return a.astype(np.float64)
+        host = enter_environment()
+        try:
+            return a.astype(np.float64)
+        finally:
+            leave_environment(host)
     raise TypeError(
         f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
         "an integer dtype or bool: convert it with .astype"

@@ -1,5 +1,6 @@
 """The share of the CPUs that a container leaves to this process: Linux control groups, versions 1 and 2."""
 
+import re
 from pathlib import Path
 
 __all__ = ["cpu_quota"]
@@ -42,8 +43,8 @@ def _mounts(listed: str) -> list[tuple[int, str, str]]:
     mounts = []
     for line in listed.splitlines():
         mount, _, filesystem = line.partition(" - ")
-        inside, mounted = mount.split()[3:5]
-        kind, _, options = filesystem.split(maxsplit=2)
+        inside, mounted = (_unescaped(path) for path in mount.split()[3:5])
+        kind, _, options = filesystem.split(" ", 2)  # the source, in between, may be empty
         if kind == "cgroup2":
             mounts.append((2, inside, mounted))
         elif kind == "cgroup" and "cpu" in options.split(","):
@@ -51,9 +52,14 @@ def _mounts(listed: str) -> list[tuple[int, str, str]]:
     return mounts
 
 
+def _unescaped(path: str) -> str:
+    return re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), path)
+
+
 def _quota(version: int, folder: Path) -> float | None:
     names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-    if not (folder / names[0]).exists():  # a root, or a group without this controller
+    try:  # a root and a group without this controller have no such files
+        quota, period = " ".join((folder / name).read_text() for name in names).split()
+        return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
+    except (OSError, ValueError):
         return None
-    quota, period = " ".join((folder / name).read_text() for name in names).split()
-    return None if quota == "max" or int(quota) <= 0 else int(quota) / int(period)

@@ -113,7 +113,7 @@ cdef int run_releasing_gil(const Elements *e, bint check, int n_threads, double 
         with nogil:
             return run(e, check, 1, &partials, total)
     with nogil:
-        taken = take(n_threads)
+        taken = take(n_threads, <int>min(BLOCKS, (e.n + STRIP - 1) // STRIP))
         outside = run(e, check, taken, &partials, total)
         give_back(taken)
     return outside

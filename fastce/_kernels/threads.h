@@ -37,22 +37,31 @@ static int default_threads(void)
     return now < LOAD(openmp_at_import) && now < n ? now : n;
 }
 
-/* How many threads a call gets that wants n, or as many as there are to spare if n is 0. At least the one it is on. */
-static int take_threads(int n)
+/* How many threads a call gets that has work for `useful` ones and wants n, or as many as there are to spare if n is 0.
+ * At least the one it is on. */
+static int take_threads(int n, int useful)
 {
     if (LOAD(forked)) return 1;
     if (n > 0) {
+        if (n > useful) n = useful;
         __atomic_fetch_add(&busy, n, __ATOMIC_RELAXED);
         return n;
     }
     const int most = default_threads();
     int taken = LOAD(busy);
-    do n = most - taken > 1 ? most - taken : 1;
-    while (!__atomic_compare_exchange_n(&busy, &taken, taken + n, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    do {
+        n = most - taken < useful ? most - taken : useful;
+        if (n < 1) n = 1;
+    } while (!__atomic_compare_exchange_n(&busy, &taken, taken + n, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return n;
 }
 
-static void give_back_threads(int n) { __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED); }
+static void give_back_threads(int n)
+{
+    if (!LOAD(forked)) __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED);
+}
+
+static int threads_at_work(void) { return LOAD(busy); }
 
 #undef LOAD
 #undef STORE

@@ -1,7 +1,8 @@
 """The one rule for threads, shared by the modules of all levels.
 
 A call uses the `n_threads` it is given. Without, it uses the default of the process, less the threads that other
-calls use at that moment: eight callers at once are eight threads and no more. The default is, at import, the least
+calls use at that moment, but at least the thread it is on: callers at once are no more threads than there are of them
+and the default less one. A call takes no more than it has work for. The default is, at import, the least
 of what OpenMP would take (OMP_NUM_THREADS), of the CPUs the process is bound to and of its control groups' quota.
 A number that is set in the OpenMP runtime later on (threadpoolctl) lowers it.
 
@@ -23,8 +24,9 @@ cdef extern from "threads.h":
     int watch_forks()
     void set_default(int)
     int default_threads()
-    int take_threads(int) nogil
+    int take_threads(int, int useful) nogil
     void give_back_threads(int) nogil
+    int threads_at_work()
 
 
 def available():
@@ -43,9 +45,9 @@ cdef int checked_n_threads(object n_threads) except -1:
     return 0 if n_threads is None else checked(n_threads)
 
 
-cdef int take(int n_threads) noexcept nogil:
-    """How many threads a call gets that asks for so many, from checked_n_threads; to be given back."""
-    return take_threads(n_threads)
+cdef int take(int n_threads, int useful) noexcept nogil:
+    """How many threads a call gets that asks for so many (from checked_n_threads) and has work for some; to give back."""
+    return take_threads(n_threads, useful)
 
 
 cdef void give_back(int taken) noexcept nogil:
@@ -70,6 +72,11 @@ def get_num_threads():
 
 def set_num_threads(n):
     set_default(checked(n))
+
+
+def at_work():
+    """Threads of all calls under way, but for those too small to have several."""
+    return threads_at_work()
 
 
 def openmp():

@@ -311,10 +311,14 @@ cdef void run_blocks(const Problem *p, bint check, int n_threads, Partials *part
             run_block(p, block, check, partials)
 
 
+cdef inline bint may_split(const Problem *p, bint check) noexcept nogil:
+    return not check and not p.across and p.n_classes > CHUNK and p.formula.kind != NLL
+
+
 cdef void run(const Problem *p, bint check, int n_threads, Partials *partials) noexcept nogil:
     """Fill in the partials: of the labels and weights alone (check), or of the whole job."""
     cdef bint uneven = n_threads > 1 and p.n_rows < 4 * <int64_t>n_threads and p.n_rows % n_threads
-    if uneven and not check and not p.across and p.n_classes > CHUNK and p.formula.kind != NLL:
+    if uneven and may_split(p, check):
         run_split(p, n_threads, partials)
     else:
         run_blocks(p, check, n_threads, partials)
@@ -330,7 +334,7 @@ cdef void run_releasing_gil(const Problem *p, bint check, int n_threads, Partial
             run(p, check, 1, partials)
     else:
         with nogil:
-            taken = take(n_threads)
+            taken = take(n_threads, <int>max(p.n_blocks, count_pieces(p.n_classes) if may_split(p, check) else 1))
             run(p, check, taken, partials)
             give_back(taken)
 
