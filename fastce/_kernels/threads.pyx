@@ -46,7 +46,7 @@ cdef int checked_n_threads(object n_threads) except -1:
 
 
 cdef int take(int n_threads, int useful) noexcept nogil:
-    """How many threads a call gets that asks for so many (from checked_n_threads) and has work for some; to give back."""
+    """How many threads a call gets that asks for so many (checked_n_threads) and has work for some; to give back."""
     return take_threads(n_threads, useful)
 
 
