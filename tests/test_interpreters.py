@@ -11,7 +11,8 @@ from calls import python
 pytestmark = pytest.mark.once
 
 SCRIPT = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")  # of NumPy, which says that it is in the wrong place
 try:
     import _interpreters
     other = _interpreters.create({"isolated": "isolated", "shared": "legacy"}[sys.argv[1]])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from bounds import SOFTMAX_ULP, factors_scale, log_sum_scale
 from conftest import DTYPES, FLOATS, HALVES, KINDS, assert_ulp, bits, nasty
+from scipy import __version__ as scipy_version
 from scipy import special
 
 import fastce
@@ -15,6 +16,10 @@ from fastce import reference
 SOFTMAXES = ("softmax", "log_softmax")
 NAMES = ("logsumexp", *SOFTMAXES)
 CLASS_COUNTS = (1, 2, 3, 10, 33, 56, 57, 112, 113, 129, 1000, 8192, 8193, 16400)
+
+
+# Signs and NaN of sums with infinities became what they are in SciPy 1.16, the first for Python 3.11.
+NEW_SIGNS = tuple(map(int, scipy_version.split(".")[:2])) >= (1, 16)
 
 
 def same_as_scipy(got, expected, rtol):
@@ -155,6 +160,8 @@ def test_factors(a, b):
     assert sign == pytest.approx(float(exact_sign), nan_ok=True)
     alone = fastce.logsumexp(a, b=b)
     assert np.isnan(alone) if exact_sign < 0 else alone == pytest.approx(float(exact), rel=1e-15, nan_ok=True)
+    if np.isposinf(a).any() and not NEW_SIGNS:
+        return
     with np.errstate(all="ignore"):
         expected, expected_sign = special.logsumexp(a, b=b, return_sign=True)
     assert got == pytest.approx(expected, rel=1e-15, nan_ok=True)
@@ -278,6 +285,7 @@ def test_near_0(top):
         assert got == pytest.approx(rest, rel=4 * float(np.finfo(dtype).eps), abs=0)
 
 
+@pytest.mark.skipif(not NEW_SIGNS, reason="SciPy's answers since 1.16: pip install -U scipy")
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(
     ("a", "b"),

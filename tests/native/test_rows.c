@@ -166,12 +166,9 @@ static int walks_across(const Case *c, const Batch *b, const Layout *layout)
 
 static Formula formula_of(const Case *c, const Batch *b, float *narrow)
 {
-    Formula f = {.kind = c->kind, .normalizer = 1, .label_share = 1 - c->smoothing, .z_loss = c->z_loss,
-                 .gamma = c->gamma};
-    set_temperature(&f.temperature, 1, c->temperature);
-    f.even = c->smoothing / (double)b->n;
+    Formula f = {.kind = c->kind, .normalizer = 1, .smoothing = c->smoothing, .z_loss = c->z_loss, .gamma = c->gamma,
+                 .temperature = {.factor = 1, .divisor = c->temperature}};
     f.has_terms = c->kind == CROSS_ENTROPY && (c->smoothing != 0 || c->has_q);
-    if (c->kind == CROSS_ENTROPY && c->has_q) f.share = f.label_share, f.label_share = 0;
     if (c->has_weight) f.class_weight = b->w;
     for (ptrdiff_t j = 0; j < b->n; j++) narrow[j] = (float)b->w[j], f.total_weight += b->w[j];
     f.weights_positive = 1;
@@ -179,15 +176,14 @@ static Formula formula_of(const Case *c, const Batch *b, float *narrow)
     if (c->softcap != 0) {
         f.transform = SOFTCAP;
         f.softcap = c->softcap;
-        set_temperature(&f.half_cap, 1, c->softcap / 2);
     }
     if (c->kind == MARGIN) {
         f.transform = COSINES;
         f.scale = c->scale, f.margin1 = 1, f.margin2 = c->margin2, f.margin3 = c->margin3;
-        f.least_sine = sqrt(ldexp(1, -FORMATS[b->format].mantissa_bits));
-        set_temperature(&f.temperature, f.scale, 1);
+        f.temperature.factor = f.scale;
     }
     f.by_element = f.transform != AS_GIVEN || c->has_hess || (c->kind == LOG_SUM_EXP && c->has_q);
+    derive(&f, b->n, !(c->kind == CROSS_ENTROPY && c->has_q));
     return f;
 }
 
