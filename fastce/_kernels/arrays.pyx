@@ -7,13 +7,9 @@ import numpy as np
 
 cimport numpy as cnp
 
-cnp.import_array()
+from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
 
-cdef extern from "environment.h" nogil:
-    ctypedef struct Environment:
-        pass
-    Environment enter_environment() noexcept
-    void leave_environment(Environment) noexcept
+cnp.import_array()
 
 
 def refuse_masked(a, str name):

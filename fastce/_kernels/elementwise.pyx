@@ -34,6 +34,7 @@ from fastce._kernels.arrays cimport (
     is_swapped,
     same_memory,
 )
+from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
 from fastce._kernels.threads cimport checked_n_threads, give_back, take
 
@@ -65,12 +66,6 @@ cdef extern from "elementwise.h" nogil:
         double sum, error
     int run_strips(const Elements *, Py_ssize_t begin, Py_ssize_t end, bint check, Pair *) noexcept
     double add_pairs(const Pair *, Py_ssize_t n) noexcept
-
-cdef extern from "environment.h" nogil:
-    ctypedef struct Environment:
-        pass
-    Environment enter_environment() noexcept
-    void leave_environment(Environment) noexcept
 
 cdef enum:
     BLOCKS = 64

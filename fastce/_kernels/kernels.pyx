@@ -50,6 +50,7 @@ from fastce._kernels.arrays cimport (
     normalised_axis,
     same_memory,
 )
+from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
 from fastce._kernels.threads cimport checked_n_threads, give_back, take
 

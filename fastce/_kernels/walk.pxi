@@ -82,12 +82,6 @@ cdef extern from "rows.h" nogil:
     Pair total_weight(const Sums *) noexcept
     double add_pairs(const Pair *, Py_ssize_t n) noexcept
 
-cdef extern from "environment.h" nogil:
-    ctypedef struct Environment:
-        pass
-    Environment enter_environment() noexcept
-    void leave_environment(Environment) noexcept
-
 cdef enum:
     MAX_DIMS = 64
     BLOCKS = 64

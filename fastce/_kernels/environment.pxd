@@ -1,0 +1,5 @@
+cdef extern from "environment.h" nogil:
+    ctypedef struct Environment:
+        pass
+    Environment enter_environment() noexcept
+    void leave_environment(Environment) noexcept
