@@ -86,6 +86,9 @@ def weights(rng, shape, kind, dtype):
         w = w * rng.choice([-1, 1], shape)
     elif kind in ("small", "large") and dtype.kind not in "biu":
         w = w * 2.0 ** {"small": -20, "large": 12 if dtype == np.float16 else 20}[kind]
+    elif kind in ("tiny", "huge") and dtype.kind not in "biu":
+        info = ml_dtypes.finfo(dtype)
+        w = w * (float(info.smallest_normal if kind == "tiny" else info.max) * rng.choice([0.25, 0.5], shape))
     return w.astype(dtype)
 
 

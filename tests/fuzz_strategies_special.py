@@ -53,7 +53,7 @@ def logsumexps(draw):
     # float16 and bfloat16 promote to float32 in NumPy alone
     dtype = maybe(draw, *(d for d in LOGIT_DTYPES if {d.name, a.dtype.name} != {"float16", "bfloat16"}))
     if dtype is not None:
-        kind = draw(st.sampled_from(["plain", "some zero", "signed", "small", "large"]))
+        kind = draw(st.sampled_from(["plain", "some zero", "signed", "small", "large", "tiny", "huge"]))
         b = weights(rng, broadcastable(draw, rng, a.shape), kind, dtype)
         arrays["b"] = in_memory(rng, b, draw(LAYOUTS))
     return Case(("logsumexp",), arrays, options, rng)

@@ -35,6 +35,12 @@ def test_padded_batches_of_equal_strides(dtype, rng):
     assert_ulp(got, reference.cross_entropy(x, q, reduction="none"), LOSS_ULP[dtype])
 
 
+def test_a_temperature_comes_before_a_weight():
+    x = np.array([-1, 1]) * np.finfo(float).max
+    loss = fastce.cross_entropy(x, 0, temperature=8, sample_weight=2.5, reduction="none")
+    assert loss == 0.625 * np.finfo(float).max
+
+
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0000001}], ids=["plain", "temperature"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_weights_that_overflow(dtype, options):
@@ -275,3 +281,27 @@ def test_factors_of_exps_may_be_any_float32(n_classes, rng):
         got, sign = fastce.logsumexp(a, b=-b, return_sign=True)
         assert_ulp(got, exact, 4, max(abs(exact), 2))
         assert sign == -1
+
+
+@pytest.mark.parametrize("n_classes", [3, 200, 20_000])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_log_s_of_a_sure_row_whose_weights_are_all_0(dtype, n_classes):
+    """The z-loss is what is left: its label stays out of the sum, as no other class has a term."""
+    x = np.full(n_classes, -60, dtype)
+    x[1] = 0
+    options = {"weight": np.zeros(n_classes), "label_smoothing": 0.1, "z_loss": 0.01, "normalizer": 1.0}
+    loss, grad = fastce.cross_entropy_and_grad(x, 1, **options)
+    exact, exact_grad = reference.cross_entropy_and_grad(x, 1, **options)
+    assert loss == pytest.approx(float(exact), rel=1.5 * LOSS_ULP[dtype] * float(np.finfo(dtype).eps))
+    assert_ulp(grad, exact_grad, 1.5 * GRAD_ULP[dtype])
+
+
+@pytest.mark.parametrize("n_classes", [2, 200, 20_000])
+def test_subnormal_probability_that_a_z_loss_lifts(n_classes):
+    """Of the class that stays out of the sums, which without terms is the first."""
+    x = np.full(n_classes, -50.0)
+    x[:2] = 77, 127
+    options = {"z_loss": 0.3, "temperature": 0.07, "reduction": "sum"}
+    grad = fastce.cross_entropy_and_grad(x, np.zeros(n_classes), **options)[1]
+    exact = reference.cross_entropy_and_grad(x, np.zeros(n_classes), **options)[1]
+    assert_ulp(grad[:2], exact[:2], 1.5 * GRAD_ULP[grad.dtype])

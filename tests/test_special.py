@@ -168,6 +168,25 @@ def test_factors(a, b):
     assert sign == pytest.approx(expected_sign, nan_ok=True)
 
 
+@pytest.mark.parametrize("n_classes", [1, 3, 100, 9000, 40_000])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_factors_at_the_ends(dtype, n_classes, rng):
+    """Products and sums beyond the largest number have a logarithm nevertheless; SciPy's is infinite."""
+    x = rng.normal(size=(3, n_classes)).astype(dtype) * 3
+    for size in (np.finfo(dtype).max, np.finfo(dtype).tiny):
+        b = (rng.uniform(0.5, 1, x.shape) * size).astype(dtype)
+        for factors in (b, -b, b * rng.choice([1, 1, 1, -1], x.shape).astype(dtype)):
+            exact, sign = reference.logsumexp(x, axis=1, b=factors, return_sign=True)
+            got, got_sign = fastce.logsumexp(x, axis=1, b=factors, return_sign=True)
+            assert (got_sign == sign).all()
+            assert_ulp(got, exact, SOFTMAX_ULP[x.dtype], factors_scale(x, factors, exact)[0])
+    mixed = np.array([[np.finfo(dtype).max, np.inf]], dtype)
+    assert fastce.logsumexp(np.zeros((1, 2), dtype), b=mixed) == np.inf
+    assert np.isnan(fastce.logsumexp(np.zeros((1, 2), dtype), b=mixed * [1, -1]))
+    x = np.array([np.finfo(dtype).max, np.inf])  # an exp that overflows beside infinity; SciPy returns NaN
+    assert fastce.logsumexp(x, b=[-1, 2]) == reference.logsumexp(x, b=[-1, 2]) == np.inf
+
+
 def test_factors_are_broadcast(rng):
     a = rng.normal(size=(3, 1, 5))
     for shape in [(), (5,), (4, 1), (2, 3, 4, 5), (1, 1, 1)]:

@@ -16,7 +16,7 @@ INLINE vec weighted(vec w, vec loss, vec s)
     return select_f64(not_less_f64(zero, larger_f64(-w, w)), w * s, loss);
 }
 
-/* a * f, where f = r or so. Where r carries a scale that is for an r so small that it may be subnormal. */
+/* a * f, where f = r, e_y or so. Their scale in float64 is for those so small that they may be subnormal. */
 INLINE vec times_rest(vec a, vec scaled, vec f, double rest_scale)
 {
     const vec product = a * f;
@@ -30,7 +30,7 @@ typedef struct {
     mask_f64 used;   /* not ignored */
     vec m, x_y;
     vec scaled, r;   /* r times rest_scale, and r */
-    vec e_y;
+    vec scaled_e_y, e_y;
     vec others, others_low; /* sum of all exps but one maximum's: log s = log1p(others) */
 } Swept;
 
@@ -42,7 +42,8 @@ INLINE Swept swept(const Rows *rows, ptrdiff_t i, double rest_scale)
     row.used = differ_f64(label, (ivec){0} - 1);
     row.m = load_f64(rows->max + i);
     row.x_y = load_f64(rows->at_target + i);
-    row.e_y = load_f64(rows->target_exp + i);
+    row.scaled_e_y = load_f64(rows->target_exp + i);
+    row.e_y = row.scaled_e_y * (1 / rest_scale);
     row.scaled = load_f64(rows->rest + i);
     row.r = row.scaled * (1 / rest_scale);
     row.others_low = load_f64(rows->rest_low + i) * (1 / rest_scale);
@@ -67,6 +68,13 @@ INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normaliz
     }
 }
 
+/* 2 z_loss lse times w: what stands before p_j. */
+INLINE vec times_lse(const Formula *f, vec w, const Swept *row, vec log_s, double rest_scale)
+{
+    const vec times_m = w * row->m / f->temperature.divisor * f->temperature.factor;
+    return 2 * f->z_loss * (times_m + times_rest(w, row->scaled, log_s, rest_scale));
+}
+
 /* With terms, a z-loss, a temperature or a Hessian. Q = d_y + mass is the sum of all d_j, and
  *
  *     loss   =  Q log s + d_y (m - z_y) + spread + z_loss lse^2
@@ -77,7 +85,7 @@ INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normaliz
  * weights and targets are not. */
 INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, double rest_scale, int with_grad)
 {
-    const double inverse_t = f->temperature.factor / f->temperature.divisor;
+    const double inverse_t = f->temperature.factor / f->temperature.divisor, by_z = inverse_t / f->normalizer;
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
         const Swept row = swept(rows, i, rest_scale);
         const vec sample = load_f64(rows->sample + i), zero = {0};
@@ -89,34 +97,33 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         }
         const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1), all = own + mass;
         const vec s = row.r + row.e_y;
-        vec half = own * (0.5 * row.m - 0.5 * row.x_y);
-        half = weighted(own, half, s) + weighted(sample, spread, s) * (0.5 / SPREAD_SCALE);
-        half = half / f->temperature.divisor * f->temperature.factor;
-        vec by_lse = zero;
+        vec half = own * ((0.5 * row.m - 0.5 * row.x_y) / f->temperature.divisor); /* in halves: neither overflows */
+        half = weighted(own, half, s) + weighted(sample, spread, s) * (0.5 / SPREAD_SCALE) / f->temperature.divisor;
+        half = half * f->temperature.factor;
         if (f->z_loss != 0) {
             const vec lse = row.m / f->temperature.divisor * f->temperature.factor + log_s;
-            const vec weighted_m = sample * row.m / f->temperature.divisor * f->temperature.factor;
-            by_lse = 2 * f->z_loss * (weighted_m + times_rest(sample, row.scaled, log_s, rest_scale));
-            half += 0.25 * by_lse * lse;
+            half += 0.25 * times_lse(f, sample, &row, log_s, rest_scale) * lse;
         }
         const vec loss = 2 * half + times_rest(all, row.scaled, log_s, rest_scale);
         store_f64(rows->loss + i, keep_f64(row.used, loss));
         if (!with_grad) continue;
-        const vec p_y = row.e_y / s, share = sample * (inverse_t / f->normalizer);
-        const vec by_z = inverse_t / f->normalizer * (all / s);
-        store_f64(rows->alpha + i, inverse_t / f->normalizer * (all + by_lse));
+        const vec scaled_p_y = row.scaled_e_y / s, p_y = scaled_p_y * (1 / rest_scale);
+        const vec share = sample * by_z, alpha_of_terms = by_z * all;
+        const vec by_lse = f->z_loss != 0 ? times_lse(f, share, &row, log_s, rest_scale) : zero;
+        store_f64(rows->alpha + i, alpha_of_terms + by_lse);
         /* At the target Q p_y - d_y = mass - Q r / s, whichever has the smaller terms. */
-        const vec left = all * p_y, right = times_rest(by_z, row.scaled, row.r, rest_scale);
+        const vec left = times_rest(all, scaled_p_y, p_y, rest_scale);
+        const vec by_lse_p_y = times_rest(by_lse, scaled_p_y, p_y, rest_scale);
+        const vec right = times_rest(alpha_of_terms / s, row.scaled, row.r, rest_scale);
         const vec left_size = larger_f64(larger_f64(-left, left), larger_f64(-own, own));
         const vec right_size = larger_f64(larger_f64(-mass, mass), all * (row.r / s));
-        const vec by_left = inverse_t / f->normalizer * ((left - own) + by_lse * p_y);
-        const vec by_right = inverse_t / f->normalizer * (mass + by_lse * p_y) - right;
+        const vec by_left = by_z * (left - own) + by_lse_p_y;
+        const vec by_right = (by_z * mass + by_lse_p_y) - right;
         store_f64(rows->beta + i, select_f64(not_less_f64(left_size, right_size), by_right, by_left));
         store_f64(rows->even + i, share * f->even);
         store_f64(rows->share + i, share * f->share);
-        const double second = inverse_t * inverse_t / f->normalizer;
-        const vec curve = second * (all + by_lse), square = 2 * second * f->z_loss * sample;
         if (!f->by_element) continue;
+        const vec curve = inverse_t * (alpha_of_terms + by_lse), square = 2 * inverse_t * f->z_loss * share;
         const vec others = select_f64(not_less_f64(row.x_y, row.m), row.r / s, load_f64(rows->below + i) + p_y);
         /* p_j (curve + (square - curve) p_j) in units of the larger: either may be 0. */
         const mask_f64 is_curve = not_less_f64(larger_f64(-curve, curve), larger_f64(-square, square));
@@ -249,6 +256,25 @@ static Infinities count_infinities(const Tile *tile, ptrdiff_t i)
     return found;
 }
 
+/* log |sum of b_j exp(x_j - m)| and its sign, where products with the scaled exps have left the numbers: there b_j is
+ * so large that the rounding of x_j - m is nothing beside the result. */
+typedef struct { double log_size, sign; } LargeSum;
+
+static LargeSum large_sum(const Tile *tile, ptrdiff_t i, double m)
+{
+    const Layout *from = &tile->logits_layout, *of_q = &tile->q_layout;
+    sum_vec sum = {{0}, {0}};
+    for (ptrdiff_t j = 0; j < tile->n_classes; j++) {
+        const double x = load_number(tile->logits + i * from->row_stride + j * from->class_stride,
+                                     from->format, from->swapped);
+        const double b = load_number(tile->q + i * of_q->row_stride + j * of_q->class_stride,
+                                     of_q->format, of_q->swapped);
+        if (b != 0) add_f64(&sum, splat_f64(b * 0x1p-64 * exp(x - m)));
+    }
+    const double whole = sum.sum[0] + sum.error[0], ln2_64 = 0x1.62e42fefa39efp+5;
+    return (LargeSum){log(fabs(whole)) + ln2_64, whole > 0 ? 1 : whole < 0 ? -1 : 0};
+}
+
 /* A maximum that is not finite: infinities count as SciPy counts them, as terms of a sum of their exps. */
 static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
 {
@@ -260,8 +286,14 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         double sign = 1;
-        if (!isfinite(rows->max[i]) || isnan(tile->q ? rows->rest[i] : rows->loss[i])) {
+        if (!isfinite(rows->max[i]) || (tile->q ? !isfinite(rows->rest[i]) : isnan(rows->loss[i]))) {
             const Infinities found = count_infinities(tile, i);
+            if (isfinite(rows->max[i]) && !found.nan && !found.positive && !found.negative) {
+                const LargeSum large = large_sum(tile, i, rows->max[i]);
+                rows->loss[i] = rows->max[i] + large.log_size;
+                rows->sign[i] = large.sign;
+                continue;
+            }
             const int none = !found.positive && !found.negative;
             const int unknown = found.nan || (found.positive && found.negative);
             rows->loss[i] = unknown ? NAN : none ? -INFINITY : INFINITY;

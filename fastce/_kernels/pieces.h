@@ -61,30 +61,38 @@ static void combine(const Tile *tile, Rows *rows, double rest_scale, double exp_
         p->rest_low[top] = p->others_low[top];
     }
     const Exps_f64 exps = exps_against_f64(splat_f64(m), &tile->formula->temperature.f64);
-    const vec_f64 to_exp = to_rest_f64(correction_f64(&exps, 0)).high, wide_m = splat_f64(m); /* times UNIT_SCALE */
+    const Wide_f64 to_exp = to_rest_f64(correction_f64(&exps, 0)); /* times UNIT_SCALE */
+    const vec_f64 wide_m = splat_f64(m);
     sum_vec_f64 sum = {{0}, {0}};
     for (ptrdiff_t k = 0; k < n; k += LANES_F64) {
         const ptrdiff_t count = n - k < LANES_F64 ? n - k : LANES_F64;
         const vec_f64 max = load_n_f64(p->max + k, count, -INFINITY);
-        const vec_f64 e = select_f64(not_less_f64(max, wide_m), splat_f64(UNIT_SCALE) + 0 * max,
-                                     exps_f64(max, &exps) * to_exp);
-        const vec_f64 rest = load_n_f64(p->rest + k, count, 0), product = rest * e;
-        add_f64(&sum, product);
-        sum.error += product_error_f64(rest, e, product) + load_n_f64(p->rest_low + k, count, 0) * e;
-        store_n_f64(p->unit + k, count, load_n_f64(p->unit + k, count, 0) * e);
+        const mask_f64 is_top = not_less_f64(max, wide_m);
+        Wide_f64 e = wide_product_f64((Wide_f64){exps_f64(max, &exps), {0}}, to_exp);
+        e = (Wide_f64){select_f64(is_top, splat_f64(UNIT_SCALE) + 0 * max, e.high), keep_f64(~is_top, e.low)};
+        const Wide_f64 rest = {load_n_f64(p->rest + k, count, 0), load_n_f64(p->rest_low + k, count, 0)};
+        const Wide_f64 unit = {load_n_f64(p->unit + k, count, 0), load_n_f64(p->unit_low + k, count, 0)};
+        const Wide_f64 product = wide_product_f64(rest, e), of_row = wide_product_f64(unit, e);
+        add_f64(&sum, product.high);
+        sum.error += product.low;
+        store_n_f64(p->unit + k, count, of_row.high);
+        store_n_f64(p->unit_low + k, count, of_row.low);
     }
     double low;
     const double rest = total_and_error_f64(sum, &low) / UNIT_SCALE, whole = rest + (target_is_max ? 0 : rest_scale);
     rows->max[0] = m;
     rows->rest[0] = whole;
     rows->rest_low[0] = target_is_max ? low / UNIT_SCALE : (rest - (whole - rest_scale)) + low / UNIT_SCALE;
-    rows->target_exp[0] = x_y == m ? 1 : (exps_f64(splat_f64(x_y), &exps) * to_exp)[0] / UNIT_SCALE;
+    const double e_y = x_y == m ? UNIT_SCALE : (exps_f64(splat_f64(x_y), &exps) * to_exp.high)[0];
+    rows->target_exp[0] = e_y * (rest_scale / UNIT_SCALE);
 
-    const double s = whole / rest_scale + rows->target_exp[0];
+    const double r = whole / rest_scale, e_of_y = e_y / UNIT_SCALE, s = r + e_of_y;
+    const double s_low = (r > e_of_y ? e_of_y - (s - r) : r - (s - e_of_y)) + rows->rest_low[0] / rest_scale;
     double below = 0, at_top = 0;
     rows->mass[0] = rows->spread[0] = 0;
     for (ptrdiff_t k = 0; k < n; k++) {
-        p->unit[k] /= s;
+        const double unit = p->unit[k] / s;
+        p->unit[k] = unit == 0 ? 0 : unit + unit * (p->unit_low[k] / p->unit[k] - s_low / s);
         const double lower = p->max[k] == -INFINITY ? 0 : p->max[k]; /* what the spread is against */
         if (p->mass[k] != 0) rows->spread[0] += p->mass[k] * (SPREAD_SCALE * m - SPREAD_SCALE * lower);
         rows->mass[0] += p->mass[k];
@@ -171,6 +179,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
     const FN(Wide) rest = FN(wide_product)(takes_maximum(tile) ? FN(wide_sum)(all, one) : all, to_rest);
     const FN(Wide) others = FN(wide_product)(takes_maximum(tile) ? all : FN(wide_sum)(all, -one), to_rest);
     pieces->unit[piece] = to_rest.high[0] * (EXP_POWER / REST_SCALE);
+    pieces->unit_low[piece] = to_rest.low[0] * (EXP_POWER / REST_SCALE);
     pieces->rest[piece] = rest.high[0];
     pieces->rest_low[piece] = rest.low[0];
     pieces->others[piece] = others.high[0];

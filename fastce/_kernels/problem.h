@@ -77,6 +77,7 @@ typedef struct {
     double below[MAX_PIECES], at_top[MAX_PIECES];      /* for a Hessian: the sum of those below it, how many equal it */
     double unit[MAX_PIECES]; /* exp(x_j - max) = unit times what was staged for it / EXP_POWER;
                               * combine makes it that of Rows, times UNIT_SCALE */
+    double unit_low[MAX_PIECES]; /* what that lacks, until then */
 } Pieces;
 
 /* The rows of a tile, one array per quantity: sweep fills the second group and the third,
@@ -91,7 +92,7 @@ typedef struct {
     double at_target[TILE];  /* x_y */
     double rest[TILE];       /* r = sum of exp(x_j - m) over j != y, times rest_scale (vmath.h) */
     double rest_low[TILE];   /* what that lacks */
-    double target_exp[TILE]; /* exp(x_y - m) */
+    double target_exp[TILE]; /* exp(x_y - m), times rest_scale */
     double unit[TILE];       /* p_j = unit times what was staged for it / EXP_POWER; of use only for a gradient */
     Pieces *pieces;          /* of a row alone in its tile, instead of its unit */
 

@@ -66,9 +66,11 @@ INLINE void set_mean_weights(Rows *rows, ptrdiff_t n, const double *class_weight
     }
 }
 
-/* A label whose weight is 0 has no term of its own: the heaviest class takes its place outside of the sums. */
+/* A label whose weight is 0 has no term of its own: the heaviest class, if it has one, takes its place outside of
+ * the sums. */
 static void replace_weightless(Rows *rows, ptrdiff_t n, const Formula *formula)
 {
+    if (formula->class_weight[formula->heaviest] == 0) return;
     for (ptrdiff_t i = 0; i < n; i++)
         if (rows->label[i] >= 0 && formula->class_weight[rows->label[i]] == 0) rows->label[i] = formula->heaviest;
 }

@@ -58,7 +58,9 @@ def logsumexp(
     x, factor = _rows(a, axes, -np.inf), _rows(b, axes, 0.0)
     x, factor = np.where(factor == 0, -np.inf, x), wide(factor)
     shift = x.max(axis=1)
-    shift = wide(np.where(np.isfinite(shift), shift, 0))
+    finite = np.isfinite(shift)
+    x = np.where(finite[:, None] | ~np.isfinite(x), x, 0)  # terms that are nothing beside an infinity
+    shift = wide(np.where(finite, shift, 0))
     terms = np.where(factor == 0, 0 * factor, factor * exp(wide(x) - shift[:, None]))
     # The sum, and what it has above 1: exact in the maximum's term, however small the others are.
     total = terms.sum(axis=1)
