@@ -251,8 +251,8 @@ def binary_focal_loss(
     Notes
     -----
     The loss is that of [1]_, equation 5; soft targets enter it as in Optax's ``sigmoid_focal_loss``. With
-    a target of 0 or 1 it is within 2 ULP (float32) or ``4 + 3 * gamma`` (float64),
-    its gradient within 4 or ``8 + 3 * gamma``.
+    a target of 0 or 1 it is within 2 ULP (float32) or ``4 + 4 * gamma`` (float64),
+    its gradient within 4 or ``8 + 4 * gamma``.
 
     References
     ----------

@@ -6,6 +6,7 @@ from bounds import (
     SOFTMAX_ULP,
     Interval,
     anything,
+    binary_focal_factor,
     binary_scale,
     bound_of,
     derivative_factor,
@@ -43,10 +44,10 @@ def reduced(options, dtype, bound, rows, scale, total, divisor, exempt=None):
     """Of the loss: of rows, of their sum, of their mean."""
     if options.get("reduction") == "none":
         return within_ulp(dtype, rows, bound, scale, exempt)
-    # The rows' errors, in one float64 sum, and what is nothing beside the smallest number.
+    # The rows' errors, in one float64 sum, and of rows that are subnormal.
     with np.errstate(all="ignore"):
         size = np.sum(abs(rows) if scale is None else scale) / abs(divisor)
-        size += np.longdouble(tiny(dtype)) * max(1, rows.size)
+        size += np.longdouble(tiny(dtype)) * max(1, rows.size) / min(1, abs(divisor) or 1)
         eps = bound * float(np.finfo(dtype).eps) + (rows.size + 2) * 2.0**-52
         finite = np.sum(np.where(np.isfinite(rows), abs(rows) if scale is None else scale, 0))
         if not np.isnan(total) and finite >= MOST_OF_A_SUM:
@@ -160,6 +161,7 @@ def margin_cross_entropy(arrays, options):
             w = w * np.asarray(given["weight"], np.longdouble)[y]
         w = abs(np.where(kept, w, 0))
         loss_scale = np.maximum(abs(rows), np.where(w == 0, 0, loss_scale.reshape(y.shape) * w))
+        loss_scale = np.where(w == 0, 0, np.maximum(loss_scale, tiny(row)))  # exps that are subnormal
         sizes = np.where(w.reshape(-1, 1) == 0, 0, sizes * (w / abs(divisor)).reshape(-1, 1))
     sizes = np.moveaxis(sizes.reshape(*y.shape, -1), -1, axis) if x.size else np.zeros(x.shape)
     loss = reduced(options, row, LOSS_ULP[row], rows, loss_scale, total, divisor)
@@ -207,24 +209,24 @@ def binary_cross_entropy_with_logits(arrays, options):
 
 
 def binary_focal_loss(arrays, options):
-    """In float64 each power of 1 - p_t adds the error of 1 - p_t, less than 3 ULP.
-
-    Of soft targets relative to the largest that the gradient's terms can be together.
-    """
+    """Of soft targets relative to the largest that the gradient's terms can be together."""
     x, y = arrays["logits"], arrays["target"].astype(np.longdouble)
     dtype, gamma = logits_dtype(x), options["gamma"]
     row = compute_dtype(dtype)
     given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
     rows = reference.binary_focal_loss(x, y.astype(float), **none(given))
     total, grad = reference.binary_focal_loss_and_grad(x, y.astype(float), **given)
-    divisor, more = divisor_of(options, x.size), 3 * gamma if dtype == np.float64 else 0
-    loss = reduced(options, row, LOSS_ULP[row] + more, rows, None, total, divisor, row)
+    divisor, factor = divisor_of(options, x.size), binary_focal_factor(dtype, gamma, y)
+    by_row = LOSS_ULP[row] * np.broadcast_to(factor, x.shape)
+    bound = by_row if options.get("reduction") == "none" else by_row.max(initial=1)
+    loss = reduced(options, row, bound, rows, None, total, divisor, row)
     with np.errstate(all="ignore"):
         weight = np.asarray(given.get("weight", 1.0), np.longdouble) / (abs(divisor) or np.nan)
         soft = (1 + gamma) * (1 + abs(x.astype(np.longdouble))) * abs(weight)
         soft = np.where(np.isfinite(soft), soft, abs(weight))
         scale = np.where((y == 0) | (y == 1), abs(grad), np.maximum(abs(grad), soft))
-    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype] + more, scale, row)
+    bound = GRAD_ULP[dtype] + LOSS_ULP[row] * (factor - 1)
+    gradient = within_ulp(dtype, grad, bound, scale, row)
     return {"binary_focal_loss": (loss,), "binary_focal_loss_and_grad": (loss, gradient)}
 
 

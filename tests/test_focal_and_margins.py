@@ -119,8 +119,8 @@ def test_focal_reduced(gamma, seed, axis, how, ignore_index):
     loss, grad = fastce.focal_loss_and_grad(x, y, **options)
     exact, exact_grad = reference.focal_loss_and_grad(x, y, **options)
     # A row's bound, and a rounding for each of at most 20 rows.
-    assert abs(loss - exact) <= (LOSS_ULP[np.dtype(float)] * (1 + gamma / 2) + 20) * 2.0**-52 * exact
-    assert_ulp(grad, exact_grad, GRAD_ULP[np.dtype(float)] * (1 + gamma / 4))
+    assert abs(loss - exact) <= (focal_loss_bound(x.dtype, gamma) + 20) * 2.0**-52 * exact
+    assert_ulp(grad, exact_grad, focal_grad_bound(x.dtype, gamma))
 
 
 # ---- Margins -------------------------------------------------------------------------------------

@@ -218,9 +218,9 @@ def largest_terms(
     m, penalty = abs(z.m[:, 0]), wide(z_loss)[()]
     lse = np.maximum(m, rows.log_s)  # of the two terms of m + log s the larger
     # A maximum that is not the target is 1 in r, which may be off by 2**-53; in float64 sums of float32 exps
-    # by 2**-57 for each class.
+    # by as much for each class.
     narrow = np.asarray(logits).dtype.name in ("float32", "float16", "bfloat16")
-    rounding = max(2.0**-29, 2.0**-35 * batch.x.shape[1]) if narrow else 2.0**-4
+    rounding = max(2.0**-29, 2.0**-31 * batch.x.shape[1]) if narrow else 2.0**-4
     rounding = np.where(batch.at_target(z.gap) > 0, rounding, 0)
     lse = np.maximum(lse, rounding)
 
@@ -240,7 +240,7 @@ def largest_terms(
     at_target = np.maximum(np.maximum(q * rest_y, off), batch.at_target(by_lse[:, None] * rows.p * size))
     slope = abs(z.slope)
     if softcap is not None:  # a subnormal one has few digits, and the terms may be large
-        slope = np.maximum(slope, 2.0**-126 if narrow else 2.0**-1022)
+        slope = np.maximum(slope, (2.0**-126 if narrow else 2.0**-1022) / temperature)
     grad = batch.with_target(off_target, at_target) * slope
     grad = abs(batch.reduced(reduction, normalizer, loss, grad)[1])
     return abs(batch.reduced("none", None, loss)[0]), grad
