@@ -250,6 +250,15 @@ def test_bad_axes(name):
 # ---- Digits --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("n_classes", [3, 10_500])
+def test_accuracy_of_many_elements(n_classes):
+    """An ULP more than the usual error shows in one of some ten thousand elements."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(150_000 // n_classes, n_classes))
+    x *= rng.choice([0.1, 1, 5, 20], (len(x), 1))
+    assert_ulp(fastce.softmax(x, axis=1), reference.softmax(x, axis=1), SOFTMAX_ULP[x.dtype])
+
+
 @pytest.mark.parametrize("name", SOFTMAXES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_accuracy(dtype, name):

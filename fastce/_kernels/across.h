@@ -220,7 +220,7 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
         const vec weight = w ? FN(splat)(w[c]) : one;
         for (int k = formula->even == 0; k < (q ? 2 : 1); k++) {
             const vec d = FN(keep)(others, k ? FN(load)(q + c * TILE + i) * weight : weight);
-            FN(add)(&mass[k], d);
+            if (k || w) FN(add)(&mass[k], d); /* ones are counted */
             FN(add)(&spread[k], FN(select)(FN(not_less)(none, FN(larger)(-d, d)), none, d * scaled_gap));
         }
     }
@@ -234,6 +234,7 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
             sum[s] = tally->term_sum[s][k];
             if (REAL_BITS == 64 && isfinite(sum[s])) sum[s] += tally->term_error[s][k]; /* infinity has no error term */
         }
+        if (!w) sum[0] = (double)(start + n - (rows->label[k] >= 0 && rows->label[k] < start + n));
         const double share = q ? formula->share : 0;
         rows->mass[k] = formula->even * sum[0] + (share != 0 ? share * sum[2] : 0);
         rows->spread[k] = formula->even * sum[1] + (share != 0 ? share * sum[3] : 0);

@@ -230,9 +230,10 @@ INLINE void epilogue_softmax(Rows *rows, ptrdiff_t n_rows, double rest_scale)
 {
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
         const Swept row = swept(rows, i, rest_scale);
-        const vec s = row.r + row.e_y;
+        const vec s = row.r + row.e_y, part = s - row.r, rest_low = load_f64(rows->rest_low + i) * (1 / rest_scale);
+        const vec lost = ((row.r - (s - part)) + (row.e_y - part)) + rest_low, p_y = row.e_y / s;
         store_f64(rows->alpha + i, splat_f64(1));
-        store_f64(rows->beta + i, row.e_y / s);
+        store_f64(rows->beta + i, fma_f64(-p_y, lost / s, p_y));
     }
 }
 

@@ -83,16 +83,18 @@ static void combine(const Tile *tile, Rows *rows, double rest_scale, double exp_
     rows->max[0] = m;
     rows->rest[0] = whole;
     rows->rest_low[0] = target_is_max ? low / UNIT_SCALE : (rest - (whole - rest_scale)) + low / UNIT_SCALE;
-    const double e_y = x_y == m ? UNIT_SCALE : (exps_f64(splat_f64(x_y), &exps) * to_exp.high)[0];
+    const Wide_f64 of_y = wide_product_f64((Wide_f64){exps_f64(splat_f64(x_y), &exps), {0}}, to_exp);
+    const double e_y = x_y == m ? UNIT_SCALE : of_y.high[0];
     rows->target_exp[0] = e_y * (rest_scale / UNIT_SCALE);
 
     const double r = whole / rest_scale, e_of_y = e_y / UNIT_SCALE, s = r + e_of_y;
     const double s_low = (r > e_of_y ? e_of_y - (s - r) : r - (s - e_of_y)) + rows->rest_low[0] / rest_scale;
+    const double inverse = 1 / s, lost = s_low * inverse;
     double below = 0, at_top = 0;
     rows->mass[0] = rows->spread[0] = 0;
     for (ptrdiff_t k = 0; k < n; k++) {
         const double unit = p->unit[k] / s;
-        p->unit[k] = unit == 0 ? 0 : unit + unit * (p->unit_low[k] / p->unit[k] - s_low / s);
+        p->unit[k] = unit + (p->unit_low[k] * inverse - unit * lost);
         const double lower = p->max[k] == -INFINITY ? 0 : p->max[k]; /* what the spread is against */
         if (p->mass[k] != 0) rows->spread[0] += p->mass[k] * (SPREAD_SCALE * m - SPREAD_SCALE * lower);
         rows->mass[0] += p->mass[k];

@@ -122,7 +122,7 @@ INLINE void FN(finish_rows_in)(const Tile *tile, const FN(Units) *units, const R
             store_f64(rows->rest + i + k, select_f64(is_max, rest.high, with_one.high));
             store_f64(rows->rest_low + i + k, select_f64(is_max, rest.low, with_one.low));
             store_f64(rows->target_exp + i + k, select_f64(is_max & not_less_f64(m_wide, x_y), REST_SCALE + 0 * x_y,
-                                                           e_y * to_rest.high));
+                                                           FN(wide_product)((FN(Wide)){e_y, {0}}, to_rest).high));
             if (!tile->grad) continue;
             const FN(Wide) all = FN(wide_sum)(s, e_y);
             const vec_f64 unit = EXP_POWER / all.high;
