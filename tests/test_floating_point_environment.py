@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from calls import Call, calls
 from conftest import bits
-from row_calls import Call, calls
 
 import fastce
 
