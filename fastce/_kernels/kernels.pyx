@@ -157,8 +157,8 @@ cdef class ClassWeight:
             with np.errstate(all="ignore"):
                 self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
                 f.total_weight = (<object>self.terms).sum(dtype=np.float64)
+                f.weights_positive = (<object>self.terms).min(initial=1) > 0
             f.term_weight = cnp.PyArray_DATA(self.terms)
-            f.weights_positive = (<object>self.terms).min(initial=1) > 0
             f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
 
 
