@@ -53,8 +53,12 @@ class BuildWhatTheCompilerTakes(build_ext):
 
     def build_extensions(self):
         self.extensions = [e for e in self.extensions if self.takes(e.extra_compile_args)]
+        # Asked once: what show_config says of one extension holds for all of them.
+        openmp = Extension("openmp", [])
+        add_openmp_flags_if_available(openmp)
         for ext in self.extensions:
-            add_openmp_flags_if_available(ext)
+            ext.extra_compile_args += openmp.extra_compile_args
+            ext.extra_link_args += openmp.extra_link_args
         super().build_extensions()
 
     def takes(self, flags):

@@ -1,101 +1,108 @@
-"""Every function, in every way the kernels have for it, as calls of one signature; and fresh interpreters.
+"""Calls of every public function that computes on the kernels, for tests of what holds for all of them.
 
-For tests of what a process does to a call: forks, threads, other runtimes, signals. Children import it
-without pytest.
+`calls` makes them for a dtype and a shape. `named` has those of shapes that are large enough for threads, and
+`digests` what they give, for tests of what a process does to a call: forks, threads, other runtimes, signals.
 """
 
 import functools
 import hashlib
-import os
-import subprocess
-import sys
+from typing import Any, NamedTuple
 
 import numpy as np
+from conftest import FLOATS, bits, nasty
 
 import fastce
 
-THREADED = (600, 100)  # rows and classes of a batch that is large enough to be shared between threads
+
+class Call(NamedTuple):
+    """A function with arguments; those in `rows` have one entry per row, first axis, as the results do."""
+
+    name: str
+    function: Any
+    rows: tuple
+    options: dict
+    row_options: dict = {}  # noqa: RUF012
+
+    def results(self, **more):
+        """What it returns, as a tuple."""
+        result = self.function(*self.rows, **self.options, **self.row_options, **more)
+        return result if isinstance(result, tuple) else (result,)
+
+    def part(self, rows):
+        """The same for some of the rows."""
+        shares = {name: a[rows] for name, a in self.row_options.items()}
+        return self._replace(rows=tuple(a[rows] for a in self.rows), row_options=shares)
+
+    @property
+    def reduces(self):
+        """Whether it has an argument `reduction`."""
+        return "axis" not in self.options
+
+
+def calls(
+    dtype, n_rows, n_classes, kinds=("normal", "wide", "subnormal", "confident 25", "masked -inf", "tiny")
+):
+    """One or more of each function, on the same rows, which come again and again."""
+    again = np.arange(n_rows) % 60
+    x, y = (a[again] for a in nasty(dtype, min(n_rows, 60), n_classes, kinds))
+    rng = np.random.default_rng(n_classes)
+    q, w = rng.dirichlet(np.ones(n_classes), n_rows), rng.uniform(0.5, 2, n_classes)
+    p, s = rng.uniform(size=x.shape).astype(dtype), rng.uniform(0.5, 2, n_rows)
+    full = {"weight": w, "label_smoothing": 0.1, "z_loss": 1e-3, "temperature": 0.7, "softcap": 30.0}
+    last = {"axis": -1}
+    return [
+        Call("cross_entropy", fastce.cross_entropy, (x, y), {}),
+        Call("cross_entropy, options", fastce.cross_entropy, (x, y), full, {"sample_weight": s}),
+        Call("gradient", fastce.cross_entropy_and_grad, (x, y), {}),
+        Call("gradient, across", fastce.cross_entropy_and_grad, (np.asfortranarray(x), y), {}),
+        Call(
+            "gradient, q", fastce.cross_entropy_and_grad, (x, q), {"temperature": 3.0}, {"sample_weight": s}
+        ),
+        Call("Hessian", fastce.cross_entropy_and_hess, (x, y), full),
+        Call("focal", fastce.focal_loss, (x, y), {"gamma": 1.5}),
+        Call("focal gradient", fastce.focal_loss_and_grad, (x, y), {"weight": w, "gamma": 1.5}),
+        Call("margin", fastce.margin_cross_entropy, (2 * p - 1, y), {"margin2": 0.3}),
+        Call("margin gradient", fastce.margin_cross_entropy_and_grad, (2 * p - 1, y), {"margin1": 1.1}),
+        Call("nll", fastce.nll_loss, (x, y), {}),
+        Call("binary", fastce.binary_cross_entropy_with_logits, (x, p), {}),
+        Call("binary gradient", fastce.binary_cross_entropy_with_logits_and_grad, (x, p), {}),
+        Call(
+            "binary Hessian",
+            fastce.binary_cross_entropy_with_logits_and_hess,
+            (x, q),
+            {"weight": w, "pos_weight": w},
+        ),
+        Call("binary focal", fastce.binary_focal_loss, (x, p), {"alpha": 0.3}),
+        Call("binary focal gradient", fastce.binary_focal_loss_and_grad, (x, p), {"alpha": 0.3}),
+        Call("probabilities", fastce.binary_cross_entropy, (p, p), {}),
+        Call("logsumexp", fastce.logsumexp, (x,), last),
+        Call("logsumexp, b", fastce.logsumexp, (x,), {**last, "return_sign": True}, {"b": p - dtype(0.5)}),
+        Call("softmax", fastce.softmax, (x,), last),
+        Call("log_softmax", fastce.log_softmax, (x,), last),
+    ]
+
+
+# Few classes, some, a row of pieces for each thread, and fewer rows than threads.
+SHAPES = ((4001, 3), (700, 57), (300, 200), (4, 20_000), (3, 20_000))
 
 
 @functools.cache
-def calls():
-    """Functions of n_threads by name, all of them large enough for threads; each returns what fastce did."""
-    rng = np.random.default_rng(5)
-    n_rows, n_classes = THREADED
-    x = rng.normal(size=THREADED) * 3
-    y = rng.integers(n_classes, size=n_rows)
-    q = rng.dirichlet(np.ones(n_classes), n_rows)
-    few, few_y = (rng.normal(size=(6000, 5)) * 3).astype(np.float32), rng.integers(5, size=6000)
-    image, image_y = rng.normal(size=(3, 7, 60, 60)), rng.integers(7, size=(3, 60, 60))
-    row, row_y = rng.normal(size=(1, 50_000)).astype(np.float32), [49_000]  # in pieces, which threads share
-    half = x.astype(np.float16)
-    row_weight, class_weight = rng.random(n_rows), rng.random(n_classes)
-    logits, weight = rng.normal(size=(40, 800)) * 5, rng.random(800)
-    hits = rng.random(size=(40, 800))
-
-    made = {}
-
-    def add(name, *arguments, label=None, **options):
-        function = getattr(fastce, name)
-        made[label or name] = lambda n_threads=None: function(*arguments, n_threads=n_threads, **options)
-
-    for name in ("cross_entropy", "cross_entropy_and_grad", "cross_entropy_and_hess"):
-        add(name, x, y, sample_weight=row_weight, weight=class_weight)
-        add(name, few, few_y, label=f"{name} of few classes", reduction="none")
-        add(name, image, image_y, label=f"{name} across", axis=1)
-        add(name, row, row_y, label=f"{name} in pieces")
-    add("cross_entropy_and_grad", half, y, label="cross_entropy_and_grad of halves")
-    add("cross_entropy_and_grad", half, q, label="cross_entropy_and_grad smoothed", label_smoothing=0.1)
-    add("cross_entropy_and_hess", x, y, label="cross_entropy_and_hess of soft caps", softcap=5.0, z_loss=0.1)
-    for name in ("focal_loss", "focal_loss_and_grad"):
-        add(name, x, y, reduction="none")
-    for name in ("margin_cross_entropy", "margin_cross_entropy_and_grad"):
-        add(name, np.tanh(x), y, scale=16.0)
-    add("nll_loss", np.broadcast_to(x[0], (40_000, n_classes)), rng.integers(n_classes, size=40_000))
-    add("softmax", x, axis=1)
-    add("log_softmax", few, axis=1)
-    add("logsumexp", x, axis=1)
-    add("logsumexp", x, axis=1, label="logsumexp with factors", b=q)
-    for name in (
-        "binary_cross_entropy_with_logits",
-        "binary_cross_entropy_with_logits_and_grad",
-        "binary_cross_entropy_with_logits_and_hess",
-    ):
-        add(name, logits, hits, weight=weight)
-        add(name, logits.astype(np.float32), hits > 0.5, label=f"{name} in float32", reduction="none")
-    for name in ("binary_focal_loss", "binary_focal_loss_and_grad"):
-        add(name, logits, hits, alpha=0.25)
-    add("binary_cross_entropy", hits, hits > 0.5)
-    made["information.cross_entropy"] = lambda n_threads=None: fastce.information.cross_entropy(q, q[::-1])
-    return made
+def named():
+    """Calls of each shape in float32 and float64, by name: "softmax, float32, (4001, 3)"."""
+    return {
+        f"{call.name}, {dtype}, {shape}": call
+        for dtype in FLOATS
+        for shape in SHAPES
+        for call in calls(dtype.type, *shape)
+    }
 
 
-def digest(result):
+def digest(results):
     """A hash of the bits of a result or several."""
-    code = hashlib.sha256()
-    for part in result if isinstance(result, tuple) else (result,):
-        code.update(np.ascontiguousarray(part).tobytes())
-    return code.hexdigest()
+    parts = results if isinstance(results, tuple) else (results,)
+    return hashlib.sha256(b"".join(map(bits, parts))).hexdigest()
 
 
 def digests(n_threads=None, names=None):
     """Those of all calls, or of the named ones."""
-    return {name: digest(calls()[name](n_threads)) for name in names or calls()}
-
-
-def python(code, *arguments, timeout=120, check=True, **environment):
-    """Run code in a fresh interpreter that can import what is in tests/; one that hangs says where."""
-    watched = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 10}, exit=True)\n{code}"
-    here = os.path.dirname(__file__)
-    path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", watched, *arguments],
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    if check and done.returncode:
-        raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done
+    return {name: digest(named()[name].results(n_threads=n_threads)) for name in names or named()}

@@ -1,8 +1,10 @@
-"""The suite once per instruction-set level, one generator of nasty inputs, one measure of error."""
+"""For all tests: the levels, fresh interpreters, one measure of error, one generator of nasty inputs."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -114,6 +116,24 @@ def assert_ulp(actual, exact, bound, scale=None, label=""):
             f"{np.broadcast_to(allowed, excess.shape)[worst]:.3g}, got {actual[worst]!r}, "
             f"exact {np.broadcast_to(exact, excess.shape)[worst]!r}"
         )
+
+
+def python(code, *arguments, timeout=120, check=True, **environment):
+    """Run code in a fresh interpreter that can import what is in tests/; one that hangs says where."""
+    watched = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 10}, exit=True)\n{code}"
+    here = os.path.dirname(__file__)
+    path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", watched, *arguments],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
 
 
 # --- the generator: each kind makes one row of float64 numbers and its label, for a given dtype ---

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from calls import Call, calls
 from conftest import bits
-from row_calls import Call, calls
 
 import fastce
 
@@ -128,6 +128,58 @@ def test_refusals_leave_the_settings():
                 with pytest.raises(ValueError, match="target"):
                     fastce.binary_cross_entropy_with_logits_and_grad(x, np.array([*target, 9, 9]))
             assert settings_of(registers()) == before
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_lists(name):
+    """Of numbers that NumPy converts: subnormal, of several dtypes, integers that have to be rounded."""
+    small, wide = [5e-324, 2.0**-1030, 0.1], [np.float32(1e-45), 2**53 + 3, 2**64 - 1, 0.1]
+    functions = [
+        lambda: fastce.nll_loss([small], [0]),
+        lambda: fastce.nll_loss([wide], [0]),
+        lambda: fastce.binary_cross_entropy([0.5] * 3, small, weight=small),
+    ]
+    for function in functions:
+        expected = bits(function())
+        with environment(SETTINGS[name]):
+            result = function()
+        assert bits(result) == expected
+
+
+class Asked:
+    """An argument that notes in which settings it is asked for its numbers."""
+
+    def __init__(self, numbers, seen):
+        self.numbers, self.seen = np.asarray(numbers), seen
+
+    def __array__(self, dtype=None, copy=None):
+        self.seen.append(settings_of(registers()))
+        return self.numbers
+
+
+def test_arguments_are_asked_in_the_hosts_settings():
+    """Their code is the host's, not fastce's."""
+    x = np.arange(6.0).reshape(2, 3)
+    labels, hits = np.array([0, 2]), x > 2
+    rows, classes = np.ones(2, np.float16), np.ones(3, np.float32)
+    for settings in SETTINGS.values():
+        seen, out = [], np.empty_like(x)
+
+        def asked(numbers, seen=seen):
+            return Asked(numbers, seen)
+
+        with environment(settings):
+            before = settings_of(registers())
+            fastce.cross_entropy_and_grad(
+                asked(x), asked(labels), weight=asked(classes), sample_weight=asked(rows), out=out
+            )
+            fastce.cross_entropy(asked(x), asked(x / 3))
+            fastce.binary_cross_entropy_with_logits_and_grad(
+                asked(x), asked(hits), weight=asked(rows[:, None]), pos_weight=asked(classes), out=out
+            )
+            assert settings_of(registers()) == before
+        assert len(seen) >= 10
+        assert set(seen) == {before}
 
 
 def settings_of(saved):

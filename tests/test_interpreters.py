@@ -6,7 +6,7 @@ NumPy is for one interpreter of a process, and fastce too: its threads belong to
 import sys
 
 import pytest
-from calls import python
+from conftest import python
 
 pytestmark = pytest.mark.once
 

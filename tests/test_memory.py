@@ -7,8 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from calls import calls
 from conftest import FLOATS, UNSANITIZED
-from row_calls import calls
 
 import fastce
 

@@ -1,16 +1,12 @@
 """The same bits: for every function, from any number of threads, in any part of a batch, in any process."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLOATS, bits
-from row_calls import SHAPES, calls, digests
+from calls import SHAPES, calls, digests
+from conftest import FLOATS, bits, python
 
 
 def test_threads_and_repetition():
@@ -35,14 +31,11 @@ def test_parts_of_a_batch(shape):
 
 def test_processes(level):
     """In another process, whatever the memory holds that malloc returns there (glibc's MALLOC_PERTURB_)."""
-    done = subprocess.run(
-        [sys.executable, "-c", "import json, row_calls; print(json.dumps(row_calls.digests()))"],
-        env={**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_PERTURB_": "170", "FASTCE_LEVEL": level},
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
+    done = python(
+        "import json, calls; print(json.dumps(calls.digests()))",
         timeout=300,
-        check=False,
+        OMP_NUM_THREADS="2",
+        MALLOC_PERTURB_="170",
+        FASTCE_LEVEL=level,
     )
-    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == digests()

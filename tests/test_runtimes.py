@@ -6,7 +6,8 @@ Known from threadpoolctl #41 and scikit-learn #34437: two runtimes in a process,
 import json
 
 import pytest
-from calls import digests, python
+from calls import digests, named
+from conftest import python
 
 pytestmark = pytest.mark.once  # the runtime is a matter of the process
 
@@ -32,14 +33,15 @@ import json, os, signal, sys, threading
 import numpy as np
 {first}
 {second}
-alone, others = digests(2), other()
+names = sys.argv[1:]
+alone, others = digests(2, names), other()
 rounds, same = 3, []
 
 def repeat(function, expected):
     for _ in range(rounds):
         same.append(function() == expected)
 
-threads = [threading.Thread(target=repeat, args=(lambda: digests(2), alone)) for _ in range(3)]
+threads = [threading.Thread(target=repeat, args=(lambda: digests(2, names), alone)) for _ in range(3)]
 threads += [threading.Thread(target=repeat, args=(other, others)) for _ in range(3)]
 for thread in threads:
     thread.start()
@@ -48,7 +50,7 @@ for thread in threads:
 assert same == [True] * 6 * rounds, same
 if not os.fork():  # the threads of neither runtime are there
     signal.alarm(60)
-    os._exit(digests(2) != alone)
+    os._exit(digests(2, names) != alone)
 assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 json.dump(alone, sys.stdout)
 """
@@ -61,5 +63,6 @@ def test_both_at_work(other, fastce_first):
     if other == TORCH:
         pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch-tests]'")
     first, second = (FASTCE, other) if fastce_first else (other + "other()", FASTCE)
-    done = python(BOTH.format(first=first, second=second))
-    assert json.loads(done.stdout) == digests(2)
+    names = list(named())[::6]  # of each shape and dtype: threads of two runtimes wait for each other a lot
+    done = python(BOTH.format(first=first, second=second), *names)
+    assert json.loads(done.stdout) == digests(2, names)

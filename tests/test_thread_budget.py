@@ -136,10 +136,39 @@ print(json.dumps([most, threads.at_work()]))
 
 @pytest.mark.parametrize("n_threads", [None, 3])
 def test_a_pool_of_callers(n_threads):
-    """Eight of them with a default of four: one may have all four, the others the thread they are on."""
+    """Eight of them: however their calls begin and end beside each other, what was taken is given back."""
     most, afterwards = python(POOL.replace("N_THREADS", str(n_threads)))
-    assert 1 <= most <= (4 + 7 if n_threads is None else 8 * n_threads)
+    if n_threads is None:
+        assert 1 <= most <= 4 + 7
     assert afterwards == 0
+
+
+CALLERS_AT_ONCE = """
+import time
+from fastce._kernels import threads
+
+fastce.set_num_threads(4)
+logits = np.broadcast_to(np.float32([1, 2, 3]), (2**36, 3))  # for minutes: none ends while others begin
+target = np.broadcast_to(np.int8(0), 2**36)
+options = {"n_threads": N_THREADS}
+found = []
+for _ in range(8):
+    taken = threads.at_work()
+    threading.Thread(target=fastce.cross_entropy, args=(logits, target), kwargs=options).start()
+    while threads.at_work() == taken or count() - before < threads.at_work():
+        time.sleep(0.001)
+    found.append([threads.at_work(), count() - before])
+print(json.dumps(found), flush=True)
+os._exit(0)  # without waiting for the calls
+"""
+
+
+@pytest.mark.parametrize("n_threads", [None, 3])
+def test_callers_at_once(n_threads):
+    """With a default of 4, K callers are 4 + K - 1 threads at most; each takes so many if it says so."""
+    found = python(CALLERS_AT_ONCE.replace("N_THREADS", str(n_threads)))
+    for k, (counted, existing) in enumerate(found, 1):
+        assert counted == existing == (4 + k - 1 if n_threads is None else 3 * k)
 
 
 BESIDE_A_LONG_CALL = """

@@ -5,8 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from calls import python
-from conftest import UNSANITIZED, bits, nasty
+from conftest import UNSANITIZED, bits, nasty, python
 
 import fastce
 

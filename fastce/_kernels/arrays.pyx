@@ -25,13 +25,22 @@ def refuse_masked(a, str name):
                 refuse_masked(part, name)
 
 
+cdef cnp.ndarray converted(object a, object dtype=None):
+    """By NumPy, which may have to round."""
+    cdef Environment host = enter_environment()
+    try:
+        return np.asarray(a, dtype)
+    finally:
+        leave_environment(host)
+
+
 cdef cnp.ndarray as_array(object a, str name):
     if type(a) is cnp.ndarray:
         return a
     refuse_masked(a, name)
     if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
         return np.from_dlpack(a)
-    return np.asarray(a)
+    return converted(a) if isinstance(a, (list, tuple)) else np.asarray(a)
 
 
 cdef int format_of(cnp.ndarray a) except -1:
@@ -54,15 +63,10 @@ cdef bint is_swapped(cnp.ndarray a) noexcept:
 cdef cnp.ndarray as_floats(object given, str name):
     """An array of a dtype the kernels read; integers and bools become float64."""
     cdef cnp.ndarray a = as_array(given, name)
-    cdef Environment host
     if format_of(a) != FORMAT_NONE:
         return a
     if a.dtype.kind in "iub":
-        host = enter_environment()
-        try:
-            return a.astype(np.float64)
-        finally:
-            leave_environment(host)
+        return converted(a, np.float64)
     raise TypeError(
         f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
         "an integer dtype or bool: convert it with .astype"

@@ -229,17 +229,21 @@ cdef object binary(Options *options, object first, str name, object given_target
     cdef double normalizer, denominator, total = 0
     cdef int[MAX_DIMS] order
     cdef Elements e
-    cdef Environment host = enter_environment()
+    cdef Environment host
+
+    # What runs code of the caller's, in the environment that it expects: __array__ and the like.
+    given = as_floats(first, name)
+    target = as_targets(given_target)
+    reduction = reduction_of(given_reduction)
+    n_threads = checked_n_threads(given_n_threads)
+    if given_weight is not None:
+        weight = as_floats(given_weight, "weight")
+    if given_pos_weight is not None:
+        pos_weight = as_floats(given_pos_weight, "pos_weight")
+
+    host = enter_environment()
     try:
-        given = as_floats(first, name)
-        target = as_targets(given_target)
-        reduction = reduction_of(given_reduction)
-        n_threads = checked_n_threads(given_n_threads)
         normalizer = checked_normalizer(given_normalizer, reduction)
-        if given_weight is not None:
-            weight = as_floats(given_weight, "weight")
-        if given_pos_weight is not None:
-            pos_weight = as_floats(given_pos_weight, "pos_weight")
         e.n = cnp.PyArray_SIZE(given)
         denominator = e.n if given_normalizer is None else normalizer
         options.scale = 1 / denominator if reduction == MEAN else 1

@@ -3,8 +3,8 @@
  * A host may have set another one: libraries built with -ffast-math and torch.set_flush_denormal flush subnormals to
  * zero, interval arithmetic rounds up or down, a debugger traps NaN. Kernels that went along would lose the digits they
  * promise, on some threads and not on others: each thread has an environment of its own, which it inherits from the one
- * that started it. So each call, and each thread's part of one, begins with enter_environment and ends with
- * leave_environment, which puts back the host's settings and its exception flags.
+ * that started it. So each call, when it has its arguments, and each thread's part of one begin with enter_environment
+ * and end with leave_environment, which puts back the host's settings and its exception flags.
  *
  * The compiler knows nothing of the dependence of arithmetic on the environment. What keeps the two apart is that
  * neither reads nor writes of memory move across them: operands must come from memory, and results go there.

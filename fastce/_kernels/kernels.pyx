@@ -147,18 +147,18 @@ cdef class ClassWeight:
                 f"weight has shape {np.shape(self.given)}; expected ({cnp.PyArray_DIM(logits, axis)},), "
                 "one for each class"
             )
-        with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
-            self.wide = np.require(self.given, np.float64, "CA")
         return self
 
     cdef void add_to(self, Formula *f, cnp.ndarray logits):
+        with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
+            self.wide = np.require(self.given, np.float64, "CA")
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
             with np.errstate(all="ignore"):
                 self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
                 f.total_weight = (<object>self.terms).sum(dtype=np.float64)
+                f.weights_positive = (<object>self.terms).min(initial=1) > 0
             f.term_weight = cnp.PyArray_DATA(self.terms)
-            f.weights_positive = (<object>self.terms).min(initial=1) > 0
             f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
 
 
@@ -183,22 +183,34 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
     """The loss, and as many derivatives as `order` says, of a problem that has its formula."""
     cdef bint are_labels = True
     cdef cnp.ndarray logits, target, weight = None, grad = None, hess = None, loss = None
+    cdef cnp.ndarray as_given, weight_as_given = None, class_weight_as_given = None
     cdef ClassWeight class_weight = None
     cdef int axis, reduction, n_threads
     cdef double normalizer, denominator = 1, total
     cdef Formula *f = &p.formula
     cdef Partials partials
-    cdef Environment host = enter_environment()
+    cdef Environment host
+
+    # What runs code of the caller's, in the environment that it expects: __array__ and the like.
+    as_given = as_array(given_logits, name)
+    logits = as_floats(as_given, name)
+    axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits), name)
+    reduction = reduction_of(given_reduction)
+    n_threads = checked_n_threads(given_n_threads)
+    if f.kind == CROSS_ENTROPY:
+        target = as_targets(given_target, &are_labels)
+    else:
+        target = as_labels(given_target)
+    if given_class_weight is not None:
+        class_weight_as_given = as_array(given_class_weight, "weight")
+        class_weight = ClassWeight.of(class_weight_as_given, logits, axis)
+    if given_weight is not None:
+        weight_as_given = as_array(given_weight, "sample_weight")
+        weight = as_floats(weight_as_given, "sample_weight")
+
+    host = enter_environment()
     try:
-        logits = as_floats(given_logits, name)
-        axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits), name)
-        reduction = reduction_of(given_reduction)
-        n_threads = checked_n_threads(given_n_threads)
         normalizer = checked_normalizer(given_normalizer, reduction)
-        if f.kind == CROSS_ENTROPY:
-            target = as_targets(given_target, &are_labels)
-        else:
-            target = as_labels(given_target)
         add_logits(p, logits, axis)
         if p.n_classes == 0 and p.n_rows > 0:
             raise ValueError(
@@ -212,11 +224,9 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
             check_distributions(target, logits, ignore_index)
             add_operand(p, Q, target, axis)
             f.has_terms = True
-        if given_class_weight is not None:
-            class_weight = ClassWeight.of(given_class_weight, logits, axis)
+        if class_weight is not None:
             class_weight.add_to(f, logits)
-        if given_weight is not None:
-            weight = as_floats(given_weight, "sample_weight")
+        if weight is not None:
             if format_of(weight) > FORMAT_F32:
                 with np.errstate(invalid="ignore"):
                     weight = weight.astype(np.float32)
@@ -226,13 +236,12 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
         if out is not None:
             check_out(out, logits, "out")
             grad = out
-            check_apart_from_inputs(grad, "out", name, logits, given_logits, given_target, given_weight,
-                                    given_class_weight)
+            check_apart_from_inputs(grad, "out", name, logits, as_given, target, weight_as_given, class_weight_as_given)
         if hess_out is not None:
             check_out(hess_out, logits, "hess_out")
             hess = hess_out
-            check_apart_from_inputs(hess, "hess_out", name, logits, given_logits, given_target, given_weight,
-                                    given_class_weight)
+            check_apart_from_inputs(hess, "hess_out", name, logits, as_given, target, weight_as_given,
+                                    class_weight_as_given)
             if grad is not None:
                 check_apart(grad, hess, "hess_out")
         if order >= 1:
@@ -284,16 +293,16 @@ cdef int check_distributions(cnp.ndarray target, cnp.ndarray logits, object igno
     return 0
 
 
-cdef int check_apart_from_inputs(cnp.ndarray out, str out_name, str name, cnp.ndarray logits, object given_logits,
-                                 object target, object sample_weight, object weight) except -1:
+cdef int check_apart_from_inputs(cnp.ndarray out, str out_name, str name, cnp.ndarray logits, cnp.ndarray as_given,
+                                 cnp.ndarray target, cnp.ndarray sample_weight, cnp.ndarray weight) except -1:
     """The caller's arrays, also those converted to be read. Only the logits may be overwritten, all of them."""
     if not same_memory(out, logits):
-        check_apart(out, as_array(given_logits, name), name, out_name)
-    check_apart(out, as_array(target, "target"), "target", out_name)
+        check_apart(out, as_given, name, out_name)
+    check_apart(out, target, "target", out_name)
     if sample_weight is not None:
-        check_apart(out, as_array(sample_weight, "sample_weight"), "sample_weight", out_name)
+        check_apart(out, sample_weight, "sample_weight", out_name)
     if weight is not None:
-        check_apart(out, as_array(weight, "weight"), "weight", out_name)
+        check_apart(out, weight, "weight", out_name)
     return 0
 
 
