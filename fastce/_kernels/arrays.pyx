@@ -43,7 +43,11 @@ cdef cnp.ndarray as_array(object a, str name):
     return converted(a) if isinstance(a, (list, tuple)) else np.asarray(a)
 
 
+cdef int bfloat16 = cnp.NPY_NOTYPE    # the number of ml_dtypes' type, once it was met: names take a microsecond
+
+
 cdef int format_of(cnp.ndarray a) except -1:
+    global bfloat16
     cdef int number = cnp.PyArray_TYPE(a)
     if number == cnp.NPY_FLOAT:
         return FORMAT_F32
@@ -51,7 +55,10 @@ cdef int format_of(cnp.ndarray a) except -1:
         return FORMAT_F64
     if number == cnp.NPY_FLOAT16:
         return FORMAT_F16
-    if a.dtype.name == "bfloat16":
+    if number == bfloat16:
+        return FORMAT_BF16
+    if cnp.PyTypeNum_ISUSERDEF(number) and a.dtype.name == "bfloat16":
+        bfloat16 = number
         return FORMAT_BF16
     return FORMAT_NONE
 
