@@ -105,10 +105,12 @@ def logsumexp(
         joined = _classes_last(exponents, axes)
         factors = None if factors is None else _classes_last(factors, axes)
         result, sign = _kernels.kernels.logsumexp(joined, joined.ndim - 1, factors, n_threads)
-        if not return_sign:
+        if factors is not None and not return_sign:
             result[sign < 0] = np.nan
-        with np.errstate(over="ignore", under="ignore"):  # to a half
-            result, sign = (x.reshape(shape).astype(dtype, copy=False) for x in (result, sign))
+        result, sign = result.reshape(shape), sign.reshape(shape)
+        if result.dtype != dtype:
+            with np.errstate(over="ignore", under="ignore"):  # to a half
+                result, sign = result.astype(dtype), sign.astype(dtype)
     if out is None:
         result = result[()]
     else:
@@ -213,7 +215,7 @@ def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | Non
     else:
         classes, into = _classes_last(given, axes), _classes_last(result, axes)
         _kernels.kernels.softmax(classes, classes.ndim - 1, into, n_threads, name == "log_softmax")
-        if not np.may_share_memory(into, result):  # axes that only a copy could join
+        if len(axes) > 1 and not np.may_share_memory(into, result):  # axes that only a copy could join
             ordered = _in_order(result, axes)
             ordered[...] = into.reshape(ordered.shape)
     return result[()] if out is None else out
@@ -245,7 +247,7 @@ def _of_scipy(name: str, out: NDArray | None, *arguments: Any, **options: Any) -
 
 
 def _native(a: NDArray) -> np.dtype:
-    return np.promote_types(a.dtype, a.dtype)
+    return a.dtype if a.dtype.isnative else np.promote_types(a.dtype, a.dtype)
 
 
 def _normalised(axis: Axis, n_dims: int) -> tuple[int, ...]:
@@ -267,7 +269,7 @@ def _in_order(a: NDArray, axes: tuple[int, ...]) -> NDArray:
 def _classes_last(a: NDArray, axes: tuple[int, ...]) -> NDArray:
     """The given axes as one, the last: a view where memory allows it."""
     if len(axes) == 1:
-        return np.moveaxis(a, axes[0], -1)
+        return a if axes[0] == a.ndim - 1 else np.moveaxis(a, axes[0], -1)
     ordered, n_kept = _in_order(a, axes), a.ndim - len(axes)
     return ordered.reshape(*ordered.shape[:n_kept], prod(ordered.shape[n_kept:]))
 
