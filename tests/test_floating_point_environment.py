@@ -114,7 +114,7 @@ def test_hosts_settings(name):
         assert result == expected[i // 2], call.name
         assert settings_of(after) == settings_of(before), call.name
         if call.reduces:  # logsumexp ends with arithmetic of NumPy's, which clears the flags
-            assert after.raw == before.raw, call.name
+            assert all_but_comparisons(after) == all_but_comparisons(before), call.name
 
 
 def test_refusals_leave_the_settings():
@@ -180,6 +180,14 @@ def test_arguments_are_asked_in_the_hosts_settings():
             assert settings_of(registers()) == before
         assert len(seen) >= 10
         assert set(seen) == {before}
+
+
+def all_but_comparisons(saved):
+    """Without what the x87 unit's last one said, in bits 8 to 10 and 14 of its status: it is no flag."""
+    raw = bytearray(saved.raw)
+    if SIZE == 32:
+        raw[5] &= 0xB8
+    return bytes(raw)
 
 
 def settings_of(saved):
