@@ -81,7 +81,8 @@ def logsumexp(
     >>> fastce.logsumexp(np.array([[1.0, 2.0], [0.0, 0.0]]), axis=1, b=[1, -1], return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
-    if _is_complex(a, "a") or (b is not None and _is_complex(b, "b")):
+    a, b = arrays.any_array(a, "a"), None if b is None else arrays.any_array(b, "b")
+    if a.dtype.kind == "c" or (b is not None and b.dtype.kind == "c"):
         return _of_scipy("logsumexp", out, a, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign)
     exponents, factors = np.atleast_1d(arrays.float_array(a, "a")), None
     dtype = _native(exponents)
@@ -201,9 +202,10 @@ def log_softmax(
 
 
 def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:
-    if _is_complex(x, "x"):
-        return _of_scipy(name, out, x, axis=axis)
-    given = arrays.float_array(x, "x")
+    given = arrays.any_array(x, "x")
+    if given.dtype.kind == "c":
+        return _of_scipy(name, out, given, axis=axis)
+    given = arrays.float_array(given, "x")
     axes = _normalised(axis, given.ndim)
     if out is None:
         result = np.empty_like(given, _native(given))
@@ -222,11 +224,6 @@ def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | Non
 
 
 # ---- Arrays and axes ------------------------------------------------------------------------------
-
-
-def _is_complex(a: ArrayLike, name: str) -> bool:
-    arrays.refuse_masked(a, name)
-    return np.asarray(a).dtype.kind == "c"
 
 
 def _of_scipy(name: str, out: NDArray | None, *arguments: Any, **options: Any) -> Any:

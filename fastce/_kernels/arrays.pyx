@@ -81,9 +81,13 @@ cdef cnp.ndarray as_floats(object given, str name):
 
 
 cdef cnp.ndarray as_labels(object given):
-    cdef cnp.ndarray a = as_array(given, "target")
-    if a.size == 0 and not hasattr(given, "dtype"):
-        return a.astype(np.intp)               # [] has no dtype of its own
+    return labels_of(as_array(given, "target"), hasattr(given, "dtype"))
+
+
+cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype):
+    """The array, if it is one of class indices; `has_dtype`: as it was given, which [] has not."""
+    if a.size == 0 and not has_dtype:
+        return a.astype(np.intp)
     if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
         raise TypeError(
             f"target has dtype {a.dtype}; expected class indices of an integer dtype"
@@ -213,6 +217,11 @@ cdef char *end_byte(cnp.ndarray a) noexcept:
 
 
 # ---- For special.py, whose results are made in Python ---------------------------------------------
+
+def any_array(given, str name):
+    """An array of any dtype, without a mask."""
+    return as_array(given, name)
+
 
 def float_array(given, str name):
     """An array of a dtype the kernels read."""

@@ -47,6 +47,7 @@ from fastce._kernels.arrays cimport (
     check_out,
     format_of,
     is_swapped,
+    labels_of,
     normalised_axis,
     same_memory,
 )
@@ -171,8 +172,9 @@ cdef cnp.ndarray as_targets(object given, bint *are_labels):
             are_labels[0] = True
             return a
     a = as_array(given, "target")
-    are_labels[0] = format_of(a) == FORMAT_NONE or (a.size == 0 and not hasattr(given, "dtype"))
-    return as_labels(given) if are_labels[0] else a
+    cdef bint has_dtype = hasattr(given, "dtype")
+    are_labels[0] = format_of(a) == FORMAT_NONE or (a.size == 0 and not has_dtype)
+    return labels_of(a, has_dtype) if are_labels[0] else a
 
 
 # ---- Losses and their derivatives --------------------------------------------------------------
