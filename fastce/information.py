@@ -278,10 +278,7 @@ def _logarithm(base: float | None) -> tuple[Callable[[NDArray], NDArray], float]
 
 def _probabilities(given: ArrayLike, name: str) -> tuple[NDArray, np.dtype]:
     """The values in float64, and the dtype of the result."""
-    arrays.refuse_masked(given, name)
-    if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
-        given = np.from_dlpack(given)
-    a = np.asarray(given)
+    a = arrays.any_array(given, name)
     narrow = a.dtype.name in ("float32", "float16", "bfloat16")
     if not narrow and a.dtype.kind not in "iub" and a.dtype.name != "float64":
         raise TypeError(

@@ -86,7 +86,7 @@ def log_loss(
     eps = _checked(eps)
     given = {"y_true": y_true, "y_proba": y_proba, "y_pred": y_pred, "sample_weight": sample_weight}
     for name, a in given.items():
-        arrays.refuse_masked(a, name)
+        arrays.refuse_masked(a, name, 2)
     p, indicators = _validated(y_true, y_proba, y_pred, normalize, sample_weight, labels)
     loss = _row_losses(p, indicators, float(np.finfo(p.dtype).eps) if eps is None else eps)
     if normalize:

@@ -83,26 +83,28 @@ def logsumexp(
     """
     a, b = arrays.any_array(a, "a"), None if b is None else arrays.any_array(b, "b")
     if a.dtype.kind == "c" or (b is not None and b.dtype.kind == "c"):
-        return _of_scipy("logsumexp", out, a, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign)
+        options = {"axis": axis, "keepdims": keepdims, "return_sign": return_sign}
+        return _of_scipy("logsumexp", out, n_threads, "", {"a": a, "b": b}, options)
     exponents, factors = np.atleast_1d(arrays.float_array(a, "a")), None
     dtype = _native(exponents)
     if b is not None:
         factors = arrays.float_array(b, "b")
         dtype = np.promote_types(dtype, factors.dtype)
         with np.errstate(invalid="ignore"):  # a signalling NaN
-            exponents = exponents.astype(dtype, copy=False)
+            exponents = arrays.with_dtype(exponents, dtype)
         exponents, factors = np.broadcast_arrays(exponents, factors)
     axes = _normalised(axis, exponents.ndim)
     kept = tuple(1 if k in axes else n for k, n in enumerate(exponents.shape))
     shape = kept if keepdims else tuple(n for k, n in enumerate(exponents.shape) if k not in axes)
     if out is not None:
-        _check_out(out, shape, dtype, a=exponents, b=factors)
+        _check_out(out, shape, dtype, a=a, b=b)
 
     if exponents.size == 0 and 0 in (exponents.shape[k] for k in axes):
         _check_n_threads(n_threads)
         result = np.full(shape, -np.inf, dtype)
         sign = np.sign(result)  # as SciPy has it
     else:
+        axes = _as_in_memory(axes, exponents)
         joined = _classes_last(exponents, axes)
         factors = None if factors is None else _classes_last(factors, axes)
         result, sign = _kernels.kernels.logsumexp(joined, joined.ndim - 1, factors, n_threads)
@@ -111,7 +113,7 @@ def logsumexp(
         result, sign = result.reshape(shape), sign.reshape(shape)
         if result.dtype != dtype:
             with np.errstate(over="ignore", under="ignore"):  # to a half
-                result, sign = result.astype(dtype), sign.astype(dtype)
+                result, sign = arrays.with_dtype(result, dtype), arrays.with_dtype(sign, dtype)
     if out is None:
         result = result[()]
     else:
@@ -204,13 +206,13 @@ def log_softmax(
 def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:
     given = arrays.any_array(x, "x")
     if given.dtype.kind == "c":
-        return _of_scipy(name, out, given, axis=axis)
-    given = arrays.float_array(given, "x")
-    axes = _normalised(axis, given.ndim)
+        return _of_scipy(name, out, n_threads, "x", {"x": given}, {"axis": axis})
+    as_given, given = given, arrays.float_array(given, "x")
+    axes = _as_in_memory(_normalised(axis, given.ndim), given)
     if out is None:
         result = np.empty_like(given, _native(given))
     else:
-        _check_out(out, given.shape, _native(given), in_place="x", x=given)
+        _check_out(out, given.shape, _native(given), in_place="x" if given is as_given else "", x=as_given)
         result = np.asarray(out)  # a subclass may have a reshape of its own, as matrices do
     if not given.size:
         _check_n_threads(n_threads)
@@ -226,19 +228,27 @@ def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | Non
 # ---- Arrays and axes ------------------------------------------------------------------------------
 
 
-def _of_scipy(name: str, out: NDArray | None, *arguments: Any, **options: Any) -> Any:
+def _of_scipy(
+    name: str,
+    out: NDArray | None,
+    n_threads: int | None,
+    in_place: str,
+    inputs: dict[str, NDArray | None],
+    options: dict[str, Any],
+) -> Any:
     """Complex numbers, which the kernels don't take."""
+    _check_n_threads(n_threads)
     try:
         from scipy import special
     except ImportError:
         message = f"{name} of complex numbers is SciPy's: pip install scipy, or pass real ones"
         raise TypeError(message) from None
     function: Callable[..., Any] = getattr(special, name)
-    result = function(*arguments, **options)
+    result = function(**inputs, **options)
     if out is None:
         return result
     value = result[0] if options.get("return_sign") else result
-    _check_out(out, np.shape(value), value.dtype)
+    _check_out(out, np.shape(value), value.dtype, in_place, **inputs)
     out[...] = value
     return (out, result[1]) if options.get("return_sign") else out
 
@@ -257,10 +267,15 @@ def _normalised(axis: Axis, n_dims: int) -> tuple[int, ...]:
     return axes
 
 
+def _as_in_memory(axes: tuple[int, ...], a: NDArray) -> tuple[int, ...]:
+    """In the order of memory, in which they join where they can."""
+    return tuple(sorted(axes, key=lambda k: -abs(a.strides[k]))) if len(axes) > 1 else axes
+
+
 def _in_order(a: NDArray, axes: tuple[int, ...]) -> NDArray:
-    """The given axes last, in the order of memory, so that they join where they can."""
+    """The given axes last."""
     kept = [k for k in range(a.ndim) if k not in axes]
-    return a.transpose(*kept, *sorted(axes))
+    return a.transpose(*kept, *axes)
 
 
 def _classes_last(a: NDArray, axes: tuple[int, ...]) -> NDArray:

@@ -152,3 +152,42 @@ def test_reduced_losses_are_python_floats(dtype, reduction):
     for x, y in ((np.eye(2, dtype=dtype), [0, 1]), (np.zeros(2, dtype), 0)):
         assert type(fastce.cross_entropy(x, y, reduction=reduction)) is float
         assert type(fastce.cross_entropy_and_grad(x, y, reduction=reduction)[0]) is float
+
+
+class Acts:
+    """An argument that does something when it is asked for its value."""
+
+    def __init__(self, act, value):
+        self.act, self.value = act, value
+
+    def __array__(self, dtype=None, copy=None):
+        self.act()
+        return np.asarray(self.value)
+
+    def __index__(self):
+        self.act()
+        return self.value
+
+    def __float__(self):
+        self.act()
+        return float(self.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("changed", ["weight", "target"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sample_weight", 1.0), ("normalizer", 2), ("ignore_index", -1), ("axis", -1), ("n_threads", 1)],
+)
+def test_arrays_are_looked_at_after_all_code_of_the_caller_has_run(name, value, changed):
+    """A wider dtype, set by the code of another argument, makes half as many elements."""
+    rows, classes = (2, 4000) if changed == "weight" else (4000, 2)
+    given = {"logits": np.zeros((rows, classes), np.float32), "target": np.zeros(rows, np.int8)}
+    given["weight"] = np.ones(classes, np.float32)
+
+    def act():
+        given[changed].dtype = np.float64 if changed == "weight" else np.int16
+
+    given[name] = Acts(act, np.ones(rows) if name == "sample_weight" else value)
+    with pytest.raises(ValueError, match=rf"{changed} has shape \(2000,\)"):
+        fastce.cross_entropy(**given)

@@ -135,3 +135,8 @@ def test_out_overlaps_an_array_that_is_converted():
     x, out = np.zeros((4, 5), np.float32), memory[:20].reshape(4, 5)
     with pytest.raises(ValueError, match="out overlaps sample_weight"):
         fastce.cross_entropy_and_grad(x, [0, 1, 2, 3], sample_weight=memory.view(np.float16)[:4], out=out)
+    ints = np.zeros(20, np.int64)
+    with pytest.raises(ValueError, match="out overlaps weight"):
+        fastce.binary_cross_entropy_with_logits_and_grad(np.zeros(20), 1, weight=ints, out=ints.view(float))
+    with pytest.raises(ValueError, match="out overlaps logits"):
+        fastce.binary_cross_entropy_with_logits_and_grad(ints, 1, out=ints.view(float))

@@ -7,6 +7,7 @@ be a silent error. Known from cython #4467 and #1605: read-only memory and field
 import array
 import ctypes
 import mmap
+from collections import UserList, deque
 from operator import attrgetter
 
 import numpy as np
@@ -234,11 +235,25 @@ def test_masked_arrays_are_refused(name, key):
     """Also those whose mask masks nothing: another time it may."""
     a = CALLS[name][0][key]
     for mask in (False, np.arange(a.size).reshape(a.shape) == 1):
-        with pytest.raises(TypeError, match=f"{key} is a masked array"):
+        with pytest.raises(TypeError, match=f"{key} is or holds a masked array"):
             call(name, {key: np.ma.masked_array(a, mask)})
     parts = [np.ma.masked_array(part, True) for part in a]
-    for given in (parts, tuple(parts), [*a[:-1], np.ma.masked]):
-        with pytest.raises(TypeError, match=f"{key} holds a masked array"):
+    for given in (parts, tuple(parts), deque(parts), UserList(parts), [*a[:-1], np.ma.masked]):
+        with pytest.raises(TypeError, match=f"{key} is or holds a masked array"):
+            call(name, {key: given})
+    if name != "log_loss":  # scikit-learn converts what has a shape
+        with pytest.raises(TypeError, match=f"{key} is or holds a masked array"):
+            call(name, {key: Converts(np.ma.masked_array(a, True))})
+
+
+@pytest.mark.parametrize(("name", "key"), ARGUMENTS)
+def test_lists_without_end_are_refused(name, key):
+    endless, deep = [], []
+    endless.append(endless)
+    for _ in range(20_000):
+        deep = [deep]
+    for given in (endless, deep):
+        with pytest.raises((TypeError, ValueError)):
             call(name, {key: given})
 
 

@@ -191,12 +191,11 @@ def fuzz(family, n_executions, number):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fuzz(family, request, record_property):
+def test_fuzz(family, request):
     total = sum(share for *_, share in FAMILIES.values())
     budget = request.config.getoption("--fuzz-executions")
     start = time.perf_counter()
     n = fuzz(
         family, max(1, int(budget * FAMILIES[family][2] / total)), request.config.getoption("--fuzz-seed")
     )
-    record_property("executions", n)
     print(f"{family}: {n} executions in {time.perf_counter() - start:.0f} s")

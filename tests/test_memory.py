@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from calls import calls
+from calls import Call, calls
 from conftest import FLOATS, UNSANITIZED
 
 import fastce
@@ -39,6 +39,16 @@ def test_nothing_that_is_not_returned(dtype, shape):
         for reduction in ("mean", "none"):
             more = {"reduction": reduction} if call.reduces else {}
             assert extra(call, **more) <= allowed, (call.name, reduction)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_axes_that_join_are_not_copied(order):
+    x = np.asarray(np.ones((100, 300, 20)), order=order)
+    axes = (0, 1) if order == "F" else (1, 2)
+    for call in (Call("", fastce.logsumexp, (x,), {"axis": axes}), Call("", fastce.logsumexp, (x,), {})):
+        assert extra(call) <= 16 * 1024
+    for function in (fastce.softmax, fastce.log_softmax):
+        assert extra(Call("", function, (x,), {"out": np.empty_like(x)})) - x.nbytes <= 8 * 1024
 
 
 IN_PLACE = """

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from conftest import NEW_SIGNS
 from mpmath import mpf
 
 from fastce import reference
@@ -222,6 +223,8 @@ def test_axes(axis, rng):
     ids=str,
 )
 def test_logsumexp_with_factors(a, b):
+    if not np.isfinite(a).all() and not NEW_SIGNS:
+        pytest.skip("SciPy's answers since 1.16: pip install -U scipy")
     for return_sign in (True, False):
         got = reference.logsumexp(a, b=b, return_sign=return_sign)
         with np.errstate(all="ignore"):

@@ -72,6 +72,16 @@ def test_overlap(name):
     with pytest.raises(ValueError, match="overlap"):
         fastce.logsumexp(np.zeros((4, 6)), axis=1, b=x, out=x[0, :4])
     assert np.array_equal(memory, np.arange(64))
+    for kind in (np.int64, complex):  # converted, and SciPy's
+        x = np.arange(24).astype(kind)
+        out = x.view(float if kind == np.int64 else complex)
+        with pytest.raises(ValueError, match="overlap"):
+            function(x[:20].reshape(4, 5), axis=1, out=out[4:].reshape(4, 5))
+        with pytest.raises(ValueError, match="overlap"):
+            fastce.logsumexp(x.reshape(4, 6), axis=1, out=out[:4])
+        assert np.array_equal(x, np.arange(24))
+    with pytest.raises(ValueError, match="overlap"):
+        function(ints := np.arange(4), out=ints.view(float))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -104,6 +114,12 @@ def test_out_of_complex_results():
             fastce.softmax(x, out=out)
     out = np.empty(3, complex)
     assert fastce.softmax(x, out=out) is out
+    assert fastce.softmax(memory := x.copy(), out=memory) is memory
+    assert bits(memory) == bits(out)
+    with pytest.raises(ValueError, match="share memory"):
+        fastce.softmax(x, out=np.lib.stride_tricks.as_strided(out, strides=(0,)))
+    with pytest.raises(ValueError, match="n_threads"):
+        fastce.softmax(x, n_threads=-3)
     with pytest.raises(TypeError, match="masked"):
         fastce.softmax(np.ma.array(x, mask=[0, 1, 0]))
 

@@ -6,23 +6,23 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
+from cpython.buffer cimport PyObject_CheckBuffer
 
 from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
 
 cnp.import_array()
 
 
-def refuse_masked(a, str name):
-    """Masked arrays, also anywhere in lists: NumPy would take the numbers under the mask."""
+def refuse_masked(a, str name, int depth):
+    """Masked arrays, also in sequences within so many sequences: NumPy would take the numbers under the mask."""
     if isinstance(a, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask would be lost; expected a plain array: use .filled()")
-    if isinstance(a, (list, tuple)):
+        raise TypeError(f"{name} is or holds a masked array, whose mask would be lost; expected plain ones: "
+                        "use .filled()")
+    if depth == 0 or isinstance(a, str) or PyObject_CheckBuffer(a) or hasattr(a, "__array__"):
+        return
+    if hasattr(a, "__getitem__"):
         for part in a:
-            if isinstance(part, np.ma.MaskedArray):
-                raise TypeError(f"{name} holds a masked array, whose mask would be lost; expected plain ones: "
-                                "use .filled()")
-            if isinstance(part, (list, tuple)):
-                refuse_masked(part, name)
+            refuse_masked(part, name, depth - 1)
 
 
 cdef cnp.ndarray converted(object a, object dtype=None):
@@ -37,10 +37,17 @@ cdef cnp.ndarray converted(object a, object dtype=None):
 cdef cnp.ndarray as_array(object a, str name):
     if type(a) is cnp.ndarray:
         return a
-    refuse_masked(a, name)
-    if hasattr(a, "__dlpack__") and not hasattr(a, "__array__"):
+    if hasattr(a, "__array__"):
+        given = np.asanyarray(a)
+        refuse_masked(given, name, 0)
+        return np.asarray(given)
+    if hasattr(a, "__dlpack__"):
         return np.from_dlpack(a)
-    return converted(a) if isinstance(a, (list, tuple)) else np.asarray(a)
+    refuse_masked(a, name, 1)
+    given = converted(a)
+    if given.ndim > 1:
+        refuse_masked(a, name, given.ndim)     # after NumPy has seen how deep it is, and that it ends
+    return given
 
 
 cdef int bfloat16 = cnp.NPY_NOTYPE    # the number of ml_dtypes' type, once it was met: names take a microsecond
@@ -221,6 +228,11 @@ cdef char *end_byte(cnp.ndarray a) noexcept:
 def any_array(given, str name):
     """An array of any dtype, without a mask."""
     return as_array(given, name)
+
+
+def with_dtype(a, dtype):
+    """The array if it has that dtype, else converted as if on another host."""
+    return converted(a, dtype)
 
 
 def float_array(given, str name):

@@ -207,11 +207,12 @@ cdef int raise_changed() except -1:
     raise RuntimeError("an argument was changed by another thread during the call")
 
 
-cdef cnp.ndarray checked_out(object out, str name, cnp.ndarray given, cnp.ndarray target, cnp.ndarray weight,
-                             cnp.ndarray pos_weight):
+cdef cnp.ndarray checked_out(object out, str name, cnp.ndarray given, cnp.ndarray as_given, cnp.ndarray target,
+                             cnp.ndarray weight, cnp.ndarray pos_weight):
+    """Apart from the caller's arrays, also those converted to be read, but for logits that are read as they are."""
     check_out(out, given, name)
     if not same_memory(out, given):
-        check_apart(out, given, "logits", name)
+        check_apart(out, as_given, "logits", name)
     check_apart(out, target, "target", name)
     if weight is not None:
         check_apart(out, weight, "weight", name)
@@ -225,6 +226,7 @@ cdef object binary(Options *options, object first, str name, object given_target
                    object out, object hess_out):
     """The loss, and as many derivatives as options.order says. Sets options.scale."""
     cdef cnp.ndarray given, target, weight = None, pos_weight = None, loss = None, grad = None, hess = None
+    cdef cnp.ndarray as_given, weight_as_given = None, pos_weight_as_given = None
     cdef int reduction, n_threads, n_dims, i
     cdef double normalizer, denominator, total = 0
     cdef int[MAX_DIMS] order
@@ -232,18 +234,21 @@ cdef object binary(Options *options, object first, str name, object given_target
     cdef Environment host
 
     # What runs code of the caller's, in the environment that it expects: __array__ and the like.
-    given = as_floats(first, name)
+    as_given = as_array(first, name)
+    given = as_floats(as_given, name)
     target = as_targets(given_target)
     reduction = reduction_of(given_reduction)
+    normalizer = checked_normalizer(given_normalizer, reduction)
     n_threads = checked_n_threads(given_n_threads)
     if given_weight is not None:
-        weight = as_floats(given_weight, "weight")
+        weight_as_given = as_array(given_weight, "weight")
+        weight = as_floats(weight_as_given, "weight")
     if given_pos_weight is not None:
-        pos_weight = as_floats(given_pos_weight, "pos_weight")
+        pos_weight_as_given = as_array(given_pos_weight, "pos_weight")
+        pos_weight = as_floats(pos_weight_as_given, "pos_weight")
 
     host = enter_environment()
     try:
-        normalizer = checked_normalizer(given_normalizer, reduction)
         e.n = cnp.PyArray_SIZE(given)
         denominator = e.n if given_normalizer is None else normalizer
         options.scale = 1 / denominator if reduction == MEAN else 1
@@ -261,9 +266,9 @@ cdef object binary(Options *options, object first, str name, object given_target
         if pos_weight is not None:
             set_operand(&e.operand[POS_WEIGHT], pos_weight, "pos_weight", given, order, n_dims)
         if out is not None:
-            grad = checked_out(out, "out", given, target, weight, pos_weight)
+            grad = checked_out(out, "out", given, as_given, target, weight_as_given, pos_weight_as_given)
         if hess_out is not None:
-            hess = checked_out(hess_out, "hess_out", given, target, weight, pos_weight)
+            hess = checked_out(hess_out, "hess_out", given, as_given, target, weight_as_given, pos_weight_as_given)
             if grad is not None:
                 check_apart(grad, hess, "hess_out")
         if out is not None or hess_out is not None:
@@ -327,6 +332,7 @@ def binary_cross_entropy(probs, target, weight, reduction, normalizer, n_threads
 
 def negative_log(p, scale=1.0, n_threads=None):
     """scale * -log(p) of each element: float64 for float64, float32 for narrower ones; p >= 0, +inf where it is 0."""
+    cdef int threads = checked_n_threads(n_threads)
     cdef cnp.ndarray given = as_floats(p, "p"), result = new_losses(given)
     cdef int[MAX_DIMS] order
     cdef int n_dims = order_dims(given, order), i
@@ -339,7 +345,7 @@ def negative_log(p, scale=1.0, n_threads=None):
         e.operand[i].data = NULL
     set_operand(&e.operand[GIVEN], given, "p", given, order, n_dims)
     set_operand(&e.operand[LOSS], result, "p", given, order, n_dims)
-    if run_releasing_gil(&e, False, checked_n_threads(n_threads), &total):
+    if run_releasing_gil(&e, False, threads, &total):
         raise_outside(given, "p", INFINITY)
         raise_changed()
     return result

@@ -257,6 +257,8 @@ static Infinities count_infinities(const Tile *tile, ptrdiff_t i)
     return found;
 }
 
+#define LN2_64 0x1.62e42fefa39efp+5 /* log 2^64 */
+
 /* log |sum of b_j exp(x_j - m)| and its sign, where products with the scaled exps have left the numbers: there b_j is
  * so large that the rounding of x_j - m is nothing beside the result. */
 typedef struct { double log_size, sign; } LargeSum;
@@ -264,16 +266,19 @@ typedef struct { double log_size, sign; } LargeSum;
 static LargeSum large_sum(const Tile *tile, ptrdiff_t i, double m)
 {
     const Layout *from = &tile->logits_layout, *of_q = &tile->q_layout;
-    sum_vec sum = {{0}, {0}};
+    sum_vec large = {{0}, {0}}, rest = {{0}, {0}}; /* the former times 2^-64 */
     for (ptrdiff_t j = 0; j < tile->n_classes; j++) {
         const double x = load_number(tile->logits + i * from->row_stride + j * from->class_stride,
                                      from->format, from->swapped);
         const double b = load_number(tile->q + i * of_q->row_stride + j * of_q->class_stride,
                                      of_q->format, of_q->swapped);
-        if (b != 0) add_f64(&sum, splat_f64(b * 0x1p-64 * exp(x - m)));
+        if (fabs(b) >= 0x1p800) add_f64(&large, splat_f64(b * 0x1p-64 * exp(x - m)));
+        else if (b != 0) add_f64(&rest, splat_f64(b * exp(x - m)));
     }
-    const double whole = sum.sum[0] + sum.error[0], ln2_64 = 0x1.62e42fefa39efp+5;
-    return (LargeSum){log(fabs(whole)) + ln2_64, whole > 0 ? 1 : whole < 0 ? -1 : 0};
+    const double others = rest.sum[0] + rest.error[0], whole = large.sum[0] + (large.error[0] + others * 0x1p-64);
+    const int cancelled = large.sum[0] == 0 && large.error[0] == 0;
+    const double size = cancelled ? log(fabs(others)) : log(fabs(whole)) + LN2_64, value = cancelled ? others : whole;
+    return (LargeSum){size, value > 0 ? 1 : value < 0 ? -1 : 0};
 }
 
 /* A maximum that is not finite: infinities count as SciPy counts them, as terms of a sum of their exps. */
@@ -302,8 +307,9 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
             rows->max[i] = 0;
             sign = unknown ? NAN : none ? 0 : found.positive ? 1 : -1;
         } else if (tile->q) {
-            const double sum = rows->rest[i] / rest_scale;
-            rows->loss[i] = rows->max[i] + log(fabs(sum));
+            const double scaled = rows->rest[i], sum = scaled / rest_scale;
+            const int subnormal = rest_scale != 1 && fabs(sum) < 0x1p-1000;
+            rows->loss[i] = rows->max[i] + (subnormal ? log(fabs(scaled)) - LN2_64 : log(fabs(sum)));
             sign = sum > 0 ? 1 : sum < 0 ? -1 : sum;
         }
         rows->sign[i] = sign;

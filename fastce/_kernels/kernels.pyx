@@ -85,17 +85,21 @@ cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_
     labels.has_ignore = ignore_index is not None
     if labels.has_ignore:
         try:
-            value = index(ignore_index)
-        except TypeError:
-            raise TypeError(f"ignore_index is {ignore_index!r}; expected an int or None") from None
-        try:
-            labels.ignore_index = value
+            labels.ignore_index = ignore_index
             labels.has_ignore = labels.is_signed or labels.ignore_index >= 0
         except OverflowError:
-            labels.has_ignore = not labels.is_signed and 0 < value <= UINT64_MAX
+            labels.has_ignore = not labels.is_signed and 0 < ignore_index <= UINT64_MAX
             if labels.has_ignore:
-                labels.ignore_index = <int64_t><uint64_t>value
+                labels.ignore_index = <int64_t><uint64_t>ignore_index
     return 0
+
+
+cdef object checked_index(object given, str name, str expected):
+    """An int."""
+    try:
+        return given if type(given) is int else index(given)
+    except TypeError:
+        raise TypeError(f"{name} is {given!r}; expected {expected}") from None
 
 
 cdef int raise_bad_label(cnp.ndarray target, object ignore_index, Py_ssize_t n_classes) except -1:
@@ -140,19 +144,16 @@ cdef class ClassWeight:
     cdef cnp.ndarray given, wide, terms
 
     @staticmethod
-    cdef ClassWeight of(object given, cnp.ndarray logits, int axis):
+    cdef ClassWeight of(object given):
         cdef ClassWeight self = ClassWeight()
         self.given = as_floats(given, "weight")
-        if cnp.PyArray_NDIM(self.given) != 1 or cnp.PyArray_DIM(self.given, 0) != cnp.PyArray_DIM(logits, axis):
-            raise ValueError(
-                f"weight has shape {np.shape(self.given)}; expected ({cnp.PyArray_DIM(logits, axis)},), "
-                "one for each class"
-            )
         return self
 
-    cdef void add_to(self, Formula *f, cnp.ndarray logits):
+    cdef int add_to(self, Formula *f, cnp.ndarray logits, Py_ssize_t n_classes) except -1:
         with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
             self.wide = np.require(self.given, np.float64, "CA")
+        if cnp.PyArray_NDIM(self.wide) != 1 or cnp.PyArray_DIM(self.wide, 0) != n_classes:
+            raise ValueError(f"weight has shape {np.shape(self.given)}; expected ({n_classes},), one for each class")
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
             with np.errstate(all="ignore"):
@@ -161,6 +162,7 @@ cdef class ClassWeight:
                 f.weights_positive = (<object>self.terms).min(initial=1) > 0
             f.term_weight = cnp.PyArray_DATA(self.terms)
             f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
+        return 0
 
 
 cdef cnp.ndarray as_targets(object given, bint *are_labels):
@@ -193,26 +195,30 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
     cdef Partials partials
     cdef Environment host
 
-    # What runs code of the caller's, in the environment that it expects: __array__ and the like.
+    # What runs code of the caller's, in the environment that it expects: __array__ and the like. All of it comes
+    # before the arrays are looked at, which it could change.
     as_given = as_array(given_logits, name)
     logits = as_floats(as_given, name)
-    axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits), name)
+    given_axis = checked_index(given_axis, "axis", "an int")
     reduction = reduction_of(given_reduction)
+    normalizer = checked_normalizer(given_normalizer, reduction)
     n_threads = checked_n_threads(given_n_threads)
+    if ignore_index is not None:
+        ignore_index = checked_index(ignore_index, "ignore_index", "an int or None")
     if f.kind == CROSS_ENTROPY:
         target = as_targets(given_target, &are_labels)
     else:
         target = as_labels(given_target)
     if given_class_weight is not None:
         class_weight_as_given = as_array(given_class_weight, "weight")
-        class_weight = ClassWeight.of(class_weight_as_given, logits, axis)
+        class_weight = ClassWeight.of(class_weight_as_given)
     if given_weight is not None:
         weight_as_given = as_array(given_weight, "sample_weight")
         weight = as_floats(weight_as_given, "sample_weight")
 
     host = enter_environment()
     try:
-        normalizer = checked_normalizer(given_normalizer, reduction)
+        axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits), name)
         add_logits(p, logits, axis)
         if p.n_classes == 0 and p.n_rows > 0:
             raise ValueError(
@@ -227,7 +233,7 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
             add_operand(p, Q, target, axis)
             f.has_terms = True
         if class_weight is not None:
-            class_weight.add_to(f, logits)
+            class_weight.add_to(f, logits, p.n_classes)
         if weight is not None:
             if format_of(weight) > FORMAT_F32:
                 with np.errstate(invalid="ignore"):
@@ -374,17 +380,19 @@ def nll_loss(log_probs, target, axis, weight, sample_weight, ignore_index, reduc
 
 def softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
     """Write the softmax of x along an axis, or its logarithm, into out, which may be x."""
+    cdef int threads = checked_n_threads(n_threads)
     cdef Partials partials
     cdef Problem p
     begin_problem(&p, LOG_SOFTMAX if log else SOFTMAX)
     add_logits(&p, x, axis)
     add_operand(&p, GRAD, out, axis)
     lay_out(&p)
-    run_releasing_gil(&p, False, checked_n_threads(n_threads), &partials)
+    run_releasing_gil(&p, False, threads, &partials)
 
 
 def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
     """log |sum of b exp(a)| along an axis and the sign of the sum, in the dtype that is computed in; b may be None."""
+    cdef int threads = checked_n_threads(n_threads)
     cdef cnp.ndarray loss = new_losses(a, axis), sign = np.empty_like(loss)
     cdef Partials partials
     cdef Problem p
@@ -396,7 +404,7 @@ def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
     add_losses(&p, loss)
     add_operand(&p, SIGN, sign, -1)
     lay_out(&p)
-    run_releasing_gil(&p, False, checked_n_threads(n_threads), &partials)
+    run_releasing_gil(&p, False, threads, &partials)
     return loss, sign
 
 
