@@ -249,7 +249,8 @@ def test_zero_coefficients_and_infinities(arithmetic):
     assert grad.tolist() == hess.tolist() == [0, 0]
     for row in ([np.inf, 0.0], [np.nan, 0.0], [-np.inf, -np.inf]):
         for result in reference.cross_entropy_and_hess(row, 0, z_loss=0.1):
-            assert np.isnan(np.asarray(result, float)).all()
+            with np.errstate(invalid="ignore"):  # older NumPy warns where mpmath's NaN becomes a float
+                assert np.isnan(np.asarray(result, float)).all()
     assert np.isnan(float(reference.cross_entropy([np.nan, np.inf], 0, softcap=1.0)))
 
 
