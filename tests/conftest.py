@@ -122,13 +122,14 @@ def assert_ulp(actual, exact, bound, scale=None, label=""):
         )
 
 
-def python(code, *arguments, timeout=120, check=True, **environment):
-    """Run code in a fresh interpreter that can import what is in tests/; one that hangs says where."""
-    watched = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 10}, exit=True)\n{code}"
+def python(code, *arguments, timeout=120, check=True, watched=True, **environment):
+    """Run code in a fresh interpreter that can import what is in tests/; if it hangs, a thread says where."""
+    if watched:
+        code = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 10}, exit=True)\n{code}"
     here = os.path.dirname(__file__)
     path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", watched, *arguments],
+        [sys.executable, "-W", "error", "-c", code, *arguments],
         env=os.environ | {"PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
