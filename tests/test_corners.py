@@ -305,3 +305,12 @@ def test_subnormal_probability_that_a_z_loss_lifts(n_classes):
     grad = fastce.cross_entropy_and_grad(x, np.zeros(n_classes), **options)[1]
     exact = reference.cross_entropy_and_grad(x, np.zeros(n_classes), **options)[1]
     assert_ulp(grad[:2], exact[:2], 1.5 * GRAD_ULP[grad.dtype])
+
+
+def test_gradient_of_a_z_loss_whose_weight_the_mean_takes_out_again():
+    """The share of the z-loss would be subnormal with the weight alone."""
+    x, weight = np.array([0, -708, -714, -720.0]), 2.0**-20
+    options = {"z_loss": 1e-4, "sample_weight": weight}
+    grad = fastce.cross_entropy_and_grad(x, 0, **options)[1]
+    exact = reference.cross_entropy_and_grad(x, 0, **options)[1]
+    assert_ulp(grad[:1], exact[:1], 1.5 * GRAD_ULP[grad.dtype])
