@@ -20,7 +20,7 @@ def refuse_masked(a, str name, int depth):
                         "use .filled()")
     if depth == 0 or isinstance(a, str) or PyObject_CheckBuffer(a) or hasattr(a, "__array__"):
         return
-    if hasattr(a, "__getitem__"):
+    if hasattr(type(a), "__len__") and hasattr(type(a), "__getitem__"):  # a sequence for NumPy, too
         for part in a:
             refuse_masked(part, name, depth - 1)
 
