@@ -1,5 +1,6 @@
 """Build the kernels: of each source one extension module per instruction-set level."""
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 HERE = "fastce/_kernels"
-SOURCES = ["kernels", "elementwise"]  # built for each level
-HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).glob(pattern)]
+SHARED = ["entry/arrays", "entry/options", "machine/cpu", "machine/threads"]  # built once
+SOURCES = ["kernels", "elementwise"]  # of entry/, built for each level
+HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).rglob(pattern)]
 
 # Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.
 # Never -ffast-math, -Ofast or -fassociative-math: they change results, and the first two the host's FP state.
@@ -32,9 +34,9 @@ FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
 DIRECTIVES = {"freethreading_compatible": True, "subinterpreters_compatible": "no"}
 
 
-def extension(name, source, flags=()):
+def extension(module, source, flags=()):
     return Extension(
-        f"fastce._kernels.{name}",
+        f"fastce._kernels.{module}",
         [f"{HERE}/{source}.pyx"],
         depends=HEADERS,
         include_dirs=[HERE, np.get_include()],
@@ -44,7 +46,11 @@ def extension(name, source, flags=()):
 
 
 class BuildWhatTheCompilerTakes(build_ext):
-    """Drops levels whose flags the compiler refuses and adds OpenMP where it has it."""
+    """Drops levels whose flags the compiler refuses, adds OpenMP where it has it, compiles on all cores."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
 
     def run(self):
         super().run()
@@ -73,10 +79,10 @@ class BuildWhatTheCompilerTakes(build_ext):
         return True
 
 
-shared = [extension(name, name) for name in ("arrays", "cpu", "options", "threads")]
+shared = [extension(source.replace("/", "."), source) for source in SHARED]
 modules = cythonize(shared, build_dir="build/cython", compiler_directives=DIRECTIVES)
 for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
-    leveled = [extension(f"_{source}_{level}", source, flags) for source in SOURCES]
+    leveled = [extension(f"_{source}_{level}", f"entry/{source}", flags) for source in SOURCES]
     modules += cythonize(leveled, build_dir=f"build/cython-{level}", compiler_directives=DIRECTIVES)
 
 setup(ext_modules=modules, cmdclass={"build_ext": BuildWhatTheCompilerTakes})

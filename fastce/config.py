@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastce import _kernels
-from fastce._kernels import cpu, threads
+from fastce._kernels.machine import cpu, threads
 
 __all__ = ["get_num_threads", "set_num_threads", "show_config"]
 

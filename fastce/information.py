@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._kernels import arrays
+from fastce._kernels.entry import arrays
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "self_information"]
 

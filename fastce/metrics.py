@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._kernels import arrays
+from fastce._kernels.entry import arrays
 
 __all__ = ["log_loss"]
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels import arrays, threads
+from fastce._kernels.entry import arrays
+from fastce._kernels.machine import threads
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 

@@ -16,6 +16,7 @@ for _half in HALVES:
     HESS_ULP[_half] = 0.5 + 2 * (GRAD_ULP[_half] - 0.5)
 
 # Of softmax and its relatives: the bound of the documentation; a half is rounded once from float32.
+SOFTMAXES = ("softmax", "log_softmax")
 SOFTMAX_ULP = {dtype: 4 if dtype in FLOATS else GRAD_ULP[dtype] for dtype in DTYPES}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -126,8 +127,10 @@ def python(code, *arguments, timeout=120, check=True, watched=True, **environmen
     """Run code in a fresh interpreter that can import what is in tests/; if it hangs, a thread says where."""
     if watched:
         code = f"import faulthandler; faulthandler.dump_traceback_later({timeout - 10}, exit=True)\n{code}"
-    here = os.path.dirname(__file__)
-    path = os.pathsep.join([here, os.path.dirname(here), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    here = Path(__file__).parent
+    rooms = sorted({path.parent for path in here.rglob("test_*.py")})
+    before = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(map(str, [*rooms, here.parent, *filter(None, [before])]))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         env=os.environ | {"PYTHONPATH": path} | environment,

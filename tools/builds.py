@@ -264,19 +264,21 @@ def verify(build, python, copy):
                 raise Failure(f"{module.name} was built {without} the sanitizer {name}")
 
 
-def threaded_tests(path):
+def threaded_tests(path, root):
     """The file, if it is about threads or the same bits on all of them; else its tests that say n_threads."""
+    file = path.relative_to(root)
     if re.search("thread|bits", path.name):
-        return [f"tests/{path.name}"]
+        return [str(file)]
     text = path.read_text()
     functions = [part for part in ast.parse(text).body if isinstance(part, ast.FunctionDef)]
     functions = [f.name for f in functions if "n_threads" in ast.get_source_segment(text, f)]
-    return [f"tests/{path.name}::{name}" for name in functions if name.startswith("test")]
+    return [f"{file}::{name}" for name in functions if name.startswith("test")]
 
 
 def test(build, python, copy, arguments):
     if build.name == "thread" and not arguments:
-        arguments = [test for path in sorted(copy.glob("tests/test_*.py")) for test in threaded_tests(path)]
+        paths = sorted((copy / "tests").rglob("test_*.py"))
+        arguments = [test for path in paths for test in threaded_tests(path, copy)]
     report = copy / "report.xml"
     options = ["-p", "no:cacheprovider", f"--junitxml={report}", "-q"]
     if build.is_sanitized():

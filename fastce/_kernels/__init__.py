@@ -8,10 +8,10 @@ import importlib.util
 import os
 from types import ModuleType
 
-from . import forks  # noqa: F401 (looks around before anything with OpenMP is loaded)
+from .machine import forks  # noqa: F401 (looks around before anything with OpenMP is loaded)
 
 # isort: split
-from . import cpu
+from .machine import cpu
 
 __all__ = ["LEVELS", "built", "elementwise", "kernels", "load", "runnable"]
 

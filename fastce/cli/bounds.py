@@ -206,7 +206,7 @@ def require_wide_reference() -> None:
     if np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant:
         raise UserError(
             "the accuracy suite needs a long double wider than float64, which this platform does "
-            "not have; for fewer rows: python -m pytest tests/test_accuracy.py"
+            "not have; for fewer rows: python -m pytest tests/rows/test_accuracy.py"
         )
 
 

@@ -1,6 +1,6 @@
 /* Binary losses and logarithms: run_strips as elementwise.pyx calls it, over formats, byte orders, layouts and kinds of
  * targets, against long double. See test_rows.c. */
-#include "elementwise.h"
+#include "elements/elementwise.h"
 
 #include "check.h"
 

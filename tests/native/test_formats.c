@@ -1,5 +1,5 @@
 /* Halves on their way to float32 and back, by themselves and in vectors: every bit, ties to even. */
-#include "elementwise.h"
+#include "elements/elementwise.h"
 
 #include "check.h"
 

@@ -1,7 +1,7 @@
 /* Losses of rows, their gradients and Hessians, softmaxes: sweep, epilogue and write as walk.pxi calls them, over
  * formats, byte orders, layouts and both walks, against long double. No Python takes part, so this also runs
  * where there is nothing but a cross compiler and an emulator (tools/check_headers). */
-#include "rows.h"
+#include "rows/rows.h"
 
 #include "check.h"
 #include "exact_rows.h"

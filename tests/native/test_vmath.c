@@ -1,5 +1,5 @@
-/* exp and log1p against long double: the native twin of tests/test_vmath.py. */
-#include "rows.h"
+/* exp and log1p against long double: the native twin of tests/vector/test_vmath.py. */
+#include "rows/rows.h"
 
 #include "check.h"
 

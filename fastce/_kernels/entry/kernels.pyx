@@ -34,7 +34,7 @@ from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
-from fastce._kernels.arrays cimport (
+from fastce._kernels.entry.arrays cimport (
     FORMAT_F32,
     FORMAT_F64,
     FORMAT_NONE,
@@ -51,16 +51,16 @@ from fastce._kernels.arrays cimport (
     normalised_axis,
     same_memory,
 )
-from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
-from fastce._kernels.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.threads cimport checked_n_threads, give_back, take
+from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
+from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
+from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr *, int subok)
 
-cdef extern from "rows.h" nogil:
+cdef extern from "rows/rows.h" nogil:
     void exp_array_f32(const float *, Py_ssize_t, float m, float *, double *base, double *n) noexcept
     void exp_array_f64(const double *, Py_ssize_t, double m, double *, double *base, double *n) noexcept
     const double exp_scale_f32, exp_scale_f64

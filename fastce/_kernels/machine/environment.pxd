@@ -1,4 +1,4 @@
-cdef extern from "environment.h" nogil:
+cdef extern from "machine/environment.h" nogil:
     ctypedef struct Environment:
         pass
     Environment enter_environment() noexcept

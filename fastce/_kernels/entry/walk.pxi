@@ -1,7 +1,7 @@
 # What runs where: a problem, its tiles, and the threads that take each through sweep, epilogue, write. A to E, G of the
 # Design in kernels.pyx.
 
-cdef extern from "rows.h" nogil:
+cdef extern from "rows/rows.h" nogil:
     enum: TILE, CHUNK, SCRATCH, FEW_BYTES
     ctypedef enum Kind: CROSS_ENTROPY, FOCAL, MARGIN, NLL, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP
     ctypedef enum Transform: AS_GIVEN, SOFTCAP, COSINES

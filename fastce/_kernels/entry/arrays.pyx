@@ -8,7 +8,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
 
-from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
+from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 
 cnp.import_array()
 

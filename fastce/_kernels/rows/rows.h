@@ -3,37 +3,37 @@
 #ifndef FASTCE_ROWS_H
 #define FASTCE_ROWS_H
 
-#include "problem.h"
+#include "rows/problem.h"
 
 #define REAL_BITS 64
-#include "simd.h"
-#include "vmath.h"
-#include "formats.h"
-#include "transpose.h"
-#include "sweep.h"
-#include "elements.h"
-#include "chunk.h"
-#include "along.h"
-#include "pieces.h"
-#include "across.h"
-#include "sums.h"
-#include "epilogue.h"
+#include "vector/simd.h"
+#include "vector/vmath.h"
+#include "vector/formats.h"
+#include "vector/transpose.h"
+#include "rows/sweep.h"
+#include "rows/elements.h"
+#include "rows/chunk.h"
+#include "rows/along.h"
+#include "rows/pieces.h"
+#include "rows/across.h"
+#include "vector/sums.h"
+#include "rows/epilogue.h"
 #undef REAL_BITS
 
 #define REAL_BITS 32
-#include "simd.h"
-#include "vmath.h"
-#include "formats.h"
-#include "transpose.h"
-#include "sweep.h"
-#include "elements.h"
-#include "chunk.h"
-#include "along.h"
-#include "pieces.h"
-#include "across.h"
+#include "vector/simd.h"
+#include "vector/vmath.h"
+#include "vector/formats.h"
+#include "vector/transpose.h"
+#include "rows/sweep.h"
+#include "rows/elements.h"
+#include "rows/chunk.h"
+#include "rows/along.h"
+#include "rows/pieces.h"
+#include "rows/across.h"
 #undef REAL_BITS
 
-#include "targets.h"
+#include "rows/targets.h"
 
 /* Calls the function of the precision that a tile is computed in. */
 #define IN_PRECISION_OF(tile, name, ...) \

@@ -15,9 +15,9 @@ from operator import index
 
 from libc.stdint cimport uintptr_t
 
-from fastce._kernels import cgroups, forks
+from fastce._kernels.machine import cgroups, forks
 
-cdef extern from "threads.h":
+cdef extern from "machine/threads.h":
     const int openmp_version
     int openmp_at_import, forked
     int omp_get_max_threads() nogil

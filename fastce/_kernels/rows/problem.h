@@ -2,7 +2,7 @@
 #ifndef FASTCE_PROBLEM_H
 #define FASTCE_PROBLEM_H
 
-#include "common.h"
+#include "vector/common.h"
 
 enum {
     TILE = 64,              /* rows that pass through sweep, epilogue and write together */

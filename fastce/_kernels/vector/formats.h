@@ -7,7 +7,7 @@
 #ifndef FASTCE_FORMATS_H
 #define FASTCE_FORMATS_H
 
-#include "common.h"
+#include "vector/common.h"
 
 INLINE size_t format_size(Format format)
 {

@@ -3,28 +3,28 @@
 #ifndef FASTCE_ELEMENTWISE_H
 #define FASTCE_ELEMENTWISE_H
 
-#include "common.h"
-#include "environment.h"
+#include "vector/common.h"
+#include "machine/environment.h"
 
 #define REAL_BITS 64
-#include "simd.h"
-#include "vmath.h"
-#include "formats.h"
-#include "operands.h"
-#include "binary.h"
-#include "strips.h"
+#include "vector/simd.h"
+#include "vector/vmath.h"
+#include "vector/formats.h"
+#include "elements/operands.h"
+#include "elements/binary.h"
+#include "elements/strips.h"
 #undef REAL_BITS
 
 #define REAL_BITS 32
-#include "simd.h"
-#include "vmath.h"
-#include "formats.h"
-#include "operands.h"
-#include "binary.h"
-#include "strips.h"
+#include "vector/simd.h"
+#include "vector/vmath.h"
+#include "vector/formats.h"
+#include "elements/operands.h"
+#include "elements/binary.h"
+#include "elements/strips.h"
 #undef REAL_BITS
 
-#include "sums.h"
+#include "vector/sums.h"
 
 /* The strips of a block; with `check` their targets alone. Returns whether an element is outside its range. */
 static int run_strips(const Elements *e, ptrdiff_t begin, ptrdiff_t end, int check, Pair *loss)

@@ -17,7 +17,7 @@ import pytest
 from test_config import python
 
 import fastce
-from fastce._kernels import cpu
+from fastce._kernels.machine import cpu
 
 pytestmark = pytest.mark.once
 
@@ -40,10 +40,10 @@ def play(monkeypatch):
     """fastce/_kernels/__init__.py anew, on a processor with some features, with some levels built."""
 
     def play(features, built=tuple(NEEDS), forced=None):
-        played_cpu = ModuleType("played.cpu")
-        played_cpu.features = lambda: frozenset(features)
-        monkeypatch.setitem(sys.modules, "played.cpu", played_cpu)
-        monkeypatch.setitem(sys.modules, "played.forks", ModuleType("played.forks"))
+        machine = ModuleType("played.machine")
+        machine.cpu, machine.forks = ModuleType("played.machine.cpu"), ModuleType("played.machine.forks")
+        machine.cpu.features = lambda: frozenset(features)
+        monkeypatch.setitem(sys.modules, "played.machine", machine)
         for level, kind in itertools.product(NEEDS, ("kernels", "elementwise")):
             name = f"played._{kind}_{level}"
             module = ModuleType(name)
@@ -131,7 +131,7 @@ def test_a_level_that_cannot_run_is_not_loaded(play):
 
 def test_features_go_with_flags():
     """A level asks for exactly what its flags let the compiler use; each of it is looked for."""
-    setup = Path(__file__).parent.parent.joinpath("setup.py").read_text()
+    setup = Path(__file__).parents[2].joinpath("setup.py").read_text()
     lines = [re.search(pattern, setup)[1] for pattern in (r"\nV3 = (.+)", r'"v4": (.+)')]
     v3, v4 = (set(re.findall(r'"-m(\w+)"', line)) for line in lines)
     assert fastce._kernels.LEVELS == NEEDS
@@ -151,9 +151,9 @@ def test_features_of_this_processor():
 
 RUN = """
 import hashlib, sys, types
-cpu = types.ModuleType("fastce._kernels.cpu")
+cpu = types.ModuleType("fastce._kernels.machine.cpu")
 cpu.features, cpu.compiler = lambda: frozenset({features}), lambda: "played"
-sys.modules["fastce._kernels.cpu"] = cpu
+sys.modules["fastce._kernels.machine.cpu"] = cpu
 import numpy as np
 import fastce
 x = np.random.default_rng(0).normal(size=(64, 1003)).astype(np.float32)

@@ -1,6 +1,6 @@
 cimport numpy as cnp
 
-cdef extern from "common.h":
+cdef extern from "vector/common.h":
     ctypedef enum Format: FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16, FORMAT_NONE
 
 cdef int format_of(cnp.ndarray a) except -1

@@ -107,7 +107,7 @@ def test_least_of_the_limits(limits):
 
 def test_quota_of_the_group():
     code = """
-from fastce._kernels import cgroups, threads
+from fastce._kernels.machine import cgroups, threads
 found = {}
 for quota in (None, 0.5, 1.9, 1000):
     cgroups.cpu_quota = lambda: quota
@@ -120,7 +120,7 @@ print(json.dumps(found))
 
 POOL = """
 import concurrent.futures, time
-from fastce._kernels import threads
+from fastce._kernels.machine import threads
 
 fastce.set_num_threads(4)
 shapes = [(20_000, 50), (700, 300), (2, 40_000)] * 40
@@ -145,7 +145,7 @@ def test_a_pool_of_callers(n_threads):
 
 CALLERS_AT_ONCE = """
 import time
-from fastce._kernels import threads
+from fastce._kernels.machine import threads
 
 fastce.set_num_threads(4)
 logits = np.broadcast_to(np.float32([1, 2, 3]), (2**36, 3))  # for minutes: none ends while others begin

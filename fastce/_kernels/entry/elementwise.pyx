@@ -23,7 +23,7 @@ from cpython.ref cimport Py_INCREF
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN
 
-from fastce._kernels.arrays cimport (
+from fastce._kernels.entry.arrays cimport (
     FORMAT_F64,
     FORMAT_NONE,
     as_array,
@@ -34,16 +34,16 @@ from fastce._kernels.arrays cimport (
     is_swapped,
     same_memory,
 )
-from fastce._kernels.environment cimport Environment, enter_environment, leave_environment
-from fastce._kernels.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.threads cimport checked_n_threads, give_back, take
+from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
+from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
+from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
 cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *descr, int subok)
 
-cdef extern from "elementwise.h" nogil:
+cdef extern from "elements/elementwise.h" nogil:
     enum: MAX_DIMS, STRIP
     enum: INTEGER_8, INTEGER_16, INTEGER_32, INTEGER_64
     enum: GIVEN, TARGET, WEIGHT, POS_WEIGHT, LOSS, GRAD, HESS, N_OPERANDS

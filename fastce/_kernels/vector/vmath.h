@@ -2,7 +2,7 @@
  *
  * Included once per REAL_BITS, after simd.h. Coefficients and their error: the output of
  * tools/fit_polynomials.py, minimax fits whose coefficients are rounded one by one.
- * Worst errors are measured again by tests/test_vmath.py, at every level.
+ * Worst errors are measured again by tests/vector/test_vmath.py, at every level.
  */
 
 #ifndef FASTCE_VMATH_H

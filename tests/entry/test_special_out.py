@@ -4,9 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from bounds import SOFTMAX_ULP
+from bounds import SOFTMAX_ULP, SOFTMAXES
 from conftest import DTYPES, FLOATS, assert_ulp, bits, nasty
-from test_special import SOFTMAXES
 
 import fastce
 

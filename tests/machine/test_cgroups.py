@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastce._kernels import cgroups
+from fastce._kernels.machine import cgroups
 
 pytestmark = pytest.mark.once
 

@@ -1,0 +1,1 @@
+"""From arguments to a problem, and what runs where."""
