@@ -53,11 +53,15 @@ def test_layouts_ignored_rows_and_threads(rng, level):
     z, y = batch(rng, 300, 12, np.float32)
     expected = calibration.fit_temperature(z, y), calibration.brier_score(z, y)
     planes = np.ascontiguousarray(z.reshape(10, 30, 12).transpose(0, 2, 1))
-    got = [f(planes, y.reshape(10, 30), axis=1) for f in (calibration.fit_temperature, calibration.brier_score)]
+    got = [
+        f(planes, y.reshape(10, 30), axis=1) for f in (calibration.fit_temperature, calibration.brier_score)
+    ]
     assert tuple(got) == expected
     more = np.vstack([z, np.full((5, 12), np.nan, np.float32)])
     assert calibration.brier_score(more, np.append(y, [-100] * 5)) == pytest.approx(expected[1], rel=1e-14)
-    one, three = (calibration.fit_temperature(np.tile(z, (40, 1)), np.tile(y, 40), n_threads=n) for n in (1, 3))
+    one, three = (
+        calibration.fit_temperature(np.tile(z, (40, 1)), np.tile(y, 40), n_threads=n) for n in (1, 3)
+    )
     assert one == three
 
 
@@ -98,7 +102,9 @@ def test_one_number_for_class_1(rng, level):
     z = rng.normal(size=500) * 3
     y = (rng.random(500) < special.expit(z)).astype(int)
     two = np.stack([np.zeros(500), z], axis=1)
-    assert calibration.fit_temperature(z * 4, y) == pytest.approx(calibration.fit_temperature(two * 4, y), rel=1e-12)
+    assert calibration.fit_temperature(z * 4, y) == pytest.approx(
+        calibration.fit_temperature(two * 4, y), rel=1e-12
+    )
     p = special.expit(z)
     assert calibration.brier_score(z, y) == pytest.approx(np.mean((p - y) ** 2), rel=1e-14)
     assert calibration.brier_score(p, y, from_logits=False) == pytest.approx(np.mean((p - y) ** 2), rel=1e-14)

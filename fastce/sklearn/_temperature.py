@@ -30,7 +30,8 @@ def _has(method: str) -> Any:
 
 
 class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    r"""Divide a classifier's logits by the one temperature that makes its probabilities fit a calibration set.
+    r"""Divide a classifier's logits by the one temperature that makes its probabilities fit a calibration
+    set.
 
     .. math::
         p(y \mid x) = \mathrm{softmax}(z(x) / T)_y
@@ -40,12 +41,16 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     Parameters
     ----------
     estimator : classifier, optional
-        A fitted one is used as it is, and the data given to `fit` are the calibration set: not those it was fitted on.
-        One that is not fitted yet is cloned and fitted on the same data, which makes it look surer than it will be.
+        A fitted one is used as it is, and the data given to `fit` are the calibration set: not those it
+        was fitted on.
+        One that is not fitted yet is cloned and fitted on the same data, which makes it look surer than it
+        will be.
         Default: scikit-learn's ``LogisticRegression()``.
     logits : {'auto', 'decision_function', 'log_proba'}, default 'auto'
-        Where logits come from: of `decision_function`, one column (class 0 has logit 0 then) or one for each class; or
-        the logarithm of `predict_proba`, by `predict_log_proba` where there is one. ``'auto'`` takes the first of
+        Where logits come from: of `decision_function`, one column (class 0 has logit 0 then) or one for
+        each class; or
+        the logarithm of `predict_proba`, by `predict_log_proba` where there is one. ``'auto'`` takes the
+        first of
         these that the classifier has.
 
     Attributes
@@ -65,7 +70,8 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     Notes
     -----
-    Where scikit-learn turns a single column x into the logits (-x, x), it is (0, x) here, as the classifier means it:
+    Where scikit-learn turns a single column x into the logits (-x, x), it is (0, x) here, as the
+    classifier means it:
     the temperature is twice scikit-learn's. Probabilities of 0 are logits of -inf and stay 0.
 
     Examples
@@ -113,7 +119,9 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             :func:`fastce.calibration.fit_temperature` refuses.
         """
         if self.logits not in ("auto", "decision_function", "log_proba"):
-            raise ValueError(f"logits is {self.logits!r}; expected 'auto', 'decision_function' or 'log_proba'")
+            raise ValueError(
+                f"logits is {self.logits!r}; expected 'auto', 'decision_function' or 'log_proba'"
+            )
         X, y = indexable(X, y)
         check_classification_targets(y)
         y = column_or_1d(y, warn=True)

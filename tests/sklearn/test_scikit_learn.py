@@ -16,14 +16,17 @@ COLLECTED = {
     for name, test in vars(theirs).items()
     if name.startswith("test_") and inspect.isfunction(test)
 }
-# Of how scikit-learn's newton-cholesky resorts to its lbfgs at a singular Hessian. Ours has nothing to resort to: it
+# Of how scikit-learn's newton-cholesky resorts to its lbfgs at a singular Hessian. Ours has nothing to
+# resort to: it
 # converges, also where that test wants a warning.
 del COLLECTED["test_of_scikit_learn_newton_cholesky_fallback_to_lbfgs"]
 CLASSES = {theirs.LogisticRegression: LogisticRegression, theirs.LogisticRegressionCV: LogisticRegressionCV}
 for test in COLLECTED.values():
     for mark in getattr(test, "pytestmark", []):
         if mark.name == "parametrize":  # also instead of generators, which pytest deprecates
-            values = [CLASSES.get(value, value) if inspect.isclass(value) else value for value in mark.args[1]]
+            values = [
+                CLASSES.get(value, value) if inspect.isclass(value) else value for value in mark.args[1]
+            ]
             object.__setattr__(mark, "args", (mark.args[0], values, *mark.args[2:]))
 globals().update(COLLECTED)  # pytest finds them here, with their parameters
 OURS = {
