@@ -49,7 +49,8 @@ def fit_temperature(
 
     .. math::
         T = \arg\min_T \sum_i s_i \, \ell_i(x_i / T), \qquad
-        \frac{d\ell}{d\beta} = E_p[x] - x_y, \quad \frac{d^2\ell}{d\beta^2} = \mathrm{Var}_p[x], \quad \beta = 1/T
+        \frac{d\ell}{d\beta} = E_p[x] - x_y, \quad
+        \frac{d^2\ell}{d\beta^2} = \mathrm{Var}_p[x], \quad \beta = 1/T
 
     Parameters
     ----------
@@ -348,8 +349,8 @@ def brier_score(
 
     References
     ----------
-    .. [1] G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78
-       (1950), 1-3.
+    .. [1] G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review
+       78 (1950), 1-3.
 
     Examples
     --------
@@ -384,7 +385,7 @@ def _curve(n_bins: int, rows: _Rows) -> ReliabilityCurve:
 
 def _warn_of_bound(temperature: float) -> None:
     reason = (
-        "every target has the largest logit of its row: the loss falls without end as the temperature falls to 0"
+        "every target has the largest logit of its row: the loss falls without end as the temperature does"
         if temperature < 1
         else "the loss falls without end as the temperature grows: the logits say nothing of the targets"
     )
@@ -419,8 +420,8 @@ class _Rows:
         self.shape = x.shape if binary else x.shape[:-1]
         if y.shape != self.shape:
             raise ValueError(
-                f"target has shape {y.shape} and logits have shape {np.shape(logits)}; expected the logits' shape, or "
-                f"that without the class axis {axis}"
+                f"target has shape {y.shape} and logits have shape {np.shape(logits)}; expected "
+                f"the logits' shape, or that without the class axis {axis}"
             )
         n_classes = 2 if binary else x.shape[-1]
         if n_classes == 0 and y.size:
@@ -440,7 +441,7 @@ class _Rows:
                 self.weight = np.ascontiguousarray(weight, np.float64)
             if not ((self.weight >= 0) & (self.weight < np.inf)).all():
                 raise ValueError(
-                    "sample_weight holds negative, infinite or NaN weights; expected finite ones of at least 0"
+                    "sample_weight holds negative, infinite or NaN weights; expected finite ones from 0"
                 )
             label[self.weight == 0] = -1
         self.size, self.any = x.size, bool((label >= 0).any())

@@ -37,7 +37,7 @@ def runnable() -> tuple[str, ...]:
 
 
 def load(level: str, module: str = "kernels") -> ModuleType:
-    """Return a module of one runnable level: ``"kernels"``, of rows of classes, ``"elementwise"`` or ``"calibration"``."""
+    """Return a module of one runnable level: ``"kernels"``, ``"elementwise"``, ``"calibration"``."""
     if level not in runnable():
         raise ImportError(
             f"fastce level {level!r} cannot be used here: possible are {', '.join(runnable())} "
