@@ -61,8 +61,8 @@ class _Probabilities:
 class LogisticRegression(_Probabilities, linear_model.LogisticRegression):
     """scikit-learn's class of this name, fitted by fastce.
 
-    Parameters and attributes are those of ``sklearn.linear_model.LogisticRegression``, of which this is a subclass. The solvers
-    ``lbfgs``, ``newton-cg`` and ``newton-cholesky`` are one here; others are scikit-learn's.
+    Parameters and attributes are those of ``sklearn.linear_model.LogisticRegression``, of which this is a
+    subclass. The solvers ``lbfgs``, ``newton-cg`` and ``newton-cholesky`` are one here; others are its own.
 
     Examples
     --------
@@ -80,8 +80,8 @@ class LogisticRegression(_Probabilities, linear_model.LogisticRegression):
 class LogisticRegressionCV(_Probabilities, linear_model.LogisticRegressionCV):
     """scikit-learn's class of this name, fitted by fastce.
 
-    Parameters and attributes are those of ``sklearn.linear_model.LogisticRegressionCV``, of which this is a subclass. The solvers
-    ``lbfgs``, ``newton-cg`` and ``newton-cholesky`` are one here; others are scikit-learn's.
+    Parameters and attributes are those of ``sklearn.linear_model.LogisticRegressionCV``, of which this is a
+    subclass. The solvers ``lbfgs``, ``newton-cg`` and ``newton-cholesky`` are one here; others are its own.
     """
 
     fit = _fit_context(prefer_skip_nested_validation=True)(logistic_regression_cv_fit)

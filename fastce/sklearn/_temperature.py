@@ -141,7 +141,8 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         known[known] = self.classes_[label[known]] == y[known]
         if not known.all():
             raise ValueError(
-                f"y[{int(known.argmin())}] is {y[known.argmin()]!r}; expected one of the classifier's classes, "
+                f"y[{int(known.argmin())}] is {y[known.argmin()]!r}; "
+                f"expected one of the classifier's classes, "
                 f"{self.classes_}"
             )
         z = self._logits(X)
