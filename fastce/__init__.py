@@ -9,7 +9,7 @@ from fastce.binary import (
     binary_focal_loss,
     binary_focal_loss_and_grad,
 )
-from fastce.config import get_num_threads, set_num_threads, show_config
+from fastce.config import __version__, get_num_threads, set_num_threads, show_config
 from fastce.label_losses import (
     focal_loss,
     focal_loss_and_grad,
@@ -22,6 +22,7 @@ from fastce.metrics import log_loss
 from fastce.special import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_and_grad",
