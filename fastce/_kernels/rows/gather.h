@@ -141,7 +141,9 @@ static Scored conclude(const Gathered *g, double z_y, const Temperature *tempera
     const double m = g->anchor, log_s = log_of_one_and(g->rest, g->rest_low);
     if (!(m > -INFINITY && m < INFINITY) || log_s != log_s) return (Scored){NAN, NAN, NAN, NAN, 0};
     const double logprob = m == z_y ? 0 - log_s : log_probability(m, z_y, log_s, temperature);
-    return (Scored){logprob, log_s + g->spread / (SUM_SCALE + g->rest), log_s, m, 1 + g->above};
+    const int tiny = g->rest < 0x1p-60 * SUM_SCALE; /* perhaps subnormal: to be rounded once */
+    const double entropy = tiny ? (g->rest + g->spread) / SUM_SCALE : log_s + g->spread / (SUM_SCALE + g->rest);
+    return (Scored){logprob, entropy, log_s, m, 1 + g->above};
 }
 #endif
 
@@ -164,36 +166,55 @@ INLINE void FN(set_exps)(FN(Open) *piece, REAL anchor, const Temperature *temper
 
 /* ---- First time: the maximum, the rank, the best --------------------------------------------- */
 
-/* Puts those of a vector that are above the threshold on the list. */
+/* Puts those of a few vectors that are above the threshold on the list. */
 static __attribute__((noinline)) void FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
 {
-    for (ptrdiff_t i = 0; i < n; i++)
-        if (x[i] > best->threshold) add_to_best(best, x[i], index + i);
+    for (ptrdiff_t j = 0; j < n; j += LANES) {
+        const vec v = n - j >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, n - j, -INFINITY);
+        for (unsigned bits = FN(bits_above)(v, FN(splat)((REAL)best->threshold)); bits; bits &= bits - 1) {
+            const ptrdiff_t i = j + __builtin_ctz(bits);
+            if (x[i] > best->threshold) add_to_best(best, x[i], index + i);
+        }
+    }
+}
+
+typedef struct {
+    vec top;
+    ivec above[2];     /* the target's logit, minus how many */
+    unsigned is_nan;   /* bits */
+} FN(Surveyed);
+
+/* Four vectors, or the n elements that are left of a block. */
+INLINE void FN(survey_group)(const REAL *x, ptrdiff_t n, int64_t index, vec target, FN(Surveyed) *so_far, Best *best,
+                             int only_best)
+{
+    vec v[4];
+    for (ptrdiff_t k = 0; k < 4; k++) {
+        const ptrdiff_t at = k * LANES, count = n - at;
+        v[k] = count >= LANES ? FN(load)(x + at)
+                              : count > 0 ? FN(load_n)(x + at, count, -INFINITY) : FN(splat)(-INFINITY);
+        if (!only_best) so_far->above[k & 1] += (ivec)(v[k] > target);
+    }
+    if (only_best)
+        so_far->is_nan |= FN(bits_of_nan)(v[0]) | FN(bits_of_nan)(v[1]) | FN(bits_of_nan)(v[2]) | FN(bits_of_nan)(v[3]);
+    const vec most = FN(larger)(FN(larger)(v[0], v[1]), FN(larger)(v[2], v[3]));
+    so_far->top = FN(larger)(most, so_far->top);
+    if (__builtin_expect(FN(bits_above)(most, FN(splat)((REAL)best->threshold)) != 0, 0))
+        FN(note_best)(x, n, index, best);
 }
 
 INLINE REAL FN(survey)(const REAL *x, ptrdiff_t n, int64_t start, FN(Open) *piece, Best *best, int only_best)
 {
-    const vec lowest = FN(splat)(-INFINITY), target = FN(splat)(piece->target);
-    vec top = lowest;
-    ivec above[2] = {{0}, {0}};
-    unsigned is_nan = 0;
-    for (ptrdiff_t j = 0; j < n; j += 4 * LANES) {
-        vec v[4];
-        for (ptrdiff_t k = 0; k < 4; k++) {
-            const ptrdiff_t at = j + k * LANES, count = n - at;
-            v[k] = count >= LANES ? FN(load)(x + at) : count > 0 ? FN(load_n)(x + at, count, -INFINITY) : lowest;
-            if (only_best) is_nan |= FN(bits_of_nan)(v[k]);
-            else above[k & 1] -= (ivec)(v[k] > target);
-        }
-        const vec most = FN(larger)(FN(larger)(v[0], v[1]), FN(larger)(v[2], v[3]));
-        top = FN(larger)(most, top);
-        if (FN(bits_above)(most, FN(splat)((REAL)best->threshold)))
-            FN(note_best)(x + j, FN(smaller)(n - j, 4 * LANES), start + j, best);
-    }
-    piece->is_nan |= is_nan != 0;
-    const ivec sum = above[0] + above[1];
-    for (int i = 0; i < LANES; i++) piece->so_far.above += sum[i];
-    return FN(largest_lane)(top);
+    const ptrdiff_t group = 4 * LANES, full = n - n % group;
+    const vec target = FN(splat)(piece->target);
+    FN(Surveyed) so_far = {FN(splat)(-INFINITY), {{0}, {0}}, 0};
+    for (ptrdiff_t j = 0; j < full; j += group)
+        FN(survey_group)(x + j, group, start + j, target, &so_far, best, only_best);
+    if (full < n) FN(survey_group)(x + full, n - full, start + full, target, &so_far, best, only_best);
+    piece->is_nan |= so_far.is_nan != 0;
+    const ivec sum = so_far.above[0] + so_far.above[1];
+    for (int i = 0; i < LANES; i++) piece->so_far.above -= sum[i];
+    return FN(largest_lane)(so_far.top);
 }
 
 /* ---- Second time: the exps ------------------------------------------------------------------ */
@@ -208,28 +229,39 @@ static ptrdiff_t FN(first_of)(REAL most, const REAL *z, ptrdiff_t n)
     return j;
 }
 
-/* Adds n terms to the sums; y: the place of the one that is not to be in them, or -1. */
-INLINE void FN(add_terms_of)(FN(Open) *piece, const REAL *z, ptrdiff_t n, FN(Exps) exps, int with_spread,
-                             int has_top, ptrdiff_t y, ptrdiff_t ahead)
+/* Adds the terms of four vectors, or of the n elements that are left of a block, but that of the one at y. */
+INLINE void FN(add_group_of_terms)(sum_vec *rest, sum_vec *spread, const REAL *z, ptrdiff_t n, vec anchor,
+                                   const FN(Exps) *exps, int with_spread, int has_top, ptrdiff_t y)
 {
-    const REAL anchor = piece->so_far.anchor == -INFINITY ? 0 : (REAL)piece->so_far.anchor;
-    const vec a = FN(splat)(anchor), inverse = FN(splat)(exps.units.inverse), most = FN(splat)(FAR);
-    sum_vec rest = piece->rest, spread = piece->spread;
-    for (ptrdiff_t j = 0; j < n; j += 4 * LANES) {
-        vec products = {0};
-        if (ahead) FN(ask_for)(z + j, ahead, 4 * LANES * sizeof(REAL), 0);
-        for (ptrdiff_t k = 0; k < 4; k++) {
-            const ptrdiff_t at = j + k * LANES, count = n - at;
-            if (count <= 0) break;
-            const vec v = count >= LANES ? FN(load)(z + at) : FN(load_n)(z + at, count, -INFINITY);
-            const vec e = has_top ? FN(exps_where)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - at)), v, &exps)
-                                  : FN(exps)(v, &exps);
-            /* The exp is 0 from some distance on; 0 times infinity would be NaN. */
-            if (with_spread) products = FN(fma)(e, FN(lesser)((a - v) * inverse, most), products);
-            FN(add)(&rest, e);
-        }
-        if (with_spread) FN(add)(&spread, products);
+    const vec most = FN(splat)(FAR); /* the exp is 0 from there on; 0 times infinity would be NaN */
+    vec products = {0};
+    for (ptrdiff_t k = 0; k < 4; k++) {
+        const ptrdiff_t at = k * LANES, count = n - at;
+        if (count <= 0) break;
+        const vec v = count >= LANES ? FN(load)(z + at) : FN(load_n)(z + at, count, -INFINITY);
+        const vec e = has_top ? FN(exps_where)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - at)), v, exps)
+                              : FN(exps)(v, exps);
+        if (with_spread) products = FN(fma)(e, FN(lesser)((anchor - v) * exps->units.inverse, most), products);
+        FN(add)(rest, e);
     }
+    if (with_spread) FN(add)(spread, products);
+}
+
+/* Adds n terms to the sums; y: the place of the one that is not to be in them, or -1. `ahead`: more is asked for
+ * meanwhile. */
+INLINE void FN(add_terms_of)(FN(Open) *piece, const REAL *z, ptrdiff_t n, FN(Exps) exps, int with_spread,
+                             int has_top, ptrdiff_t y, int ahead)
+{
+    const ptrdiff_t group = 4 * LANES, full = n - n % group;
+    const vec anchor = FN(splat)(piece->so_far.anchor == -INFINITY ? 0 : (REAL)piece->so_far.anchor);
+    sum_vec rest = piece->rest, spread = piece->spread;
+    for (ptrdiff_t j = 0; j < full; j += group) {
+        if (ahead) FN(ask_for)(z + j, AHEAD_ROWS, group * sizeof(REAL), 0);
+        if (has_top && y >= j && y < j + group)
+            FN(add_group_of_terms)(&rest, &spread, z + j, group, anchor, &exps, with_spread, 1, y - j);
+        else FN(add_group_of_terms)(&rest, &spread, z + j, group, anchor, &exps, with_spread, 0, 0);
+    }
+    if (full < n) FN(add_group_of_terms)(&rest, &spread, z + full, n - full, anchor, &exps, with_spread, 1, y - full);
     piece->rest = rest;
     piece->spread = spread;
 }
@@ -248,7 +280,7 @@ static void FN(close_sums)(FN(Open) *piece)
     piece->rest = piece->spread = (sum_vec){{0}, {0}};
 }
 
-/* n logits of the row, from `start` on, contiguous and in cache. `ahead`: bytes to what is asked for meanwhile. */
+/* n logits of the row, from `start` on, contiguous. `ahead`: they are where they were given. */
 static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best, const REAL *x, ptrdiff_t n,
                              ptrdiff_t start, ptrdiff_t ahead)
 {
@@ -336,7 +368,6 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
     FN(Open) *piece = (FN(Open) *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); /* vectors are aligned */
     REAL *panel = (REAL *)(piece + PANEL), scratch[BLOCK];
     const int direct = FN(is_contiguous)(from), by_panel = is_panel(from);
-    const ptrdiff_t ahead = direct ? AHEAD_ROWS : 0;
 
     for (ptrdiff_t i = 0; i < n_rows; i++)
         if (label[i] >= 0) FN(begin_piece)(call, rows + i * from->row_stride, label[i], piece + i);
@@ -352,7 +383,7 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
             const ptrdiff_t n = FN(smaller)(end - at, BLOCK);
             const char *run = rows + i * from->row_stride + at * from->class_stride;
             if (!direct) FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
-            FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at, ahead);
+            FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at, direct);
         }
     }
     for (ptrdiff_t i = 0; i < n_rows; i++)

@@ -103,8 +103,8 @@ static void FN(look_at_blocks)(const Sampling *call, const REAL *x, ptrdiff_t fi
         block.so_far.anchor = m;
         FN(set_exps)(&block, m, &call->temperature);
         const ptrdiff_t y = FN(first_of)(m, x + start, n);
-        if (block.are_near) FN(add_terms_of)(&block, x + start, n, FN(near_exps)(block.exps), 0, 1, y, AHEAD_ROWS);
-        else FN(add_terms_of)(&block, x + start, n, block.exps, 0, 1, y, AHEAD_ROWS);
+        if (block.are_near) FN(add_terms_of)(&block, x + start, n, FN(near_exps)(block.exps), 0, 1, y, 1);
+        else FN(add_terms_of)(&block, x + start, n, block.exps, 0, 1, y, 1);
         FN(close_sums)(&block);
         row->rest[b] = block.so_far.rest;
     }
