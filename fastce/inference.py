@@ -225,7 +225,7 @@ def score(
             f"tokens has shape {y.shape}; expected {h.shape[:-1]}, that of hidden without its last axis"
         )
     rows, labels = h.reshape(-1, n_features), y.reshape(-1)
-    dtype = np.float64 if np.float64 in {h.dtype, w.dtype} else np.float32
+    dtype = np.float64 if np.float64 in (h.dtype, w.dtype) else np.float32
     options = (top_k, -1, temperature, softcap, ignore_index, n_threads)
     parts = [
         _kernels.scoring.token_logprobs(logits, labels[start : start + len(logits)], *options)

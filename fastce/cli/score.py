@@ -233,16 +233,10 @@ def _csv_writer(path: Path, top_k: int) -> Iterator:
             columns = _columns(first, labels, scores, top_k)
             if first == 0:
                 file.write(",".join(columns) + "\n")
-            lists = [map(str if a.dtype.kind in "iu" else repr, a.tolist()) for a in _shortest(columns)]
+            lists = [a.astype(str).tolist() for a in columns.values()]  # no more digits than it takes
             file.writelines(",".join(line) + "\n" for line in zip(*lists, strict=True))
 
         yield write
-
-
-def _shortest(columns: dict[str, np.ndarray]) -> Iterator[np.ndarray]:
-    """Columns whose numbers have no more digits than they need: those of float32 as strings of float32."""
-    for a in columns.values():
-        yield np.array(a.astype(str).tolist(), object) if a.dtype == np.float32 else a
 
 
 @contextmanager

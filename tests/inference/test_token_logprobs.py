@@ -83,7 +83,7 @@ def test_layouts_and_axes(dtype, n_classes):
     if dtype.name != "bfloat16":
         swapped = x.astype(x.dtype.newbyteorder())
         assert bits(token_logprobs(swapped, y.astype(">i2")).entropy) == bits(plain.entropy)
-    broadcast = token_logprobs(np.broadcast_to(x[:1], x.shape), y)
+    broadcast = token_logprobs(np.broadcast_to(x[:1], x.shape), np.broadcast_to(y[:1], y.shape))
     assert bits(broadcast.entropy[3]) == bits(plain.entropy[0])
 
 
@@ -97,7 +97,8 @@ def test_threads_and_splits(shape, order):
     for n_threads in (2, 3, 7):
         for a, b in zip(token_logprobs(x, y, top_k=10, n_threads=n_threads), one, strict=True):
             assert bits(a) == bits(b)
-    halves = [token_logprobs(x[part], y[part], top_k=10) for part in (slice(0, shape[0] // 2), slice(shape[0] // 2, None))]
+    middle = shape[0] // 2
+    halves = [token_logprobs(x[part], y[part], top_k=10) for part in (slice(0, middle), slice(middle, None))]
     for a, b, whole in zip(*halves, one, strict=True):
         assert bits(np.concatenate([a, b])) == bits(whole)
 
