@@ -1,6 +1,6 @@
 """Cross-entropy, its gradient and its relatives on CPUs: the price of a copy, every digit."""
 
-from fastce import information
+from fastce import inference, information
 from fastce.binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -35,6 +35,7 @@ __all__ = [
     "focal_loss",
     "focal_loss_and_grad",
     "get_num_threads",
+    "inference",
     "information",
     "log_loss",
     "log_softmax",

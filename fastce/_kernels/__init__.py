@@ -13,7 +13,7 @@ from .machine import forks  # noqa: F401 (looks around before anything with Open
 # isort: split
 from .machine import cpu
 
-__all__ = ["LEVELS", "built", "elementwise", "kernels", "load", "runnable"]
+__all__ = ["LEVELS", "built", "elementwise", "kernels", "load", "runnable", "scoring"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi2"}
 
@@ -37,7 +37,7 @@ def runnable() -> tuple[str, ...]:
 
 
 def load(level: str, module: str = "kernels") -> ModuleType:
-    """Return a module of one runnable level: ``"kernels"``, of rows of classes, or ``"elementwise"``."""
+    """Return a module of one runnable level: ``"kernels"``, of rows of classes, ``"elementwise"`` or ``"scoring"``."""
     if level not in runnable():
         raise ImportError(
             f"fastce level {level!r} cannot be used here: possible are {', '.join(runnable())} "
@@ -48,5 +48,5 @@ def load(level: str, module: str = "kernels") -> ModuleType:
 
 _level = os.environ.get("FASTCE_LEVEL") or runnable()[-1]
 
-#: The modules in use, both of one level. Public functions look them up here at each call.
-kernels, elementwise = load(_level), load(_level, "elementwise")
+#: The modules in use, all of one level. Public functions look them up here at each call.
+kernels, elementwise, scoring = load(_level), load(_level, "elementwise"), load(_level, "scoring")

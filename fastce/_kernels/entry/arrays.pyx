@@ -92,16 +92,16 @@ cdef cnp.ndarray as_floats(object given, str name):
     )
 
 
-cdef cnp.ndarray as_labels(object given):
-    return labels_of(as_array(given, "target"), hasattr(given, "dtype"))
+cdef cnp.ndarray as_labels(object given, str name="target"):
+    return labels_of(as_array(given, name), hasattr(given, "dtype"), name)
 
 
-cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype):
+cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype, str name="target"):
     """The array, if it is one of class indices; `has_dtype`: as it was given, which [] has not."""
     if a.size == 0 and not has_dtype:
         return a.astype(np.intp)
     if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
-        raise TypeError(f"target has dtype {a.dtype}; expected class indices of an integer dtype"
+        raise TypeError(f"{name} has dtype {a.dtype}; expected class indices of an integer dtype"
                         + advice.to_convert(a, labels=True))
     return a
 

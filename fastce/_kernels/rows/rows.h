@@ -18,6 +18,11 @@
 #include "rows/across.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
+#ifdef WITH_SCORING
+#include "vector/bits.h"
+#include "rows/gather.h"
+#include "rows/sample.h"
+#endif
 #undef REAL_BITS
 
 #define REAL_BITS 32
@@ -31,6 +36,11 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#ifdef WITH_SCORING
+#include "vector/bits.h"
+#include "rows/gather.h"
+#include "rows/sample.h"
+#endif
 #undef REAL_BITS
 
 #include "rows/targets.h"
