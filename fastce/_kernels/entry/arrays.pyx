@@ -8,6 +8,8 @@ import numpy as np
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
 
+from fastce._kernels.entry.dlpack cimport array_of
+from fastce._kernels.entry.dlpack import BFLOAT16_BITS, has_exchange
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 
 cnp.import_array()
@@ -38,7 +40,12 @@ cdef cnp.ndarray as_array(object a, str name):
     if type(a) is cnp.ndarray:
         return a
     if hasattr(a, "__array__"):
-        given = np.asanyarray(a)
+        try:
+            given = np.asanyarray(a)
+        except TypeError:                  # a tensor of bfloat16, which NumPy has not
+            if not has_exchange(a):
+                raise
+            given = with_bfloat16(array_of(a), name)
         refuse_masked(given, name, 0)
         return np.asarray(given)
     if hasattr(a, "__dlpack__"):
@@ -50,6 +57,19 @@ cdef cnp.ndarray as_array(object a, str name):
     return given
 
 
+cdef cnp.ndarray with_bfloat16(cnp.ndarray a, str name):
+    """Bits as the dtype that the caller can compute with, and gets its gradient in."""
+    if a.dtype != BFLOAT16_BITS:
+        return a
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(f"{name} is of bfloat16, which NumPy has from ml_dtypes: pip install ml_dtypes, "
+                        "use fastce.torch for tensors, or convert it to float32") from None
+    return a.view(ml_dtypes.bfloat16)
+
+
+cdef object bits = BFLOAT16_BITS
 cdef int bfloat16 = cnp.NPY_NOTYPE    # the number of ml_dtypes' type, once it was met: names take a microsecond
 
 
@@ -63,6 +83,8 @@ cdef int format_of(cnp.ndarray a) except -1:
     if number == cnp.NPY_FLOAT16:
         return FORMAT_F16
     if number == bfloat16:
+        return FORMAT_BF16
+    if number == cnp.NPY_VOID and <object>cnp.PyArray_DESCR(a) is bits:
         return FORMAT_BF16
     if cnp.PyTypeNum_ISUSERDEF(number) and a.dtype.name == "bfloat16":
         bfloat16 = number
