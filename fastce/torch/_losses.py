@@ -1,8 +1,8 @@
 """What each function computes, tensors in and out: the loss, and behind it the gradients that are asked for.
 
-These are the bodies of the operators, whose schemas are their annotations, and what eager calls run. Each takes what
-of its inputs has a gradient first, and ends with ``needs``: for which of those it is wanted. The others are None here,
-and empty in what the operators return.
+These are the bodies of the operators, whose schemas are their annotations, and what eager calls run. Each
+takes what of its inputs has a gradient first, and ends with ``needs``: for which of those it is wanted. The
+others are None here, and empty in what the operators return.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _loss(value: float | NDArray, dtype: torch.dtype) -> Tensor:
 
 
 def _with_grad(input: Tensor, logits: NDArray, function: Any, *arguments: Any, **options: Any) -> tuple:
-    """Loss and gradient in tensors, the gradient in new memory with the strides that the operators announce."""
+    """Loss and gradient, in new memory and with the strides that the operators announce."""
     out = None if input.is_contiguous() else array_like(input, logits)
     value, grad = function(logits, *arguments, **options, out=out)
     return value, as_tensor(grad)
@@ -166,8 +166,8 @@ def binary_cross_entropy_with_logits(
 
 def no_second_derivative() -> NotImplementedError:
     return NotImplementedError(
-        "the losses of fastce.torch have first derivatives only; for a second one (a Hessian, a gradient penalty) "
-        "use the same function of torch.nn.functional"
+        "the losses of fastce.torch have first derivatives only; for a second one (a Hessian, a gradient "
+        "penalty) use the same function of torch.nn.functional"
     )
 
 
@@ -194,18 +194,15 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
 
 
 def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
-    """grad - softmax * sum(grad), which is minus the gradient of a cross-entropy with `grad` as its target."""
+    """grad - softmax * sum(grad): the gradient of a cross-entropy whose target is minus `grad`.
+
+    One gradient a row, as it comes from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
+    """
     log_p, q = as_array(output), as_array(grad)
     out = array_like(output, log_p)
-    rows = tuple(n for k, n in enumerate(log_p.shape) if k != dim)
+    minus = np.full(log_p.shape[dim], -1.0)
     fastce.cross_entropy_and_grad(
-        log_p,
-        q,
-        axis=dim,
-        sample_weight=np.broadcast_to(np.float32(-1), rows),
-        reduction="sum",
-        n_threads=n_threads(),
-        out=out,
+        log_p, q, axis=dim, weight=minus, reduction="sum", n_threads=n_threads(), out=out
     )
     return as_tensor(out)
 
@@ -214,4 +211,5 @@ def logsumexp(input: Tensor, dim: int) -> Tensor:
     x = as_array(input)
     if not x.shape[dim]:
         return torch.full((*input.shape[:dim], *input.shape[dim + 1 :]), -torch.inf, dtype=input.dtype)
-    return torch.from_numpy(np.asarray(_kernels.kernels.logsumexp(x, dim, None, n_threads())[0])).to(input.dtype)
+    value, _ = _kernels.kernels.logsumexp(x, dim, None, n_threads())
+    return torch.from_numpy(np.asarray(value)).to(input.dtype)
