@@ -1,7 +1,8 @@
-"""The functions of torch.nn.functional, with its signatures: what each means, and which way it is called."""
+"""The losses of torch.nn.functional, with its signatures: what each means, and which way it is called."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,32 +10,25 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.nn import functional as F
 
+from fastce.linear.arguments import MEMORY
 from fastce.torch import _losses, _operators
-from fastce.torch._autograd import LogSumExp, Softmax, Transformed, attach, eager_logsumexp, eager_softmax
-from fastce.torch._tensors import (
-    transforms_active,
-    check_constant,
-    check_floating,
-    check_tensors,
-    is_eager,
-)
+from fastce.torch._autograd import LinearRows, Transformed, attach
+from fastce.torch._tensors import check_constant, check_floating, check_tensors, is_eager, transforms_active
 
 __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
-    "log_softmax",
-    "logsumexp",
-    "softmax",
+    "linear_cross_entropy",
 ]
 
 
-def _needs(*tensors: Tensor) -> list[bool]:
+def _needs(*tensors: Tensor | None) -> list[bool]:
     """By which a gradient is wanted. Under a transform of torch.func a tensor does not know."""
     if not torch.is_grad_enabled():
         return [False] * len(tensors)
     unknown = transforms_active()
-    return [t.requires_grad or (unknown and t.is_floating_point()) for t in tensors]
+    return [t is not None and (t.requires_grad or (unknown and t.is_floating_point())) for t in tensors]
 
 
 def _loss_dtype(input: Tensor) -> torch.dtype:
@@ -44,21 +38,24 @@ def _loss_dtype(input: Tensor) -> torch.dtype:
     return input.dtype
 
 
-def _loss(name: str, differentiable: tuple[Tensor, ...], others: tuple[Tensor | None, ...], *options: Any) -> Tensor:
+def _loss(
+    name: str, differentiable: tuple[Tensor | None, ...], others: tuple[Tensor | None, ...], *options: Any
+) -> Tensor:
     """A loss by the quickest way that the call allows."""
-    input, *more = differentiable
-    dtype = _loss_dtype(input)
-    if input.dtype is torch.float16:
-        # A gradient over the number of rows is below what float16 holds until a scaler has multiplied it.
-        differentiable = (input.float(), *more)
+    dtype = _loss_dtype(differentiable[0])
     needs = _needs(*differentiable)
-    arguments = (*differentiable, *others, *options, dtype, needs)
     if not is_eager(*differentiable, *others):
         operator = getattr(_operators, name)
         transformed = not torch.compiler.is_compiling() and transforms_active()
-        return (Transformed.apply(operator, *arguments) if transformed else operator(*arguments))[0]
-    made = getattr(_losses, name)(*arguments)
+        call = partial(Transformed.apply, operator) if transformed else operator
+        return call(*differentiable, *others, *options, dtype, needs)[0]
+    made = getattr(_losses, name)(*differentiable, *others, *options, dtype, needs)
     return attach(made, *differentiable) if True in needs else made[0]
+
+
+def _for_scalers(t: Tensor | None) -> Tensor | None:
+    """float32 for float16, whose gradient over the number of rows vanishes before a scaler multiplies it."""
+    return t.float() if t is not None and t.dtype is torch.float16 and torch.is_grad_enabled() else t
 
 
 def _reduction_of(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
@@ -94,8 +91,8 @@ def cross_entropy(
     Parameters
     ----------
     input : Tensor
-        Logits of shape (C,), (N, C) or (N, C, d1, ...), on the CPU: float32, float64, float16 or bfloat16, of any
-        strides.
+        Logits of shape (C,), (N, C) or (N, C, d1, ...), on the CPU: float32, float64, float16 or bfloat16, of
+        any strides.
     target : Tensor
         Class indices of any integer dtype, of the input's shape without its classes; or probabilities, of a
         floating dtype and the input's shape, which may require a gradient too.
@@ -133,8 +130,8 @@ def cross_entropy(
     Notes
     -----
     Where a gradient is wanted, it is made with the loss, in one pass over the logits, and backward hands
-    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies by adds half an
-    ULP.
+    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies by adds
+    half an ULP.
 
     Examples
     --------
@@ -225,7 +222,8 @@ def binary_cross_entropy_with_logits(
     input : Tensor
         Log-odds of any shape, on the CPU: float32, float64, float16 or bfloat16, of any strides.
     target : Tensor
-        Probabilities of the positive class in [0, 1], of the input's shape and any dtype; may require a gradient.
+        Probabilities of the positive class in [0, 1], of the input's shape and any dtype; may require a
+        gradient.
     weight, pos_weight : Tensor, optional
         Factor of each element and of its positive part; they broadcast to the input.
     size_average, reduce : bool, optional
@@ -251,7 +249,8 @@ def binary_cross_entropy_with_logits(
     --------
     >>> import torch
     >>> from fastce.torch import binary_cross_entropy_with_logits
-    >>> binary_cross_entropy_with_logits(torch.tensor([-20.0, 40.0]), torch.tensor([0.0, 1.0]), reduction="none")
+    >>> logits, target = torch.tensor([-20.0, 40.0]), torch.tensor([0.0, 1.0])
+    >>> binary_cross_entropy_with_logits(logits, target, reduction="none")
     tensor([2.0612e-09, 4.2484e-18])
     """
     _check("binary_cross_entropy_with_logits", input, target, weight=weight, pos_weight=pos_weight)
@@ -266,157 +265,82 @@ def binary_cross_entropy_with_logits(
     )
 
 
-# ---- Softmax and its relatives ---------------------------------------------------------------------------
-
-
-def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
-    """Softmax: :func:`torch.nn.functional.softmax`.
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    sample_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    normalizer: float | None = None,
+    memory: int = MEMORY,
+) -> Tensor:
+    r"""Cross-entropy of a linear layer's logits, never held whole: :func:`torch.nn.functional.linear_cross_entropy`.
 
     Parameters
     ----------
     input : Tensor
-        Numbers of any shape, on the CPU. Complex ones are handed to PyTorch.
-    dim : int
-        The dimension along which probabilities sum to 1. Without it PyTorch's choice, with its warning.
-    dtype : torch.dtype, optional
-        Converts the input first.
+        Features of shape (..., D), on the CPU, of a dtype and strides as in :func:`cross_entropy`.
+    linear_weight : Tensor
+        Weights of shape (C, D). Of shape (C, d1, ..., D), as in PyTorch, the logits are held whole.
+    target : Tensor
+        Class indices of shape (...), or probabilities of shape (..., C).
+    linear_bias : Tensor, optional
+        Bias of each class, of shape (C,).
+    weight, reduction, label_smoothing, sample_weight, z_loss, temperature, softcap, normalizer
+        As in :func:`cross_entropy`.
+    ignore_index : int, optional
+        As in :func:`cross_entropy`; None is -100.
+    options : optional
+        PyTorch's `LinearCrossEntropyOptions`, which are not needed here and not looked at.
+    memory : int, default 64 MiB
+        How many bytes a call may hold beside its arguments and results.
 
     Returns
     -------
     Tensor
-        Of the input's shape and dtype. It can be differentiated twice.
+        The loss, in the input's dtype; float32 for halves under autocast.
 
     Raises
     ------
-    IndexError
-        There is no dimension `dim`.
-    TypeError
-        As :func:`cross_entropy`.
+    IndexError, NotImplementedError, TypeError, ValueError
+        As :func:`cross_entropy` and :func:`fastce.linear_cross_entropy`.
+
+    Notes
+    -----
+    Gradients by input, weight and bias are made with the loss. With ``reduction='none'`` they are made in
+    backward, which has the factor of each row. Where probabilities require a gradient, and in compiled calls with
+    ``reduction='none'``, the logits are held whole.
 
     Examples
     --------
     >>> import torch
-    >>> from fastce.torch import softmax
-    >>> softmax(torch.tensor([1.0, 2.0, 3.0]), dim=0)
-    tensor([0.0900, 0.2447, 0.6652])
+    >>> from fastce.torch import linear_cross_entropy
+    >>> features, weights = torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.eye(3, 2, requires_grad=True)
+    >>> linear_cross_entropy(features, weights, torch.tensor([1, 0])).backward()
+    >>> weights.grad[1]
+    tensor([-0.1586, -0.3436])
     """
-    return _softmax("softmax", input, dim, _stacklevel, dtype)
-
-
-def log_softmax(
-    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Logarithm of the softmax, also right near 0: :func:`torch.nn.functional.log_softmax`.
-
-    Its gradient is right for sure rows as well, so that a ``nll_loss`` behind it loses little.
-
-    Parameters
-    ----------
-    input, dim, dtype
-        As in :func:`softmax`.
-
-    Returns
-    -------
-    Tensor
-        Of the input's shape and dtype. It can be differentiated twice.
-
-    Raises
-    ------
-    IndexError, TypeError
-        As :func:`softmax`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fastce.torch import log_softmax
-    >>> log_softmax(torch.tensor([20.0, 0.0, 0.0]), dim=0)[0]
-    tensor(-4.1223e-09)
-    """
-    return _softmax("log_softmax", input, dim, _stacklevel, dtype)
-
-
-def _softmax(name: str, input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None) -> Tensor:
-    check_tensors(name, input=input)
-    if dim is None:
-        dim = F._get_softmax_dim(name, input.dim(), stacklevel + 1)
-    if dtype is not None:
-        input = input.to(dtype)
-    if input.is_complex():
-        return getattr(F, name)(input, dim)
-    check_floating(input)
-    dim = _dimension(dim, input)
-    if not input.ndim:
-        return _softmax(name, input.unsqueeze(0), 0, stacklevel, None).squeeze(0)
-    log = name == "log_softmax"
-    if is_eager(input):
-        wanted = input.requires_grad and torch.is_grad_enabled()
-        return (eager_softmax if wanted else _losses.softmax)(input, dim, log)
-    return (_operators.softmax if torch.compiler.is_compiling() else Softmax.apply)(input, dim, log)
-
-
-def logsumexp(
-    input: Tensor, dim: int | tuple[int, ...], keepdim: bool = False, *, out: Tensor | None = None
-) -> Tensor:
-    """Logarithm of a sum of exponentials, also right near 0: :func:`torch.logsumexp`.
-
-    Parameters
-    ----------
-    input : Tensor
-        Exponents of any shape, on the CPU. Integers convert to the default dtype; complex ones are handed to PyTorch.
-    dim : int or tuple of int
-        The dimensions to sum over; an empty tuple: all.
-    keepdim : bool, default False
-        Keep them, with length 1.
-    out : Tensor, optional
-        Where to write the result.
-
-    Returns
-    -------
-    Tensor
-        `out`, or a new tensor. It can be differentiated twice.
-
-    Raises
-    ------
-    IndexError, TypeError
-        As :func:`softmax`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fastce.torch import logsumexp
-    >>> logsumexp(torch.tensor([[0.0, -50.0], [1.0, 1.0]]), dim=1)
-    tensor([1.9287e-22, 1.6931e+00])
-    """
-    check_tensors("logsumexp", input=input, out=out)
-    if input.is_complex():
-        return torch.logsumexp(input, dim, keepdim, out=out)
-    if not input.is_floating_point():
-        input = input.to(torch.get_default_dtype())
-    check_floating(input)
-    given = (dim,) if isinstance(dim, int) else tuple(dim)
-    dims = sorted({_dimension(d, input) for d in given} or range(input.ndim))
-    if len(dims) < len(given):
-        raise RuntimeError(f"dim is {dim}; expected each dimension once")
-    shape = [1 if d in dims else n for d, n in enumerate(input.shape)]
-    if not keepdim:
-        shape = [n for d, n in enumerate(input.shape) if d not in dims]
-    joined, last = input, dims[0] if dims else 0
-    if not input.ndim:
-        joined, shape = input.unsqueeze(0), []
-    elif len(dims) > 1:
-        last = input.ndim - len(dims)
-        joined = input.permute(*(d for d in range(input.ndim) if d not in dims), *dims).flatten(last)
-    if is_eager(joined):
-        wanted = joined.requires_grad and torch.is_grad_enabled()
-        result = (eager_logsumexp if wanted else _losses.logsumexp)(joined, last)
-    else:
-        result = (_operators.logsumexp if torch.compiler.is_compiling() else LogSumExp.apply)(joined, last)
-    result = result.reshape(shape)
-    return result if out is None else out.resize_(shape).copy_(result)
-
-
-def _dimension(dim: int, input: Tensor) -> int:
-    n = max(input.ndim, 1)
-    if not -n <= dim < n:
-        raise IndexError(f"dim is {dim}; expected one in [{-n}, {n - 1}], the dimensions of the input")
-    return dim % n
+    tensors = {"linear_weight": linear_weight, "linear_bias": linear_bias}
+    _check("linear_cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
+    check_tensors("linear_cross_entropy", **tensors)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    rules = (label_smoothing, z_loss, temperature, softcap)
+    input, linear_weight, linear_bias = map(_for_scalers, (input, linear_weight, linear_bias))
+    by_rows = reduction == "none" and True in _needs(input, linear_weight, linear_bias)
+    eager = is_eager(input, linear_weight, linear_bias, target, weight, sample_weight)
+    if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not eager):
+        ...
+    made_of = (input, linear_weight, linear_bias)
+    others = (target, weight, sample_weight)
+    if by_rows:
+        return LinearRows.apply(*made_of, *others, ignore_index, *rules, memory, dtype)
+    return _loss("linear_cross_entropy", made_of, others, ignore_index, *rules, reduction, normalizer, memory)
