@@ -158,7 +158,7 @@ cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis
 
 # ---- Arrays to write into ------------------------------------------------------------------------
 
-cdef int check_out(object given, cnp.ndarray logits, str name="out") except -1:
+cdef int check_out(object given, cnp.ndarray logits, str name="out", str of="the logits") except -1:
     """Refuse what a derivative can't be written into: another shape or dtype, read-only, overlapping itself."""
     if type(given) is not cnp.ndarray:
         if not isinstance(given, np.ndarray):
@@ -173,7 +173,7 @@ cdef int check_out(object given, cnp.ndarray logits, str name="out") except -1:
             same = same and cnp.PyArray_DIM(out, dim) == cnp.PyArray_DIM(logits, dim)
     if not same:
         raise ValueError(
-            f"{name} has shape {np.shape(out)} and dtype {out.dtype}; expected those of the logits, "
+            f"{name} has shape {np.shape(out)} and dtype {out.dtype}; expected those of {of}, "
             f"{np.shape(logits)} and {logits.dtype}: use numpy.empty_like"
         )
     if not cnp.PyArray_ISWRITEABLE(out):
@@ -266,8 +266,13 @@ def normalized_axis(axis, int n_dims):
     return normalised_axis(axis, n_dims, "the array")
 
 
-def check_out_apart(cnp.ndarray out, cnp.ndarray a, str name, bint in_place):
+def check_out_apart(cnp.ndarray out, cnp.ndarray a, str name, bint in_place, str out_name="out"):
     """Refuse an `out` that overlaps itself or, unless it may be in its place, an input."""
-    check_separate_elements(out, "out")
+    check_separate_elements(out, out_name)
     if not (in_place and same_memory(out, a)):
-        check_apart(out, a, name)
+        check_apart(out, a, name, out_name)
+
+
+def check_out_like(out, cnp.ndarray a, str out_name, str name):
+    """Refuse what a gradient by `a` can't be written into."""
+    check_out(out, a, out_name, name)
