@@ -17,11 +17,13 @@ from fastce.label_losses import (
     margin_cross_entropy_and_grad,
     nll_loss,
 )
+from fastce.linear import LinearGrad, linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_and_hess
 from fastce.metrics import log_loss
 from fastce.special import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "LinearGrad",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
@@ -37,6 +39,8 @@ __all__ = [
     "get_num_threads",
     "inference",
     "information",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_loss",
     "log_softmax",
     "logsumexp",

@@ -19,6 +19,7 @@ from fastce.reference.binary import (
     binary_focal_loss,
     binary_focal_loss_and_grad,
 )
+from fastce.reference.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.reference.probabilities import nll_loss
 from fastce.reference.softmax import (
     cross_entropy,
@@ -45,6 +46,8 @@ __all__ = [
     "focal_loss_and_grad",
     "inference",
     "information",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "margin_cross_entropy",

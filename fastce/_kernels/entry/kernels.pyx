@@ -30,9 +30,10 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
+from libc.string cimport memset
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
@@ -410,6 +411,9 @@ def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
     lay_out(&p)
     run_releasing_gil(&p, False, threads, &partials)
     return loss, sign
+
+
+include "linear.pxi"
 
 
 # ---- For the tests that measure vmath.h ----------------------------------------------------------
