@@ -37,7 +37,7 @@ def runnable() -> tuple[str, ...]:
 
 
 def load(level: str, module: str = "kernels") -> ModuleType:
-    """Return a module of one runnable level: ``"kernels"``, of rows of classes, or ``"elementwise"``."""
+    """Return a module of one runnable level: ``"kernels"``, ``"elementwise"`` or ``"boosting"``."""
     if level not in runnable():
         raise ImportError(
             f"fastce level {level!r} cannot be used here: possible are {', '.join(runnable())} "
@@ -50,3 +50,11 @@ _level = os.environ.get("FASTCE_LEVEL") or runnable()[-1]
 
 #: The modules in use, both of one level. Public functions look them up here at each call.
 kernels, elementwise = load(_level), load(_level, "elementwise")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Modules that not everybody needs are loaded when they are first asked for."""
+    if name != "boosting":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = module = load(_level, name)
+    return module
