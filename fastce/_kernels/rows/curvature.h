@@ -6,7 +6,7 @@
 #define FASTCE_SOFTMAX_CURVATURE_H
 
 enum {
-    FEW_CLASSES = 256, FEW_ROWS = 16,   /* with more classes fewer rows pass together, to stay in cache */
+    FEW_CLASSES = 128, FEW_ROWS = 16,   /* with more classes fewer rows pass together, to stay in cache */
     PLANES = 6,                         /* in floats: margins (2), exps, Hessians, u, v */
     WELL, WRONG_LABEL = 1, NO_MEMORY = 2
 };
@@ -49,18 +49,18 @@ INLINE Share share_of(const RowSums *sums, const float *staged, ptrdiff_t i)
 /* Labels and weights of the rows; false if a label is no class. */
 static int read_rows(const Softmax *s, ptrdiff_t first, ptrdiff_t n_rows, Tile *tile)
 {
-    double label[TILE];
-    if (s->label.data) read_f64(&s->label, first, n_rows, label);
+    double label[TILE] = {0};
+    const double n_classes = (double)s->n_classes;
+    int wrong = 0;
+    for (ptrdiff_t i = 0; i < TILE; i++) tile->weight[i] = 1;
     if (s->weight.data) read_f64(&s->weight, first, n_rows, tile->weight);
+    if (s->label.data) read_f64(&s->label, first, n_rows, label);
     for (ptrdiff_t i = 0; i < TILE; i++) {
-        if (i >= n_rows || !s->weight.data) tile->weight[i] = 1;
-        tile->label[i] = 0;
-        if (i >= n_rows || !s->label.data) continue;
-        if (!(label[i] >= 0 && label[i] < s->n_classes)) return 0;
-        tile->label[i] = (INT)label[i];
-        if (tile->label[i] != label[i]) return 0;
+        const int inside = (label[i] >= 0) & (label[i] < n_classes);
+        tile->label[i] = (INT)(inside ? label[i] : 0);
+        wrong |= tile->label[i] != label[i];
     }
-    return 1;
+    return !wrong;
 }
 
 /* ---- Hard targets, not smoothed: two numbers a row ------------------------------------------------ */
@@ -69,39 +69,36 @@ static void factors_of_labels(const Softmax *s, ptrdiff_t n_rows, Tile *tile)
 {
     const Boosting *o = &s->options;
     double p[TILE], q[TILE];
+    if (s->class_weight)
+        for (ptrdiff_t i = 0; i < TILE; i++) tile->weight[i] *= s->class_weight[tile->label[i]];
+    for (ptrdiff_t i = 0; i < TILE; i++) tile->factor[i] = (float)tile->weight[i];
+    if (o->gamma == 0) return;
     for (ptrdiff_t i = 0; i < TILE; i++) {
-        if (s->class_weight) tile->weight[i] *= s->class_weight[tile->label[i]];
-        tile->factor[i] = (float)tile->weight[i];
-        tile->bend[i] = 0;
-        if (o->gamma == 0) continue;
         const float e = i < n_rows ? tile->staged[tile->label[i] * TILE + i] : 0;
         p[i] = (double)e * tile->sums.inverse[i];
         q[i] = e >= tile->sums.top[i] ? tile->sums.rest[i] : 1 - p[i];
     }
-    if (o->gamma == 0) return;
     for (ptrdiff_t i = 0; i < n_rows; i += LANES_F64) {
         const vec_f64 weight = load_f64(tile->weight + i);
         const Focal focal = focal_of(load_f64(p + i), load_f64(q + i), o->gamma);
         store_floats(tile->factor + i, weight * focal.slope);
-        if (o->curvature == WHOLE) store_floats(tile->bend + i, weight * focal.bend);
+        store_floats(tile->bend + i, weight * focal.bend);
     }
 }
 
-/* A class of the tile; the last two arguments are constants. */
-INLINE void write_label_class(const Tile *tile, const Boosting *o, INT c, ptrdiff_t n_rows, float *grad, float *hess,
-                              Curvature curvature)
+/* LANES rows of a class, of which the first n are there; the last argument is a constant. */
+INLINE void write_label_lanes(const Tile *tile, const Boosting *o, INT c, ptrdiff_t i, ptrdiff_t n, float *grad,
+                              float *hess, Curvature curvature)
 {
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        const Share share = share_of(&tile->sums, tile->staged + c * TILE, i);
-        ivec_f32 label;
-        memcpy(&label, tile->label + i, sizeof label);
-        const vec_f32 d = select_f32(differ_f32(label, (ivec_f32){0} + c), share.p, -share.q);
-        const vec_f32 factor = load_f32(tile->factor + i), g = factor * d;
-        vec_f32 h = curvature == MAGNITUDE ? larger_f32(g, -g) : (float)o->factor * factor * (share.p * share.q);
-        if (curvature == WHOLE) h -= load_f32(tile->bend + i) * d * d;
-        give_f32(grad + i, n_rows - i, g);
-        give_f32(hess + i, n_rows - i, larger_f32(splat_f32((float)o->floor), h)); /* NaN stays */
-    }
+    const Share share = share_of(&tile->sums, tile->staged + c * TILE, i);
+    ivec_f32 label;
+    memcpy(&label, tile->label + i, sizeof label);
+    const vec_f32 d = select_f32(differ_f32(label, (ivec_f32){0} + c), share.p, -share.q);
+    const vec_f32 factor = load_f32(tile->factor + i), g = factor * d;
+    vec_f32 h = curvature == MAGNITUDE ? larger_f32(g, -g) : (float)o->factor * factor * (share.p * share.q);
+    if (curvature == WHOLE && o->gamma > 0) h -= load_f32(tile->bend + i) * d * d;
+    give_f32(grad + i, n, g);
+    give_f32(hess + i, n, larger_f32(splat_f32((float)o->floor), h)); /* NaN stays */
 }
 
 /* ---- Soft or smoothed targets: two numbers an element ---------------------------------------------- */
@@ -173,22 +170,35 @@ static void sum_targets(const Softmax *s, ptrdiff_t n_rows, Tile *tile)
     }
 }
 
-INLINE void write_class(const Tile *tile, const Boosting *o, INT c, ptrdiff_t n_rows, float *grad, float *hess,
+INLINE void write_lanes(const Tile *tile, const Boosting *o, INT c, ptrdiff_t i, ptrdiff_t n, float *grad,
+                        float *hess, Curvature curvature)
+{
+    const Share share = share_of(&tile->sums, tile->staged + c * TILE, i);
+    const vec_f32 p = share.p, q = share.q, u = load_f32(tile->u + c * TILE + i);
+    const vec_f32 others = sum_of_others(&share, load_f32(tile->u_top + i), load_f32(tile->u_rest + i), u);
+    const vec_f32 g = p * others - u * q;
+    vec_f32 h = curvature == MAGNITUDE ? larger_f32(g, -g) : (float)o->factor * (u + others) * (p * q);
+    if (curvature == WHOLE && o->gamma > 0) {
+        const vec_f32 v = load_f32(tile->v + c * TILE + i);
+        h -= p * p * sum_of_others(&share, load_f32(tile->v_top + i), load_f32(tile->v_rest + i), v) + q * q * v;
+    }
+    give_f32(grad + i, n, g);
+    give_f32(hess + i, n, larger_f32(splat_f32((float)o->floor), h)); /* NaN stays */
+}
+
+INLINE void write_some(const Tile *tile, const Boosting *o, INT c, ptrdiff_t i, ptrdiff_t n, float *grad, float *hess,
+                       int hard, Curvature curvature)
+{
+    if (hard) write_label_lanes(tile, o, c, i, n, grad, hess, curvature);
+    else write_lanes(tile, o, c, i, n, grad, hess, curvature);
+}
+
+INLINE void write_class(const Tile *tile, const Boosting *o, INT c, ptrdiff_t n_rows, float *grad, float *hess, int hard,
                         Curvature curvature)
 {
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        const Share share = share_of(&tile->sums, tile->staged + c * TILE, i);
-        const vec_f32 p = share.p, q = share.q, u = load_f32(tile->u + c * TILE + i);
-        const vec_f32 others = sum_of_others(&share, load_f32(tile->u_top + i), load_f32(tile->u_rest + i), u);
-        const vec_f32 g = p * others - u * q;
-        vec_f32 h = curvature == MAGNITUDE ? larger_f32(g, -g) : (float)o->factor * (u + others) * (p * q);
-        if (curvature == WHOLE && o->gamma > 0) {
-            const vec_f32 v = load_f32(tile->v + c * TILE + i);
-            h -= p * p * sum_of_others(&share, load_f32(tile->v_top + i), load_f32(tile->v_rest + i), v) + q * q * v;
-        }
-        give_f32(grad + i, n_rows - i, g);
-        give_f32(hess + i, n_rows - i, larger_f32(splat_f32((float)o->floor), h)); /* NaN stays */
-    }
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n_rows; i += LANES) write_some(tile, o, c, i, LANES, grad, hess, hard, curvature);
+    if (i < n_rows) write_some(tile, o, c, i, n_rows - i, grad, hess, hard, curvature);
 }
 
 /* ---- All of a tile --------------------------------------------------------------------------------- */
@@ -220,12 +230,12 @@ static void write_tile(const Softmax *s, ptrdiff_t first, ptrdiff_t n_rows, Tile
         float *grad = in_place ? (float *)at : tile->staged + c * TILE;
         float *hess = hess_in_place ? (float *)hess_at : tile->hess + c * TILE;
         const INT k = (INT)c;
-        if (hard && o->curvature == MULTIPLE) write_label_class(tile, o, k, n_rows, grad, hess, MULTIPLE);
-        else if (hard && o->curvature == MAGNITUDE) write_label_class(tile, o, k, n_rows, grad, hess, MAGNITUDE);
-        else if (hard) write_label_class(tile, o, k, n_rows, grad, hess, WHOLE);
-        else if (o->curvature == MULTIPLE) write_class(tile, o, k, n_rows, grad, hess, MULTIPLE);
-        else if (o->curvature == MAGNITUDE) write_class(tile, o, k, n_rows, grad, hess, MAGNITUDE);
-        else write_class(tile, o, k, n_rows, grad, hess, WHOLE);
+        if (hard && o->curvature == MULTIPLE) write_class(tile, o, k, n_rows, grad, hess, 1, MULTIPLE);
+        else if (hard && o->curvature == MAGNITUDE) write_class(tile, o, k, n_rows, grad, hess, 1, MAGNITUDE);
+        else if (hard) write_class(tile, o, k, n_rows, grad, hess, 1, WHOLE);
+        else if (o->curvature == MULTIPLE) write_class(tile, o, k, n_rows, grad, hess, 0, MULTIPLE);
+        else if (o->curvature == MAGNITUDE) write_class(tile, o, k, n_rows, grad, hess, 0, MAGNITUDE);
+        else write_class(tile, o, k, n_rows, grad, hess, 0, WHOLE);
     }
     deliver_plane(tile->staged, &s->grad, first, n_rows, s->n_classes);
     deliver_plane(tile->hess, &s->hess, first, n_rows, s->n_classes);
@@ -236,6 +246,7 @@ static int softmax_tile(const Softmax *s, ptrdiff_t first, ptrdiff_t n_rows, Til
     const int hard = s->label.data && s->options.smoothing == 0;
     ptrdiff_t step;
     if (!read_rows(s, first, n_rows, tile)) return WRONG_LABEL;
+    ask_for_next(&s->margins, first, n_rows, s->n_classes, 0);
     if (s->margins.layout.format == FORMAT_F64) {
         const char *at = margins_of_f64(&s->margins, first, n_rows, s->n_classes, tile->margins, &step);
         sweep_margins_f64(at, step, n_rows, s->n_classes, tile->staged, &tile->sums);
@@ -249,6 +260,8 @@ static int softmax_tile(const Softmax *s, ptrdiff_t first, ptrdiff_t n_rows, Til
         read_targets(s, first, n_rows, tile);
         sum_targets(s, n_rows, tile);
     }
+    ask_for_next(&s->grad, first, n_rows, s->n_classes, 1);
+    ask_for_next(&s->hess, first, n_rows, s->n_classes, 1);
     write_tile(s, first, n_rows, tile, hard);
     return WELL;
 }
