@@ -13,7 +13,7 @@ from .machine import forks  # noqa: F401 (looks around before anything with Open
 # isort: split
 from .machine import cpu
 
-__all__ = ["LEVELS", "MODULES", "built", "elementwise", "kernels", "load", "runnable", "scoring"]
+__all__ = ["LEVELS", "MODULES", "built", "elementwise", "kernels", "load", "runnable"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi2"}
 
