@@ -15,7 +15,7 @@ from setuptools.errors import CompileError
 
 HERE = "fastce/_kernels"
 SHARED = ["entry/arrays", "entry/dlpack", "entry/options", "machine/cpu", "machine/threads"]  # built once
-SOURCES = ["kernels", "elementwise", "scoring", "boosting"]  # of entry/, built for each level
+SOURCES = ["kernels", "elementwise", "scoring", "calibration", "boosting"]  # of entry/, built for each level
 HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).rglob(pattern)]
 
 # Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.

@@ -25,7 +25,7 @@ LEVELS = {
 }
 
 #: What is compiled once for each level: the first two are what every program needs.
-MODULES = ("kernels", "elementwise", "scoring", "boosting")
+MODULES = ("kernels", "elementwise", "scoring", "calibration", "boosting")
 
 
 def built() -> tuple[str, ...]:
