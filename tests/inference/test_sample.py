@@ -77,7 +77,8 @@ def test_filters_leave_what_the_twin_leaves(level, x, top_k, top_p, min_p, tempe
     near += [sampled_distribution(x, **(filters | {"min_p": q})) for q in _around(min_p)]
     candidates = [p, *(a.astype(np.float64) for a in near)]
     fits = [
-        (q[drawn.tokens] > 0).all() and np.allclose(drawn.logprobs, np.log(q, where=q > 0, out=0 * q)[drawn.tokens])
+        (q[drawn.tokens] > 0).all()
+        and np.allclose(drawn.logprobs, np.log(q, where=q > 0, out=0 * q)[drawn.tokens])
         for q in candidates
     ]
     assert any(fits)

@@ -186,7 +186,11 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"tokens": [[0, 1], [7, 0]]}, IndexError, r"tokens\[1, 0\] is 7; expected a class index in \[0, 5\)"),
+        (
+            {"tokens": [[0, 1], [7, 0]]},
+            IndexError,
+            r"tokens\[1, 0\] is 7; expected a class index in \[0, 5\)",
+        ),
         ({"tokens": [[0, 1], [-1, 0]]}, IndexError, r"tokens\[1, 0\] is -1.*or ignore_index=-100"),
         ({"tokens": [[0, 1], [-100, 0]], "ignore_index": None}, IndexError, r"is -100; expected .*\[0, 5\)$"),
         ({"tokens": [[0.0, 1], [0, 0]]}, TypeError, "tokens has dtype float64"),
