@@ -2,9 +2,9 @@
 A language model: trained, scored, sampled from
 ===============================================
 
-A small model of text, from its first gradient to its held-out bits per character and to samples of it, with NumPy and
-fastce alone. The text is what Python says about itself: the topics of its ``help()``, half a megabyte of English with code
-in it, which every installation has.
+A small model of text, from its first gradient to its held-out bits per character and to samples of it, with
+NumPy and fastce alone. The text is what Python says about itself: the topics of its ``help()``, half a
+megabyte of English with code in it, which every installation has.
 """
 
 import tempfile
@@ -57,8 +57,8 @@ def contexts(positions):
 
 
 # %%
-# Training: the gradient with respect to the logits is one call, into the memory of the logits themselves; what comes before
-# them is the chain rule. The steps are Adam's.
+# Training: the gradient with respect to the logits is one call, into the memory of the logits themselves;
+# what comes before them is the chain rule. The steps are Adam's.
 
 n_steps, n_batch = 600, 512
 momentum = {name: np.zeros_like(a) for name, a in model.items()}
@@ -96,8 +96,8 @@ axes.set_ylabel("bits per character")
 axes.set_title("training, mean of 25 batches", loc="left")
 
 # %%
-# Scoring, from the command line: hidden states of the text that was held out, the head, and the characters that came. Here a
-# token is a character, so bits per token are bits per character.
+# Scoring, from the command line: hidden states of the text that was held out, the head, and the characters
+# that came. Here a token is a character, so bits per token are bits per character.
 
 folder = Path(tempfile.mkdtemp())
 held_out = np.arange(split, len(tokens))
@@ -122,8 +122,8 @@ axes.set_ylabel("bits")
 legend = axes.legend(frameon=False)
 
 # %%
-# Samples: one token after the other, from the nucleus of the distribution. One seed, one text, on any number of
-# threads.
+# Samples: one token after the other, from the nucleus of the distribution. One seed, one text, on any number
+# of threads.
 
 
 def continued(start, n, **filters):

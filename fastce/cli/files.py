@@ -1,4 +1,4 @@
-"""Arrays in files, block by block: .npy and .safetensors are mapped, and so are .npz that are not compressed."""
+"""Arrays in files, block by block: .npy, .safetensors and .npz that are not compressed are mapped."""
 
 import json
 import mmap
@@ -179,7 +179,7 @@ def _split(name: str) -> tuple[Path, str | None]:
 
 
 def _npy_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
-    major, minor = np.lib.format.read_magic(file)
+    major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(file)
 

@@ -138,8 +138,8 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
         raise UserError(f"{args.files[-1]} has dtype {tokens.dtype}; expected integers")
     if tokens.shape != source.shape[:-1] and not (tokens.ndim == 1 and tokens.size == source.n_rows):
         raise UserError(
-            f"{args.files[-1]} has shape {tokens.shape}; expected {source.shape[:-1]}, one token for each row of "
-            f"{source.name}, whose shape is {source.shape}"
+            f"{args.files[-1]} has shape {tokens.shape}; expected {source.shape[:-1]}, one token for each "
+            f"row of {source.name}, whose shape is {source.shape}"
         )
     if not 0 <= args.top_k <= n_classes:
         raise UserError(
@@ -149,8 +149,8 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise UserError(
-            f"token {tokens[place]} at {list(place)} of {args.files[-1]}; expected a class in [0, {n_classes}) "
-            f"or {args.ignore_index}: use --ignore-index"
+            f"token {tokens[place]} at {list(place)} of {args.files[-1]}; expected a class in "
+            f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
         )
     return source, head, bias, tokens.reshape(-1)
 

@@ -23,8 +23,8 @@ FILTERS = [
 
 
 def assert_drawn_from(p, tokens):
-    """Nothing of probability 0 is drawn, and the rest is as often as a chi-square test lets it be: one of a million
-    right samplers would fail."""
+    """Nothing of probability 0 is drawn, and the rest is as often as a chi-square test lets it be: one of a
+    million right samplers would fail."""
     p = p.astype(np.float64)
     counts = np.bincount(tokens.reshape(-1), minlength=p.size)
     assert not counts[p == 0].any()

@@ -10,8 +10,8 @@ import fastce
 from fastce.inference import token_logprobs
 from fastce.reference import inference as reference
 
-# Log-probabilities have the bounds of the losses. A term of an entropy has the errors of its exp, its difference and
-# its product, and four are added in the precision of the logits.
+# Log-probabilities have the bounds of the losses. A term of an entropy has the errors of its exp, its
+# difference and its product, and four are added in the precision of the logits.
 LOGPROB_ULP = {"float32": 2, "float64": 4}
 ENTROPY_ULP = {"float32": 4, "float64": 8}
 
@@ -51,8 +51,8 @@ def test_softcap(dtype):
     found, exact = token_logprobs(x, y, **options), reference.token_logprobs(x, y, **options)
     np.testing.assert_array_equal(found.rank, exact.rank)
     np.testing.assert_array_equal(found.top_tokens, exact.top_tokens)
-    # A logit of 30 / 0.7 is rounded before its exp is taken: half an ULP of it, in the logarithm and times the
-    # distance, at most 60 / 0.7, in the entropy.
+    # A logit of 30 / 0.7 is rounded before its exp is taken: half an ULP of it, in the logarithm and times
+    # the distance, at most 60 / 0.7, in the entropy.
     eps = np.finfo(dtype).eps
     assert np.abs(found.logprob - exact.logprob).max() < 4 * 43 * eps
     assert np.abs(found.entropy - exact.entropy).max() < 4 * 43 * 12 * eps
