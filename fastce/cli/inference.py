@@ -1,4 +1,4 @@
-"""Scores, best classes and samples, here and as they are computed elsewhere: what goals and benchmarks time."""
+"""Scores, best classes and samples, here and as computed elsewhere: what goals and benchmarks time."""
 
 from collections.abc import Callable
 from functools import partial

@@ -163,6 +163,27 @@ def test_ties(level, x, k, y):
     assert_scores(token_logprobs(x, y, top_k=k), reference.token_logprobs(x, y, top_k=k))
 
 
+@given(data=st.data())
+def test_random_calls(level, data):
+    """Any shape, axis, order, dtype, kind of rows and temperature."""
+    draw = data.draw
+    dtype = draw(st.sampled_from(DTYPES))
+    n_classes = draw(st.integers(1, 300) | st.sampled_from([1024, 8200]))
+    batch = tuple(draw(st.lists(st.integers(0, 4), max_size=2)))
+    kinds = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3))
+    x, y = nasty(dtype, int(np.prod(batch)), n_classes, tuple(kinds), seed=draw(st.integers(0, 99)))
+    x, y = x.reshape(*batch, n_classes), y.reshape(batch)
+    axis = draw(st.integers(0, len(batch)))
+    x = np.asarray(np.moveaxis(x, -1, axis), order=draw(st.sampled_from("CFK")))
+    options = {
+        "axis": axis - draw(st.sampled_from([0, len(batch) + 1])),
+        "top_k": draw(st.integers(0, min(n_classes, 100))),
+        "temperature": draw(st.sampled_from([1.0, 1.0, 0.7, 40.0])),
+    }
+    found = token_logprobs(x, y, **options, n_threads=draw(st.sampled_from([None, 1, 3])))
+    assert_scores(found, reference.token_logprobs(x, y, **options))
+
+
 def test_sure_rows_keep_their_digits(level):
     """Where log s and p - 1 would have none left: the right token, and a wrong one."""
     x = np.array([[60.0, 0, 0], [0, 60.0, 0]])
