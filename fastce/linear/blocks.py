@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastce.linear import sparse
+
 PART_BYTES = 1 << 22  # of the weights of a part of the classes
 CACHED_BYTES = 1 << 24  # of logits that are no longer needed when their loss is known
 
 
+@np.errstate(all="ignore")
 def run(
     rows: Any,
     x: NDArray,
@@ -51,6 +54,9 @@ def run(
     """
     (n_rows, n_features), n_classes, item = x.shape, 2 if binary else len(w), dtype.itemsize
     is_sparse = not isinstance(x, np.ndarray)
+    if is_sparse and sparse.has_room(x, w, dtype, memory):
+        sparse.run(rows, x, w, bias, ignored, grads[1:], accumulate, dtype, memory, binary)
+        return
     of_x, of_w, of_bias = grads
     with_grad = any(grad is not None for grad in grads)
 

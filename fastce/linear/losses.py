@@ -223,7 +223,7 @@ class _Call:
                 f"linear_bias has shape {self.bias.shape}; expected {self.w.shape[:1]}, one for each class of "
                 f"linear_weight, {self.w.shape}"
             )
-        is_wide = any(a is not None and a.dtype == np.float64 for a in (self.x, self.w))
+        is_wide = any(map(arguments.is_wide, (self.x, self.w)))
         self.dtype = np.dtype(np.float64 if is_wide else np.float32)
 
     def rows(self, target: ArrayLike, *options: Any) -> Any:
@@ -296,7 +296,7 @@ class _Call:
         return (
             not self.is_sparse
             and self.w.size <= arguments.FEW_WEIGHTS
-            and (x.dtype == np.float64) == (self.dtype == np.float64)
+            and arguments.is_wide(x) == (self.dtype == np.float64)
         )
 
     def _ignored(self) -> NDArray | None:

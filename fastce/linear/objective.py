@@ -111,7 +111,7 @@ class Objective:
         if self._X.ndim != 2:
             raise ValueError(f"X has shape {self._X.shape}; expected (N, D)")
         n_rows, self.n_features = self._X.shape
-        self.dtype = np.dtype(np.float64 if self._X.dtype == np.float64 else np.float32)
+        self.dtype = np.dtype(np.float64 if arguments.is_wide(self._X) else np.float32)
         self.binary = n_classes == 2 if binary is None else bool(binary)
         if self.binary and n_classes != 2:
             raise ValueError(f"binary is True with {n_classes} classes; expected 2")

@@ -33,9 +33,24 @@ cdef extern from "linear/linear.h" nogil:
     void hessian_tile(bint is_f64, const void *p, Py_ssize_t n_columns, bint binary, Py_ssize_t n_rows,
                       const double *sample, double scale, void *t) noexcept
 
+    ctypedef struct Sparse:
+        const void *row_starts
+        const void *indices
+        const void *data
+        bint long_indices
+        Py_ssize_t padded
+    void sparse_logits(bint is_f64, const Sparse *, Py_ssize_t first, Py_ssize_t n_rows, const void *w, const void *bias,
+                       void *z) noexcept
+    void add_sparse_grad(bint is_f64, const Sparse *, Py_ssize_t first, Py_ssize_t n_rows, const void *g,
+                         const char *used, int64_t begin, int64_t end, double *sums) noexcept
+
 cdef enum:
+    SPARSE_ROWS = 64                       # that a thread takes at a time
     SUM_BYTES = 1 << 22                    # of all blocks' gradients of the weights, if there are more than LEAST_BLOCKS
     LEAST_BLOCKS = 16
+
+# Numbers in a vector of this level.
+LANES = {"float32": 2 * LANES_F64, "float64": LANES_F64}
 
 # What a walk over dense rows is to give.
 cdef struct DenseCall:
@@ -101,6 +116,42 @@ cdef void run_dense(const Problem *p, const DenseCall *call, int n_threads, Part
     cdef int block
     for block in prange(p.n_blocks, schedule="static", num_threads=n_threads):
         run_dense_block(p, call, block, call.workspace + threadid() * call.workspace_bytes, partials)
+
+
+cdef Sparse sparse_of(cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t padded) except *:
+    """Of contiguous arrays of a CSR matrix that were checked."""
+    return Sparse(cnp.PyArray_DATA(row_starts), cnp.PyArray_DATA(indices), cnp.PyArray_DATA(data),
+                  cnp.PyArray_ITEMSIZE(indices) == 8, padded)
+
+
+cdef void run_sparse_logits(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *w,
+                            const void *bias, char *z, int n_threads) noexcept nogil:
+    cdef Py_ssize_t part, row_bytes = x.padded * (8 if is_f64 else 4), n_parts = (n_rows + SPARSE_ROWS - 1) // SPARSE_ROWS
+    for part in prange(n_parts, schedule="dynamic", num_threads=n_threads):
+        run_sparse_part(is_f64, x, first + part * SPARSE_ROWS, min(<Py_ssize_t>SPARSE_ROWS, n_rows - part * SPARSE_ROWS), w,
+                        bias, z + part * SPARSE_ROWS * row_bytes)
+
+
+cdef void run_sparse_part(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *w,
+                          const void *bias, char *z) noexcept nogil:
+    cdef Environment host = enter_environment()
+    sparse_logits(is_f64, x, first, n_rows, w, bias, z)
+    leave_environment(host)
+
+
+cdef void run_sparse_grad(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *g,
+                          const char *used, int64_t n_features, double *sums, int n_threads) noexcept nogil:
+    cdef int part
+    for part in prange(n_threads, schedule="static", num_threads=n_threads):
+        run_sparse_features(is_f64, x, first, n_rows, g, used, n_features * part // n_threads,
+                            n_features * (part + 1) // n_threads, sums)
+
+
+cdef void run_sparse_features(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *g,
+                              const char *used, int64_t begin, int64_t end, double *sums) noexcept nogil:
+    cdef Environment host = enter_environment()
+    add_sparse_grad(is_f64, x, first, n_rows, g, used, begin, end, sums)
+    leave_environment(host)
 
 
 cdef Layout layout_of(cnp.ndarray a) except *:
@@ -335,6 +386,28 @@ cdef class LinearRows:
             return 0
         finally:
             leave_environment(host)
+
+    def sparse_logits(self, cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t first,
+                      cnp.ndarray w, cnp.ndarray bias, cnp.ndarray z):
+        """Logits z, (n, padded), of CSR rows from `first` on, by weights the other way round, (D, padded)."""
+        cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(z, 1))
+        cdef Py_ssize_t n_rows = cnp.PyArray_DIM(z, 0)
+        cdef int taken = take(self.n_threads, <int>min(1 + n_rows // SPARSE_ROWS, 1 << 16))
+        with nogil:
+            run_sparse_logits(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(w), cnp.PyArray_DATA(bias),
+                              <char *>cnp.PyArray_DATA(z), taken)
+            give_back(taken)
+
+    def add_sparse_grad(self, cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t first,
+                        cnp.ndarray g, cnp.ndarray used, cnp.ndarray sums):
+        """Add to sums, (D, padded), the products of gradients g, (n, padded), with CSR rows from `first` on."""
+        cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(g, 1))
+        cdef Py_ssize_t n_rows = cnp.PyArray_DIM(g, 0)
+        cdef int taken = take(self.n_threads, <int>min(8, 1 + n_rows // SPARSE_ROWS))
+        with nogil:
+            run_sparse_grad(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(g), <char *>cnp.PyArray_DATA(used),
+                            cnp.PyArray_DIM(sums, 0), <double *>cnp.PyArray_DATA(sums), taken)
+            give_back(taken)
 
     cdef object packed(self, cnp.ndarray w, bias, Linear *l):
         """Weights, and behind them the bias, as the products read them."""

@@ -20,6 +20,13 @@ typedef struct {
 /* A tile's rows of features as reals, `stride` reals apart. Those of ignored rows are 0. */
 typedef struct { const void *rows; ptrdiff_t stride; } Features;
 
+/* Rows of a CSR matrix, and how many reals a row of logits or of weights, those of a feature, takes. */
+typedef struct {
+    const void *row_starts, *indices, *data;
+    int long_indices; /* int64, else int32 */
+    ptrdiff_t padded;
+} Sparse;
+
 /* A float64 to an element of an array. */
 static void put_sum(double sum, const Layout *to, int accumulate, char *at)
 {
@@ -99,6 +106,18 @@ static void put_sums(int is_f64, const Linear *l, const double *sums, ptrdiff_t 
 static void pack_weights(int is_f64, const Linear *l, const char *w, const Layout *from, void *dst)
 {
     IN_PRECISION(is_f64, pack_weights, l, w, from, dst);
+}
+
+static void sparse_logits(int is_f64, const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const void *w, const void *bias,
+                          void *z)
+{
+    IN_PRECISION(is_f64, sparse_logits, x, first, n_rows, w, bias, z);
+}
+
+static void add_sparse_grad(int is_f64, const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const void *g, const char *used,
+                            int64_t from, int64_t to, double *sums)
+{
+    IN_PRECISION(is_f64, add_sparse_grad, x, first, n_rows, g, used, from, to, sums);
 }
 
 static void hessian_tile(int is_f64, const void *p, ptrdiff_t n_columns, int binary, ptrdiff_t n_rows, const double *sample,
