@@ -1,4 +1,4 @@
-"""Figures of the linear layer and its loss: against products by the same BLAS, reads of the features, other libraries."""
+"""Figures of the linear layer and its loss, beside products by BLAS, reads and other libraries."""
 
 from functools import partial
 
@@ -21,7 +21,11 @@ def figures() -> list[tuple]:
         ("the same, torch ÷ fastce", _head_torch, {"at_least": 1.1}),
         ("bfloat16 weights, 256x4096x32000, ÷ float32", _half_weights, {"at_most": 1.2}),
         *(
-            (f"linear loss + gradient, {shape}, {dtype}, ÷ read", partial(_few, shape, dtype, "read"), {"at_most": bound})
+            (
+                f"linear loss + gradient, {shape}, {dtype}, ÷ read",
+                partial(_few, shape, dtype, "read"),
+                {"at_most": bound},
+            )
             for shape, dtype, bound in (
                 ((200_000, 64, 10), "float32", 1.5),
                 ((200_000, 64, 10), "float64", 1.5),
@@ -29,7 +33,11 @@ def figures() -> list[tuple]:
             )
         ),
         *(
-            (f"(200000, 64, 10), {dtype}, scikit-learn ÷ fastce", partial(_few, (200_000, 64, 10), dtype, "sklearn"), {"at_least": 5})
+            (
+                f"(200000, 64, 10), {dtype}, scikit-learn ÷ fastce",
+                partial(_few, (200_000, 64, 10), dtype, "sklearn"),
+                {"at_least": 5},
+            )
             for dtype in ("float32", "float64")
         ),
         ("CSR 20000x50000x20, scikit-learn ÷ fastce", _sparse, {"at_least": 3}),
@@ -40,7 +48,9 @@ def _ratio(a: str, b: str, seconds: dict[str, float]) -> Figure:
     return seconds[a] / seconds[b], f"{time_text(seconds[a])} ÷ {time_text(seconds[b])}"
 
 
-def _problem(shape: tuple[int, int, int], dtype: str = "float32") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _problem(
+    shape: tuple[int, int, int], dtype: str = "float32"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n_rows, n_features, n_classes = shape
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n_rows, n_features), dtype=np.float32).astype(dtype)
@@ -53,7 +63,10 @@ def _head(with_grad: bool, rounds: int, n_threads: int) -> Figure:
     z = np.empty((len(x), len(w)), np.float32)
     out = fastce.LinearGrad(np.empty_like(x), np.empty_like(w), None)
     if not with_grad:
-        calls = {"fastce": lambda: fastce.linear_cross_entropy(x, w, y), "products": lambda: np.matmul(x, w.T, out=z)}
+        calls = {
+            "fastce": lambda: fastce.linear_cross_entropy(x, w, y),
+            "products": lambda: np.matmul(x, w.T, out=z),
+        }
         return _ratio("fastce", "products", interleaved(calls, rounds))
 
     def products() -> None:

@@ -10,6 +10,13 @@ from fastce._kernels.entry import arrays
 
 MEMORY = 64 * 2**20
 FEW_WEIGHTS = 1 << 16  # so many stay in the second cache of a core, and small products are no faster in BLAS
+FEW_FEATURES = 1 << 12  # so that rows of a tile do
+
+
+def is_small(n_classes: int, n_features: int, memory: int) -> bool:
+    """Whether kernels take a tile of rows at a time through everything: their sums fit in 16 MiB then."""
+    few = n_classes * max(16, n_features) <= FEW_WEIGHTS and n_features <= FEW_FEATURES
+    return few and memory >= 1 << 24
 
 
 def is_wide(a: Any) -> bool:

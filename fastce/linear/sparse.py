@@ -1,4 +1,4 @@
-"""Sparse rows: their logits, and what their gradients mean for the weights, by kernels that touch no zeros."""
+"""Sparse rows: their logits and the gradient of the weights, by kernels that touch no zeros."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastce import _kernels
+
 
 def _padded(n_classes: int, dtype: np.dtype) -> int:
     """Classes in whole vectors."""
@@ -32,7 +33,7 @@ def run(
     memory: int,
     binary: bool,
 ) -> None:
-    """Add the losses of CSR features `x` to `rows`, and write gradients by the weights and the bias: see `blocks.run`."""
+    """Add the losses of CSR features `x` to `rows`, and write the other gradients: `blocks.run`."""
     (n_rows, n_features), n_classes = x.shape, 2 if binary else len(w)
     padded = _padded(n_classes, dtype)
     of_w, of_bias = grads

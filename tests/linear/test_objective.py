@@ -86,7 +86,10 @@ def test_hessians(n_classes, kind):
 def test_parts_add_up(kind):
     x, y, s = problem(5, kind=kind)
     whole = objective(x, y, 5, sample_weight=s)
-    parts = [objective(x[p], y[p], 5, sample_weight=s[p], normalizer=s.sum()) for p in (slice(0, 130), slice(130, 400))]
+    parts = [
+        objective(x[p], y[p], 5, sample_weight=s[p], normalizer=s.sum())
+        for p in (slice(0, 130), slice(130, 400))
+    ]
     coef, v = np.random.default_rng(2).normal(size=(2, *whole.shape))
     loss, grad = whole.loss_and_grad(coef)
     assert sum(p.loss(coef) for p in parts) == pytest.approx(loss, rel=1e-14)

@@ -12,9 +12,16 @@ from fastce.linear import sparse as by_kernels
 def problem(dtype=np.float64, shape=(300, 50, 7), density=0.1, seed=0):
     n_rows, n_features, n_classes = shape
     rng = np.random.default_rng(seed)
-    x = sparse.random_array((n_rows, n_features), density=density, rng=rng, dtype=np.float64).tocsr().astype(dtype)
-    return x, rng.normal(size=(n_classes, n_features)).astype(dtype), rng.normal(size=n_classes).astype(dtype), rng.integers(
-        0, n_classes, n_rows
+    x = (
+        sparse.random_array((n_rows, n_features), density=density, rng=rng, dtype=np.float64)
+        .tocsr()
+        .astype(dtype)
+    )
+    return (
+        x,
+        rng.normal(size=(n_classes, n_features)).astype(dtype),
+        rng.normal(size=n_classes).astype(dtype),
+        rng.integers(0, n_classes, n_rows),
     )
 
 
@@ -60,7 +67,12 @@ def test_formats():
     long = sparse.csr_array((x.data, x.indices.astype(np.int64), x.indptr.astype(np.int64)), shape=x.shape)
     long.indices, long.indptr = x.indices.astype(np.int64), x.indptr.astype(np.int64)
     for name, other in {
-        "csc": x.tocsc(), "coo": x.tocoo(), "matrix": sparse.csr_matrix(x), "int64": long, "unsorted": unsorted, "double": double
+        "csc": x.tocsc(),
+        "coo": x.tocoo(),
+        "matrix": sparse.csr_matrix(x),
+        "int64": long,
+        "unsorted": unsorted,
+        "double": double,
     }.items():
         got, g = fastce.linear_cross_entropy_and_grad(other, w, y, linear_bias=b)
         assert got == pytest.approx(loss, rel=1e-13), name

@@ -195,7 +195,7 @@ cdef class LinearRows:
         self.virtual = np.broadcast_to(np.zeros((), dtype), shape)    # logits that nobody holds, for what is checked
         self.is_f64 = dtype == np.float64
         if shape[axis] == 0 and self.virtual.size == 0 and np.prod(shape[:axis]) > 0:
-            raise ValueError(f"linear_weight has no rows: there are no classes; expected at least one")
+            raise ValueError("linear_weight has no rows: there are no classes; expected at least one")
         if are_labels:
             check_batch_shape(target, "target", self.virtual, axis)
             target = target.reshape(-1)
@@ -293,7 +293,8 @@ cdef class LinearRows:
         finally:
             leave_environment(host)
 
-    def of_dense(self, cnp.ndarray x, cnp.ndarray w, bias, input_grad, weight_grad, bias_grad, bint accumulate, bint binary):
+    def of_dense(self, cnp.ndarray x, cnp.ndarray w, bias, input_grad, weight_grad, bias_grad, bint accumulate, bint binary,
+                 Py_ssize_t memory):
         """Add the losses of all rows of features x by weights w, (C, D), or (1, D) if binary; write what is not None."""
         cdef Problem p = self.p
         cdef DenseCall call
@@ -302,10 +303,10 @@ cdef class LinearRows:
         call.accumulate = accumulate
         if input_grad is not None or weight_grad is not None or bias_grad is not None:
             p.data[GRAD] = p.data[LOGITS]
-        self.run_dense_call(&p, &call, x, w, bias, None, None, input_grad, weight_grad, bias_grad)
+        self.run_dense_call(&p, &call, x, w, bias, None, None, input_grad, weight_grad, bias_grad, memory)
 
     def hessian_product(self, cnp.ndarray x, cnp.ndarray w, bias, cnp.ndarray v, v_bias, weight_product, bias_product,
-                        bint binary):
+                        bint binary, Py_ssize_t memory):
         """The Hessian of the mean of all rows times weights v and their bias."""
         cdef Problem p
         cdef DenseCall call
@@ -318,10 +319,10 @@ cdef class LinearRows:
         call.binary = binary
         call.accumulate = False
         call.scale = 1 / self.denominator
-        self.run_dense_call(&p, &call, x, w, bias, v, v_bias, None, weight_product, bias_product)
+        self.run_dense_call(&p, &call, x, w, bias, v, v_bias, None, weight_product, bias_product, memory)
 
     cdef int run_dense_call(self, Problem *p, DenseCall *call, cnp.ndarray x, cnp.ndarray w, bias, v, v_bias, input_grad,
-                            weight_grad, bias_grad) except -1:
+                            weight_grad, bias_grad, Py_ssize_t memory) except -1:
         cdef Partials partials
         cdef Py_ssize_t item = 8 if self.is_f64 else 4, n_columns = cnp.PyArray_DIM(w, 0)
         cdef Linear *l = &call.l
@@ -364,7 +365,7 @@ cdef class LinearRows:
             call.workspace_bytes += p.n_classes * call.plane_bytes * (2 if call.with_hessian else 1) + 4096
             taken = 1
             if p.n_rows * (p.n_classes * (l.n_features + ROW_WORK)) >= SERIAL_WORK:
-                taken = take(self.n_threads, p.n_blocks)
+                taken = take(self.n_threads, <int>min(p.n_blocks, max(<Py_ssize_t>1, memory // 2 // call.workspace_bytes)))
             try:
                 workspace = np.zeros(taken * call.workspace_bytes, np.uint8)
                 call.workspace = <char *>cnp.PyArray_DATA(workspace)
