@@ -1,5 +1,7 @@
 """linear_cross_entropy: the twin, both ways, every option, bits, what is refused."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -338,3 +340,20 @@ def test_memory_has_room_for_a_row(monkeypatch):
         ValueError, match=r"memory is 1000; expected at least \d+ bytes, which one row of 300 logits"
     ):
         fastce.linear_cross_entropy(x, w, y, memory=1000)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("shape", [(6000, 64, 5000), (100_000, 20, 300)], ids=str)
+def test_peak_memory(shape):
+    """Beside arguments and results: `memory`, and 16 MiB that Python and the sums of blocks may take."""
+    x, w, b, y = problem(shape, np.float32)
+    out = fastce.LinearGrad(np.zeros_like(x), np.zeros_like(w), np.zeros_like(b))
+    memory = 1 << 24
+    for accumulate in (False, True):
+        tracemalloc.start()
+        fastce.linear_cross_entropy_and_grad(
+            x, w, y, linear_bias=b, out=out, accumulate=accumulate, memory=memory
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < memory + (1 << 24)

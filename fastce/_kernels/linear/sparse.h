@@ -1,9 +1,9 @@
 /* Products of sparse rows: the same three as in products.h, of the entries that there are.
  *
- * Included once per REAL_BITS, after products.h. Weights are the other way round, (D, padded): the classes of a feature lie
- * together, and an entry of a row touches one run of them. A thread has rows of its own for the logits; for the gradient of
- * the weights it has features of its own and goes through all rows, in their order: what it adds up does not depend on how
- * many threads there are, and nobody's sums have to be added to another's.
+ * Included once per REAL_BITS, after products.h. Weights are the other way round, (D, padded): the classes of a feature
+ * lie together, and an entry of a row touches one run of them. A thread has rows of its own for the logits; for the
+ * gradient of the weights it has features of its own and goes through all rows, in their order: what it adds up does not
+ * depend on how many threads there are, and nobody's sums have to be added to another's.
  */
 
 INLINE int64_t FN(position)(const Sparse *x, const void *array, ptrdiff_t i)
@@ -15,8 +15,8 @@ INLINE int64_t FN(position)(const Sparse *x, const void *array, ptrdiff_t i)
 #define SPARSE_VECTORS 4
 
 /* A row of logits, in vectors of classes that stay in registers. */
-INLINE void FN(sparse_logits_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t end, const REAL *w, const REAL *bias, REAL *z,
-                                   ptrdiff_t vectors)
+INLINE void FN(sparse_logits_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t end, const REAL *w, const REAL *bias,
+                                   REAL *z, ptrdiff_t vectors)
 {
     vec sum[SPARSE_VECTORS];
     for (ptrdiff_t v = 0; v < vectors; v++) sum[v] = bias ? FN(load)(bias + v * LANES) : (vec){0};
@@ -30,7 +30,8 @@ INLINE void FN(sparse_logits_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t e
 }
 
 /* Logits of rows from `first` on, padded reals each. */
-static void FN(sparse_logits)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const REAL *w, const REAL *bias, REAL *z)
+static void FN(sparse_logits)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const REAL *w, const REAL *bias,
+                              REAL *z)
 {
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         const ptrdiff_t start = FN(position)(x, x->row_starts, first + i);
@@ -49,8 +50,8 @@ static void FN(sparse_logits)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows
     }
 }
 
-/* sums: (D, padded). Adds what rows have of the features in [from, to). Rows whose gradient is 0 are left out, whatever they
- * hold: they are ignored. */
+/* sums: (D, padded). Adds what rows have of the features in [from, to). Rows that are not used are left out, whatever
+ * they hold. */
 static void FN(add_sparse_grad)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const REAL *g, const char *used,
                                 int64_t from, int64_t to, double *sums)
 {
