@@ -42,7 +42,7 @@ def test_scikit_learn(n_classes, fit_intercept, dtype, kind):
     data = {"X": x, "y": y.astype(dtype), "sample_weight": s.astype(dtype), "l2_reg_strength": 0.3}
     loss, grad = theirs.loss_gradient(as_theirs(coef), **data)
     _, product = theirs.gradient_hessian_product(as_theirs(coef), **data)
-    tolerance = 200 * np.finfo(dtype).eps  # theirs adds up 400 rows in the dtype
+    tolerance = 200 * float(np.finfo(dtype).eps)  # theirs adds up 400 rows in the dtype
     got, g = f.loss_and_grad(coef)
     assert got == pytest.approx(float(loss), rel=tolerance)
     assert f.loss(coef) == got

@@ -68,7 +68,7 @@ def test_formats():
     long.indices, long.indptr = x.indices.astype(np.int64), x.indptr.astype(np.int64)
     for name, other in {
         "csc": x.tocsc(),
-        "dia": x.todia(),
+        "lil": x.tolil(),
         "matrix": sparse.csr_matrix(x),
         "int64": long,
         "unsorted": unsorted,

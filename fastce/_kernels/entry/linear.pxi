@@ -171,27 +171,27 @@ cdef class LinearRows:
                             input_grad, weight_grad, bias_grad, Py_ssize_t memory) except -1:
         cdef Partials partials
         cdef Py_ssize_t item = 8 if self.is_f64 else 4, n_columns = cnp.PyArray_DIM(w, 0), most_blocks, have_room
-        cdef Linear *l = &call.l
+        cdef Linear *layer = &call.l
         cdef Layout layout
         cdef int taken
         cdef cnp.ndarray sums, bias_sums, workspace
         cdef Environment host = enter_environment()
         try:
             call.is_f64 = self.is_f64
-            l.x = <char *>cnp.PyArray_DATA(x)
-            l.format = <Format>format_of(x)
-            l.swapped = is_swapped(x)
-            l.row_stride = cnp.PyArray_STRIDE(x, 0)
-            l.feature_stride = cnp.PyArray_STRIDE(x, 1)
-            l.n_features = cnp.PyArray_DIM(x, 1)
-            l.n_columns = n_columns
-            l.padded = padded_features(l.n_features, self.is_f64)
-            packed = self.packed(w, bias, l)
+            layer.x = <char *>cnp.PyArray_DATA(x)
+            layer.format = <Format>format_of(x)
+            layer.swapped = is_swapped(x)
+            layer.row_stride = cnp.PyArray_STRIDE(x, 0)
+            layer.feature_stride = cnp.PyArray_STRIDE(x, 1)
+            layer.n_features = cnp.PyArray_DIM(x, 1)
+            layer.n_columns = n_columns
+            layer.padded = padded_features(layer.n_features, self.is_f64)
+            packed = self.packed(w, bias, layer)
             if v is not None:
-                call.direction = l[0]
+                call.direction = layer[0]
                 packed_v = self.packed(v, v_bias, &call.direction)
             self.lay_out_planes(p)
-            call.sum_size = n_columns * l.padded
+            call.sum_size = n_columns * layer.padded
             call.bias_size = n_columns * LANES_F64
             most_blocks = SUM_BYTES // (8 * max(1, call.sum_size))
             p.n_blocks = <int>min(p.n_blocks, max(<Py_ssize_t>LEAST_BLOCKS, most_blocks))
@@ -207,11 +207,11 @@ cdef class LinearRows:
                 call.input_grad = <char *>cnp.PyArray_DATA(input_grad)
                 call.input_layout = layout_of(input_grad)
             call.plane_bytes = TILE * item
-            call.row_bytes = TILE * l.padded * item
+            call.row_bytes = TILE * layer.padded * item
             call.workspace_bytes = call.row_bytes * (2 if input_grad is not None else 1)
             call.workspace_bytes += p.n_classes * call.plane_bytes * (2 if call.with_hessian else 1) + 4096
             taken = 1
-            if p.n_rows * (p.n_classes * (l.n_features + ROW_WORK)) >= SERIAL_WORK:
+            if p.n_rows * (p.n_classes * (layer.n_features + ROW_WORK)) >= SERIAL_WORK:
                 have_room = max(<Py_ssize_t>1, memory // 2 // call.workspace_bytes)
                 taken = take(self.n_threads, <int>min(p.n_blocks, have_room))
             try:
@@ -226,7 +226,7 @@ cdef class LinearRows:
                 self.add_losses_of(p, &partials)
             if weight_grad is not None:
                 layout = layout_of(weight_grad)
-                put_sums(self.is_f64, l, call.weight_sums, call.sum_size, p.n_blocks, &layout, call.accumulate,
+                put_sums(self.is_f64, layer, call.weight_sums, call.sum_size, p.n_blocks, &layout, call.accumulate,
                          <char *>cnp.PyArray_DATA(weight_grad))
             if bias_grad is not None:
                 layout = layout_of(bias_grad)

@@ -1,6 +1,9 @@
 # What runs where in front of a linear layer's loss: tiles of dense rows, and parts of sparse ones. A part of
 # kernels.pyx; linear/ has the products.
 
+from cython.parallel cimport threadid
+from libc.string cimport memset
+
 cdef extern from "linear/linear.h" nogil:
     enum: LANES_F64
     ctypedef struct Linear:
