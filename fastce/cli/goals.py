@@ -18,6 +18,7 @@ from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.callers import CALLERS, at_once
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
 from fastce.cli.inference import rival_ratio, score_ratio
+from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import best_ratio, option_cost
 from fastce.cli.rivals import Batch
@@ -140,6 +141,7 @@ def _goals() -> list[Goal]:
                 ("nucleus", "torch", 64, 128256, 5.0),
             )
         ),
+        *(Goal(name, partial(_figure, function), **bound) for name, function, bound in figures()),
         Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
     ]
 
@@ -254,6 +256,10 @@ def _inference(task: str, rival: str, shape: tuple[int, int], setting: Setting) 
         return float("nan"), f"no {rival}"
     theirs, ours = rival_ratio(task, rival, shape, setting.rounds, setting.n_threads)
     return theirs / ours, f"{time_text(theirs)} ÷ {time_text(ours)}"
+
+
+def _figure(function: Callable, setting: Setting) -> tuple[float, str]:
+    return function(setting.rounds, setting.n_threads)
 
 
 def _accuracy(setting: Setting) -> tuple[float, str]:
