@@ -1,4 +1,4 @@
-"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``. Nothing built here asks another host."""
+"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``. No page asks another host."""
 
 import shutil
 from importlib.util import find_spec
@@ -64,13 +64,14 @@ templates_path: list[str] = []
 html_theme = "pydata_sphinx_theme"
 html_title = f"fastce {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["fastce.css"]
 html_show_sourcelink = False
 html_theme_options = {
-    "logo": {"text": "fastce"},
+    "logo": {"text": "fastce", "image_light": "_static/favicon.svg", "image_dark": "_static/favicon.svg"},
     "show_prev_next": False,
     "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "gallery/index": []},
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 5,
     "navigation_with_keys": False,
     "footer_start": ["copyright"],
     "footer_end": [],

@@ -1,13 +1,15 @@
-"""Open the pages of the built site in headless Chromium, as a reader would: on a desk and on a phone, light and dark.
+"""Open the built site's pages in headless Chromium, as readers do: on a desk and a phone, light and dark.
 
-    python tools/check_site.py [--install] [--pictures FOLDER] [SITE]
+    python tools/check_site.py [--install] [--pictures FOLDER] [--pages TEXT] [SITE]
 
-SITE is docs/_build/html unless given. A page fails if the console has an error, if it asks another host for anything, if a picture does
-not load, if TeX is left in its text, if it is wider than a phone, or if one of its links inside the site leads nowhere. `--pictures`
-writes what was seen. Needs selenium, and Debian's chromium and chromium-driver, which `--install` has apt-get fetch.
+SITE is docs/_build/html unless given. A page fails if the console has an error, if it asks another host for
+anything, if a picture does not load, if TeX is left in its text, if it is wider than a phone, or if one of
+its links inside the site leads nowhere. `--pictures` writes what was seen. Needs selenium, and Debian's
+chromium and chromium-driver, which `--install` has apt-get fetch.
 """
 
 import argparse
+import base64
 import functools
 import json
 import shutil
@@ -36,7 +38,7 @@ const look = () => {
   done({
     text: copy.textContent,
     width: document.documentElement.scrollWidth,
-    broken: [...document.images].filter(i => i.complete && !i.naturalWidth && i.loading !== "lazy").map(i => i.src),
+    broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
     formulas: document.querySelectorAll("mjx-container").length,
     wanted: document.querySelectorAll(".math").length,
     failed: [...document.querySelectorAll("mjx-merror")].map(e => e.textContent),
@@ -64,9 +66,15 @@ class Links(HTMLParser):
             self.targets.append(target)
 
 
+def pages_of(site: Path) -> list[str]:
+    """Addresses inside the site, without the themes' own templates."""
+    found = (path.relative_to(site) for path in site.rglob("*.html"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != "_static")
+
+
 def broken_links(site: Path) -> list[str]:
     """Links from page to page that lead nowhere."""
-    pages = {path.relative_to(site).as_posix(): Links(path.read_text()) for path in site.rglob("*.html")}
+    pages = {page: Links((site / page).read_text()) for page in pages_of(site)}
     problems = []
     for page, links in pages.items():
         for target in links.targets:
@@ -110,14 +118,12 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = [{"name": "prefers-color-scheme", "value": theme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        self.driver.get_log("performance"), self.driver.get_log("browser")  # what came before
+        for log in ("performance", "browser"):
+            self.driver.get_log(log)  # forgets what came before
         self.driver.get(address)
         seen = self.driver.execute_async_script(SEEN)
-        problems = [
-            f"console: {entry['message']}"
-            for entry in self.driver.get_log("browser")
-            if entry["level"] != "INFO"
-        ]
+        logged = self.driver.get_log("browser")
+        problems = [f"console: {entry['message']}" for entry in logged if entry["level"] == "SEVERE"]
         here = urlsplit(address).netloc
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -136,8 +142,6 @@ class Browser:
 
     def picture(self, path: Path) -> None:
         """The whole page."""
-        import base64
-
         taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         path.write_bytes(base64.b64decode(taken["data"]))
 
@@ -159,9 +163,7 @@ def main() -> int:
     if arguments.install:
         install_missing()
     site = arguments.site
-    pages = sorted(
-        path.relative_to(site).as_posix() for path in site.rglob("*.html") if "_static" not in path.parts
-    )
+    pages = pages_of(site)
     pages = [page for page in pages if not arguments.pages or arguments.pages in page]
     if not pages:
         parser.error(f"{site} has no such pages: build them with sphinx-build -W -b html docs {site}")
