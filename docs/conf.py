@@ -78,6 +78,7 @@ html_theme_options = {
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
+html_context = {"default_mode": "auto"}
 html_sidebars = {"**": []}
 
 # Formulas: MathJax from a Python package, of which the site carries the engine and its fonts, not the rest.
