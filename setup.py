@@ -31,6 +31,8 @@ BUILT = os.environ.get("FASTCE_BUILD_LEVELS", ",".join(LEVELS)).split(",")
 
 # -ffp-contract=off: a product and a sum are fused where the source says so and nowhere else.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# Python's own flags ask for debugging information, most of what would be in a wheel; CFLAGS=-g keeps it.
+NO_DEBUGGING = [] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
 
 # What a call needs is on the stack, in memory of its thread or in the caller's arrays; all that calls share
 # are a few atomic ints in threads.h. It belongs to the process, as OpenMP's threads do, and not to one
@@ -45,7 +47,7 @@ def extension(module, source, flags=()):
         depends=HEADERS,
         include_dirs=[HERE, np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*FLAGS, *(MINGW_FLAGS if sys.platform == "win32" else ()), *flags],
+        extra_compile_args=[*FLAGS, *NO_DEBUGGING, *(MINGW_FLAGS if sys.platform == "win32" else ()), *flags],
     )
 
 

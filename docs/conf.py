@@ -71,7 +71,7 @@ html_theme_options = {
     "logo": {"text": "fastce", "image_light": "_static/favicon.svg", "image_dark": "_static/favicon.svg"},
     "show_prev_next": False,
     "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "gallery/index": []},
-    "header_links_before_dropdown": 5,
+    "header_links_before_dropdown": 4,
     "navigation_with_keys": False,
     "footer_start": ["copyright"],
     "footer_end": [],
