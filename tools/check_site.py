@@ -1,6 +1,6 @@
 """Open the built site's pages in headless Chromium, as readers do: on a desk and a phone, light and dark.
 
-    python tools/check_site.py [--install] [--pictures FOLDER] [--pages TEXT] [SITE]
+    python tools/check_site.py [--install] [--pictures FOLDER] [--pages PATTERN] [SITE]
 
 SITE is docs/_build/html unless given. A page fails if the console has an error, if it asks another host for
 anything, if a picture does not load, if TeX is left in its text, if it is wider than a phone, or if one of
@@ -12,6 +12,7 @@ import argparse
 import base64
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -157,14 +158,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--install", action="store_true", help="apt-get Chromium where it is missing")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each page")
-    parser.add_argument("--pages", help="only those whose address holds this")
+    parser.add_argument("--pages", default="", help="only those whose address has this regular expression")
     parser.add_argument("site", nargs="?", type=Path, default=ROOT / "docs/_build/html")
     arguments = parser.parse_args()
     if arguments.install:
         install_missing()
     site = arguments.site
     pages = pages_of(site)
-    pages = [page for page in pages if not arguments.pages or arguments.pages in page]
+    pages = [page for page in pages if re.search(arguments.pages, page)]
     if not pages:
         parser.error(f"{site} has no such pages: build them with sphinx-build -W -b html docs {site}")
 
