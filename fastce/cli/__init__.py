@@ -119,7 +119,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.add_argument("--threads", type=_positive, help="threads (the library's default)")
     bench.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     bench.add_argument("--plot", metavar="FILE.png", help="draw the peers suite")
-    bench.add_argument("--json", metavar="FILE.json", help="write every time of the peers suite")
+    bench.add_argument("--json", metavar="FILE.json", help="keep the peers suite and what it ran on")
     bench.set_defaults(extra="bench", needs=("rich",))
 
 
