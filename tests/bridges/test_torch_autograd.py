@@ -286,6 +286,68 @@ def test_bfloat16_without_ml_dtypes():
     assert "pip install ml_dtypes" in done.stdout
 
 
+# ---- The linear layer and its loss -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 7), (2, 3, 7)], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck_of_linear_cross_entropy(reduction, shape):
+    """Of labels, and of probabilities, which may ask for a gradient themselves."""
+    rows = shape[:-1]
+    x, w, b = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (shape, (5, 7), (5,)))
+    y, q = torch.randint(5, rows), torch.rand(*rows, 5, dtype=torch.float64)
+    s = torch.randn(rows, dtype=torch.float64)
+
+    def loss(x, w, b, target=y, **options):
+        return ft.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, z_loss=0.1, **options)
+
+    assert torch.autograd.gradcheck(loss, (x, w, b))
+    assert torch.autograd.gradcheck(lambda x, w, b: loss(x, w, b, sample_weight=s), (x, w, b))
+    assert torch.autograd.gradcheck(lambda w: loss(x.detach(), w, None, q), w)
+    if x.ndim == 2:
+        assert torch.autograd.gradcheck(loss, (x, w, b, q.requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_cross_entropy_is_that_of_its_logits(reduction, dtype):
+    x, w = torch.randn(40, 24).to(dtype), torch.randn(24, 300).to(dtype).T
+    x, w = x[:, ::2].requires_grad_(), w[:, ::2].requires_grad_()
+    y = torch.randint(300, (40,))
+    y[3] = -100
+    loss = ft.linear_cross_entropy(x, w, y, reduction=reduction)
+    assert loss.dtype == dtype
+    got = torch.autograd.grad(loss.sum(), (x, w))
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = F.cross_entropy(wide[0] @ wide[1].T, y, reduction=reduction)
+    eps = torch.finfo(torch.float32 if dtype is torch.float16 else dtype).eps
+    close = {"rtol": 32 * max(eps, torch.finfo(dtype).eps), "atol": 32 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(loss.double(), expected, **close)
+    for grad, exact in zip(got, torch.autograd.grad(expected.sum(), wide), strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad.double(), exact, **close)
+
+
+def test_linear_cross_entropy_under_autocast():
+    criterion, x = ft.LinearCrossEntropyLoss(16, 50, bias=True), torch.randn(8, 16)
+    y = torch.randint(50, (8,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion(x.bfloat16(), y)
+    loss.backward()
+    assert loss.dtype == criterion.linear.weight.grad.dtype == torch.float32
+    twin = pickle.loads(pickle.dumps(criterion))
+    assert torch.equal(twin(x, y), criterion(x, y))
+
+
+def test_linear_cross_entropy_second_derivatives():
+    x, w, y = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True), torch.tensor([0, 1, 2, 3])
+    for reduction in REDUCTIONS:
+        loss = ft.linear_cross_entropy(x, w, y, reduction=reduction).sum()
+        grads = torch.autograd.grad(loss, (x, w), create_graph=True)
+        with pytest.raises(NotImplementedError, match="first derivatives only"):
+            grads[1].sum().backward()
+
+
 # ---- What is refused ---------------------------------------------------------------------------------
 
 
