@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastce
-from fastce._kernels.entry.dlpack import BFLOAT16_BITS, array_of
+from fastce._kernels.entry.dlpack import array_of
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
