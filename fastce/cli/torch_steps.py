@@ -24,7 +24,9 @@ def show_torch(terminal: Console, rounds: int, n_threads: int) -> None:
     """Print each step's time, PyTorch's, and how many times it that is."""
     torch.set_num_threads(n_threads)
     fastce.set_num_threads(n_threads)
-    table = new_table(("step",), ("fastce", "torch", "torch ÷ fastce", "goal", "kernel alone", "of which bridge"))
+    table = new_table(
+        ("step",), ("fastce", "torch", "torch ÷ fastce", "goal", "kernel alone", "of which bridge")
+    )
     with still_live(terminal, table) as live:
         for shape, goal in SHAPES.items():
             table.caption = f"measuring {shape}"
@@ -33,10 +35,12 @@ def show_torch(terminal: Console, rounds: int, n_threads: int) -> None:
         table.add_row(*_cells("linear " + "×".join(map(str, LINEAR)), *_linear(rounds), 1.0))
         for name, calls in _small().items():
             seconds = {key: median(_times(call, rounds)) for key, call in calls.items()}
-            table.add_row(*_cells(f"(1, 10) {name}", seconds["fastce"], seconds["torch"], seconds["kernel"], 1.0))
+            table.add_row(
+                *_cells(f"(1, 10) {name}", seconds["fastce"], seconds["torch"], seconds["kernel"], 1.0)
+            )
         table.caption = (
-            "Steps of float32: loss and backward, with new memory for the gradient. kernel alone: the function of "
-            "arrays, which makes a gradient as well."
+            "Steps of float32: loss and backward, with new memory for the gradient. kernel alone: the "
+            "function of arrays, which makes a gradient as well."
         )
         live.refresh()
 

@@ -56,7 +56,7 @@ class Made(torch.autograd.Function):
 
 
 class RowLosses(torch.autograd.Function):
-    """Losses of the rows of a linear layer: gradients are made in backward, which has a factor for each row."""
+    """Losses of the rows of a linear layer, with gradients made in backward, which has each row's factor."""
 
     @staticmethod
     def forward(
@@ -87,7 +87,7 @@ class RowLosses(torch.autograd.Function):
 
 
 class Transformed(torch.autograd.Function):
-    """The same under the transforms of torch.func, which see loss and gradients as results of one function."""
+    """The same under transforms of torch.func, which see loss and gradients as results of one function."""
 
     generate_vmap_rule = True
 

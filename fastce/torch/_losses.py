@@ -242,7 +242,7 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
 def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
     """grad - softmax * sum(grad): the gradient of a cross-entropy whose target is minus `grad`.
 
-    One gradient a row, as it comes from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
+    One gradient a row, as from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
     """
     log_p, q = as_array(output), as_array(grad)
     out = array_like(output, log_p)

@@ -32,10 +32,7 @@ def _vmap_one_by_one(operator: Callable) -> None:
 
     @operator.register_vmap
     def _(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        each = [
-            operator(*map(partial(_sample, i), args, in_dims))
-            for i in range(info.batch_size)
-        ]
+        each = [operator(*map(partial(_sample, i), args, in_dims)) for i in range(info.batch_size)]
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
         return tuple(torch.stack(results) for results in zip(*each, strict=True)), (0,) * len(each[0])

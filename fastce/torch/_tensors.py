@@ -79,7 +79,7 @@ def as_widened(t: Tensor) -> NDArray:
         import ml_dtypes
     except ImportError:
         raise TypeError(
-            "the linear loss of bfloat16 tensors needs ml_dtypes: pip install 'fastce[torch]', or use .float()"
+            "the linear loss of bfloat16 tensors needs ml_dtypes: pip install ml_dtypes, or use .float()"
         ) from None
     return as_array(t).view(ml_dtypes.bfloat16)
 

@@ -133,8 +133,8 @@ def cross_entropy(
     Notes
     -----
     Where a gradient is wanted, it is made with the loss, in one pass over the logits, and backward hands
-    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies by adds
-    half an ULP.
+    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies
+    by adds half an ULP.
 
     Examples
     --------
@@ -299,7 +299,7 @@ def linear_cross_entropy(
     normalizer: float | None = None,
     memory: int = MEMORY,
 ) -> Tensor:
-    r"""Cross-entropy of a linear layer's logits, never held whole: :func:`torch.nn.functional.linear_cross_entropy`.
+    r"""Cross-entropy of a linear layer's logits, not held whole: `torch.nn.functional.linear_cross_entropy`.
 
     Parameters
     ----------
@@ -333,8 +333,8 @@ def linear_cross_entropy(
     Notes
     -----
     Gradients by input, weight and bias are made with the loss. With ``reduction='none'`` they are made in
-    backward, which has the factor of each row. Where probabilities require a gradient, and in compiled calls with
-    ``reduction='none'``, the logits are held whole.
+    backward, which has the factor of each row. Where probabilities require a gradient, and in compiled calls
+    with ``reduction='none'``, the logits are held whole.
 
     Examples
     --------
@@ -348,13 +348,16 @@ def linear_cross_entropy(
     _check("linear_cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
     check_tensors("linear_cross_entropy", linear_weight=linear_weight, linear_bias=linear_bias)
     dtype = _loss_dtype(input)
-    of_logits = (-100 if ignore_index is None else ignore_index, label_smoothing, z_loss, temperature, softcap)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
     made_of = tuple(map(_for_scalers, (input, linear_weight, linear_bias)))
     others = (target, weight, sample_weight)
     by_rows = reduction == "none" and True in _needs(*made_of)
     eager = is_eager(*made_of, *others)
     if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not eager):
         logits = _logits(*made_of)
+        if linear_weight.ndim == 2 and target.ndim == logits.ndim > 2:
+            target = target.movedim(-1, 1)
         return _loss("cross_entropy", dtype, (logits, target), others[1:], *of_logits, reduction, normalizer)
     if by_rows:
         return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)

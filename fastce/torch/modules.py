@@ -127,8 +127,8 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
     Parameters
     ----------
     *args, **kwargs
-        As `torch.nn.LinearCrossEntropyLoss`: in_features, num_classes, out_features, bias, device, dtype, reduction,
-        weight, ignore_index, label_smoothing, options.
+        As `torch.nn.LinearCrossEntropyLoss`: in_features, num_classes, out_features, bias, device, dtype,
+        reduction, weight, ignore_index, label_smoothing, options.
 
     Examples
     --------

@@ -126,7 +126,11 @@ def test_sure_rows():
 def made(monkeypatch):
     """Addresses of the gradients that the kernels have made."""
     addresses = []
-    for name in ("cross_entropy_and_grad", "focal_loss_and_grad", "binary_cross_entropy_with_logits_and_grad"):
+    for name in (
+        "cross_entropy_and_grad",
+        "focal_loss_and_grad",
+        "binary_cross_entropy_with_logits_and_grad",
+    ):
         function = getattr(fastce, name)
 
         def noted(*args, function=function, **options):
@@ -237,7 +241,11 @@ def test_autocast(half, x, y):
         loss = criterion(logits, y)
         assert (logits.dtype, loss.dtype) == (half, torch.float32)
         assert ft.focal_loss(logits, y).dtype == torch.float32
-        for theirs, ours in ((F.softmax, ft.softmax), (F.log_softmax, ft.log_softmax), (torch.logsumexp, ft.logsumexp)):
+        for theirs, ours in (
+            (F.softmax, ft.softmax),
+            (F.log_softmax, ft.log_softmax),
+            (torch.logsumexp, ft.logsumexp),
+        ):
             assert theirs(logits, 1).dtype == ours(logits, 1).dtype
     loss.backward()
     assert layer.weight.grad.dtype == torch.float32
@@ -299,13 +307,14 @@ def test_gradcheck_of_linear_cross_entropy(reduction, shape):
     s = torch.randn(rows, dtype=torch.float64)
 
     def loss(x, w, b, target=y, **options):
-        return ft.linear_cross_entropy(x, w, target, linear_bias=b, reduction=reduction, z_loss=0.1, **options)
+        return ft.linear_cross_entropy(
+            x, w, target, linear_bias=b, reduction=reduction, z_loss=0.1, **options
+        )
 
     assert torch.autograd.gradcheck(loss, (x, w, b))
     assert torch.autograd.gradcheck(lambda x, w, b: loss(x, w, b, sample_weight=s), (x, w, b))
     assert torch.autograd.gradcheck(lambda w: loss(x.detach(), w, None, q), w)
-    if x.ndim == 2:
-        assert torch.autograd.gradcheck(loss, (x, w, b, q.requires_grad_()))
+    assert torch.autograd.gradcheck(loss, (x, w, b, q.requires_grad_()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -340,7 +349,11 @@ def test_linear_cross_entropy_under_autocast():
 
 
 def test_linear_cross_entropy_second_derivatives():
-    x, w, y = torch.randn(4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True), torch.tensor([0, 1, 2, 3])
+    x, w, y = (
+        torch.randn(4, 3, requires_grad=True),
+        torch.randn(5, 3, requires_grad=True),
+        torch.tensor([0, 1, 2, 3]),
+    )
     for reduction in REDUCTIONS:
         loss = ft.linear_cross_entropy(x, w, y, reduction=reduction).sum()
         grads = torch.autograd.grad(loss, (x, w), create_graph=True)
@@ -354,7 +367,10 @@ def test_linear_cross_entropy_second_derivatives():
 def test_second_derivatives(x, y):
     for loss in LOSSES.values():
         (grad,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
-        for again in (lambda grad=grad: torch.autograd.grad(grad.sum(), x, allow_unused=True), grad.sum().backward):
+        for again in (
+            lambda grad=grad: torch.autograd.grad(grad.sum(), x, allow_unused=True),
+            grad.sum().backward,
+        ):
             with pytest.raises(NotImplementedError, match="first derivatives only"):
                 again()
 
@@ -373,7 +389,11 @@ def test_second_derivatives(x, y):
         (lambda x, y: ft.cross_entropy(x, y > 1), TypeError, "bool"),
         (lambda x, y: ft.cross_entropy(x, y.double()), ValueError, "target has shape"),
         (lambda x, y: ft.binary_cross_entropy_with_logits(x, x[:, :1].detach()), ValueError, "expand_as"),
-        (lambda x, y: ft.binary_cross_entropy_with_logits(x, x.detach() * 0 + 2), ValueError, r"target\[0, 0\] is 2"),
+        (
+            lambda x, y: ft.binary_cross_entropy_with_logits(x, x.detach() * 0 + 2),
+            ValueError,
+            r"target\[0, 0\] is 2",
+        ),
     ],
 )
 def test_bad_calls(call, error, text, x, y):
@@ -456,7 +476,9 @@ def test_threads(y):
 
 def test_no_more_threads_than_torch(monkeypatch, x, y):
     asked = []
-    monkeypatch.setattr(fastce, "cross_entropy", lambda *args, n_threads, **options: asked.append(n_threads) or 0.0)
+    monkeypatch.setattr(
+        fastce, "cross_entropy", lambda *args, n_threads, **options: asked.append(n_threads) or 0.0
+    )
     monkeypatch.setattr(fastce, "get_num_threads", lambda: 2)
     for n in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
@@ -465,4 +487,4 @@ def test_no_more_threads_than_torch(monkeypatch, x, y):
 
 
 def test_nothing_else_imports_it():
-    python("import fastce, fastce.reference, sys\nassert 'torch' not in sys.modules and 'fastce.torch' not in sys.modules")
+    python("import fastce, fastce.reference, sys\nassert not {'torch', 'fastce.torch'} & set(sys.modules)")

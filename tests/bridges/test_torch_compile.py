@@ -59,10 +59,12 @@ def value_and_grad(function, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @both
 def test_compiled(ours, theirs, dtype, x):
-    """Without a break in the graph. PyTorch's losses of bfloat16 are rounded on the way: ours stand for them."""
+    """Without a break in the graph. PyTorch rounds losses of bfloat16 on the way: ours stand for them."""
     x = x.detach().to(dtype).requires_grad_()
     compiled = torch.compile(lambda x: ours(x * 2) * 3, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(value_and_grad(compiled, x), value_and_grad(lambda x: ours(x * 2) * 3, x), strict=True):
+    for got, expected in zip(
+        value_and_grad(compiled, x), value_and_grad(lambda x: ours(x * 2) * 3, x), strict=True
+    ):
         torch.testing.assert_close(got, expected)
     with torch.no_grad():
         expected = ours if dtype is torch.bfloat16 else theirs
@@ -112,9 +114,33 @@ OPERANDS = {
         None,
         *(-100, 0.1, 0.0, 1.0, None, "none"),
     ),
-    "cross_entropy of probabilities": lambda x: (leaf(x), leaf(Q), None, None, -100, 0.0, 0.0, 1.0, 3.0, "sum"),
+    "cross_entropy of probabilities": lambda x: (
+        leaf(x),
+        leaf(Q),
+        None,
+        None,
+        -100,
+        0.0,
+        0.0,
+        1.0,
+        3.0,
+        "sum",
+    ),
     "focal_loss": lambda x: (leaf(x), Y, None, None, 2.0, -100, "none"),
-    "linear_cross_entropy": lambda x: (leaf(x), leaf(Q), None, Y, None, None, -100, 0.0, 0.0, 1.0, None, "mean"),
+    "linear_cross_entropy": lambda x: (
+        leaf(x),
+        leaf(Q),
+        None,
+        Y,
+        None,
+        None,
+        -100,
+        0.0,
+        0.0,
+        1.0,
+        None,
+        "mean",
+    ),
     "binary_cross_entropy_with_logits": lambda x: (leaf(x), leaf(Q), None, Q[0], "none"),
 }
 
