@@ -3,6 +3,8 @@
 import argparse
 import shlex
 import sys
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -50,6 +52,13 @@ def run(args: argparse.Namespace) -> None:
         show_goals(terminal, rivals, rounds, n_threads)
     if args.suite in ("accuracy", "all"):
         show_bounds(terminal, n_threads)
+    if args.suite in ("torch", "all"):
+        if args.suite == "torch":
+            require("torch", "torch")
+        if find_spec("torch"):
+            from fastce.cli.torch_steps import show_torch
+
+            show_torch(terminal, rounds, n_threads)
 
 
 def _shape(text: str) -> tuple[int, int]:
