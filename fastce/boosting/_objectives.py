@@ -48,18 +48,14 @@ def class_weights(given: Mapping[int, float] | ArrayLike | None, n_classes: int)
         weights = np.ones(n_classes)
         for label, weight in given.items():
             if label not in range(n_classes):
-                raise ValueError(
-                    f"class_weight names class {label!r}; expected classes in [0, {n_classes})"
-                )
+                raise ValueError(f"class_weight names class {label!r}; expected classes in [0, {n_classes})")
             weights[int(label)] = weight
     else:
         weights = np.array(given, np.float64)
         if weights.shape != (n_classes,):
             raise ValueError(f"class_weight has shape {weights.shape}; expected ({n_classes},)")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(
-            f"class_weight is {given!r}; expected numbers that are finite and not negative"
-        )
+        raise ValueError(f"class_weight is {given!r}; expected numbers that are finite and not negative")
     return weights
 
 
@@ -217,7 +213,9 @@ class Logistic(Objective):
     ) -> tuple[NDArray, NDArray]:
         x = np.asarray(margins)
         grad, hess = self._arrays(x.shape, "C")
-        self._write(x.reshape(-1), np.asarray(target).reshape(-1), weight, 1.0, grad.reshape(-1), hess.reshape(-1))
+        self._write(
+            x.reshape(-1), np.asarray(target).reshape(-1), weight, 1.0, grad.reshape(-1), hess.reshape(-1)
+        )
         return grad, hess
 
 

@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from fastce.boosting import _objectives
 from fastce.boosting._objectives import predict_proba
 
-__all__ = ["LogisticObjective", "SoftmaxObjective", "base_score", "logistic_loss", "predict_proba", "softmax_loss"]
+__all__ = [
+    "LogisticObjective",
+    "SoftmaxObjective",
+    "base_score",
+    "logistic_loss",
+    "predict_proba",
+    "softmax_loss",
+]
 
 
 class _Call:

@@ -100,11 +100,11 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     bench.add_argument(
         "--suite",
-        choices=("peers", "goals", "accuracy", "all"),
+        choices=("peers", "goals", "accuracy", "boosting", "all"),
         default="peers",
         help="peers: shapes against other libraries; goals: fastce's own limits (copy, read, "
         "class axis first, small calls, levels, bfloat16); accuracy: errors in ULP against their "
-        "bounds, at every level",
+        "bounds, at every level; boosting: objectives for trees against the libraries' own",
     )
     bench.add_argument(
         "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 import fastce
+from fastce.cli.boosting import show_boosting
 from fastce.cli.bounds import show_bounds
 from fastce.cli.common import (
     UserError,
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     n_threads = args.threads or fastce.get_num_threads()
     terminal = console()
     _show_machine(terminal, n_threads)
-    if args.suite != "accuracy":
+    if args.suite not in ("accuracy", "boosting"):
         _show_setting(terminal, rivals, rounds)
     if args.suite in ("peers", "all"):
         cases = _run_peers(terminal, shapes, args.dtype, rivals, rounds, n_threads)
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
         show_goals(terminal, rivals, rounds, n_threads)
     if args.suite in ("accuracy", "all"):
         show_bounds(terminal, n_threads)
+    if args.suite == "boosting":
+        show_boosting(terminal, rounds, n_threads)
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -11,7 +11,9 @@ from sklearn.datasets import load_breast_cancer, load_digits, make_classificatio
 
 from fastce.reference import boosting as reference
 
-CLOSE = 1e-5  # what predictions may differ by: gradients are right to an ULP, split gains then sum differently
+CLOSE = (
+    1e-5  # what predictions may differ by: gradients are right to an ULP, split gains then sum differently
+)
 
 
 def skipping(module):
@@ -23,7 +25,9 @@ def data_of(name):
         return load_digits(return_X_y=True)
     if name == "breast cancer":
         return load_breast_cancer(return_X_y=True)
-    return make_classification(4000, 20, n_informative=10, n_classes=10, n_clusters_per_class=1, random_state=0)
+    return make_classification(
+        4000, 20, n_informative=10, n_classes=10, n_clusters_per_class=1, random_state=0
+    )
 
 
 DATA = ("digits", "breast cancer", "synthetic")
@@ -37,6 +41,7 @@ def derivatives_of(objective, x, y, weight=None):
 # ---- XGBoost ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", DATA)
 def test_xgboost_has_the_trees_of_its_own(name, weighted):
@@ -46,13 +51,16 @@ def test_xgboost_has_the_trees_of_its_own(name, weighted):
     X, y = data_of(name)
     n_classes = int(y.max()) + 1
     weight = np.random.default_rng(0).random(len(y)) if weighted else None
-    params = {"max_depth": 4, "eta": 0.3, "nthread": 2}
+    params = {"max_depth": 4, "eta": 0.3, "nthread": 1}
     if n_classes == 2:
         params |= {"objective": "binary:logistic"}
         objective, start = bridge.LogisticObjective(), bridge.base_score(y, sample_weight=weight)
     else:
         params |= {"objective": "multi:softprob", "num_class": n_classes}
-        objective, start = bridge.SoftmaxObjective(n_classes), bridge.base_score(y, n_classes, sample_weight=weight)
+        objective, start = (
+            bridge.SoftmaxObjective(n_classes),
+            bridge.base_score(y, n_classes, sample_weight=weight),
+        )
     data = xgb.DMatrix(X, y, weight=weight)
     own = xgb.train(params, data, 15)
     model = xgb.train(params | {"base_score": start}, data, 15, obj=objective)
@@ -63,6 +71,7 @@ def test_xgboost_has_the_trees_of_its_own(name, weighted):
     np.testing.assert_allclose(bridge.predict_proba(margins), proba, atol=1e-6)
 
 
+@pytest.mark.once
 def test_xgboost_classifier_pickles_and_clones():
     xgb = skipping("xgboost")
     from fastce.boosting import xgboost as bridge
@@ -70,7 +79,7 @@ def test_xgboost_classifier_pickles_and_clones():
     X, y = data_of("digits")
     weight = np.random.default_rng(1).random(len(y))
     start = bridge.base_score(y, 10, sample_weight=weight)
-    common = {"n_estimators": 5, "max_depth": 3, "n_jobs": 2}
+    common = {"n_estimators": 5, "max_depth": 3, "n_jobs": 1}
     model = xgb.XGBClassifier(
         objective=bridge.SoftmaxObjective(10), base_score=start, eval_metric=bridge.softmax_loss, **common
     )
@@ -85,6 +94,7 @@ def test_xgboost_classifier_pickles_and_clones():
     assert (clone(model).fit(X, y, sample_weight=weight).predict_proba(X) == model.predict_proba(X)).all()
 
 
+@pytest.mark.once
 def test_xgboost_takes_a_matrix_of_labels():
     xgb = skipping("xgboost")
     from fastce.boosting import xgboost as bridge
@@ -103,6 +113,7 @@ def test_xgboost_takes_a_matrix_of_labels():
     assert (third.predict(data, output_margin=True) == margins).all()
 
 
+@pytest.mark.once
 def test_xgboost_default_follows_the_installed_version():
     xgb = skipping("xgboost")
     from fastce.boosting import xgboost as bridge
@@ -115,6 +126,7 @@ def test_xgboost_default_follows_the_installed_version():
 # ---- LightGBM --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("name", DATA)
 def test_lightgbm_has_the_trees_of_its_own(name, weighted):
@@ -124,7 +136,7 @@ def test_lightgbm_has_the_trees_of_its_own(name, weighted):
     X, y = data_of(name)
     n_classes = int(y.max()) + 1
     weight = np.random.default_rng(0).random(len(y)) if weighted else None
-    params = {"num_leaves": 15, "num_threads": 2, "verbose": -1, "deterministic": True, "seed": 0}
+    params = {"num_leaves": 15, "num_threads": 1, "verbose": -1, "deterministic": True, "seed": 0}
     if n_classes == 2:
         own, objective = "binary", bridge.LogisticObjective()
         start = bridge.init_score(y, sample_weight=weight)
@@ -141,6 +153,7 @@ def test_lightgbm_has_the_trees_of_its_own(name, weighted):
     assert np.abs((proba[:, 1] if n_classes == 2 else proba) - plain.predict(X)).max() <= CLOSE
 
 
+@pytest.mark.once
 def test_lightgbm_classifier_pickles_and_clones():
     lgb = skipping("lightgbm")
     from fastce.boosting import lightgbm as bridge
@@ -148,9 +161,9 @@ def test_lightgbm_classifier_pickles_and_clones():
     X, y = data_of("digits")
     weight = np.random.default_rng(1).random(len(y))
     start = bridge.init_score(y, 10, sample_weight=weight)
-    common = {"n_estimators": 5, "num_leaves": 7, "n_jobs": 2, "verbose": -1, "deterministic": True}
+    common = {"n_estimators": 5, "num_leaves": 7, "n_jobs": 1, "verbose": -1, "deterministic": True}
     model = lgb.LGBMClassifier(objective=bridge.SoftmaxObjective(10), **common)
-    model.fit(X, y, sample_weight=weight, init_score=start, eval_set=[(X, y)], eval_metric=bridge.softmax_loss,
+    model.fit(X, y, sample_weight=weight, init_score=start, eval_X=X, eval_y=y, eval_metric=bridge.softmax_loss,
               eval_init_score=[start])  # fmt: skip
     own = lgb.LGBMClassifier(**common).fit(X, y, sample_weight=weight)
     raw = model.predict(X, raw_score=True)
@@ -163,15 +176,19 @@ def test_lightgbm_classifier_pickles_and_clones():
     assert (fresh.predict(X, raw_score=True) == raw).all()
 
 
+@pytest.mark.once
 def test_lightgbm_native_metric_and_soft_labels():
     lgb = skipping("lightgbm")
     from fastce.boosting import lightgbm as bridge
 
     X, y = data_of("digits")
     soft = np.eye(10)[y] * 0.8 + 0.02
-    params = {"num_class": 10, "num_leaves": 7, "num_threads": 2, "verbose": -1, "deterministic": True}
+    params = {"num_class": 10, "num_leaves": 7, "num_threads": 1, "verbose": -1, "deterministic": True}
     results = []
-    for objective in (bridge.SoftmaxObjective(10).with_soft_labels(soft), bridge.SoftmaxObjective(10, label_smoothing=0.2)):
+    for objective in (
+        bridge.SoftmaxObjective(10).with_soft_labels(soft),
+        bridge.SoftmaxObjective(10, label_smoothing=0.2),
+    ):
         data, seen = lgb.Dataset(X, y), {}
         model = lgb.train(params | {"objective": objective, "metric": "none"}, data, 5, valid_sets=[data],
                           feval=bridge.softmax_loss, callbacks=[lgb.record_evaluation(seen)])  # fmt: skip
@@ -181,6 +198,7 @@ def test_lightgbm_native_metric_and_soft_labels():
     assert np.abs(results[0] - results[1]).max() < 1e-4
 
 
+@pytest.mark.once
 def test_lightgbm_passes_the_arrays_on_without_a_copy():
     skipping("lightgbm")
     from fastce.boosting import lightgbm as bridge
@@ -195,7 +213,7 @@ def test_lightgbm_passes_the_arrays_on_without_a_copy():
 
 CATBOOST = {
     "iterations": 15, "depth": 4, "learning_rate": 0.2, "verbose": 0, "allow_writing_files": False, "random_seed": 0,
-    "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1, "bootstrap_type": "No", "thread_count": 2,
+    "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1, "bootstrap_type": "No", "thread_count": 1,
 }  # fmt: skip
 
 
@@ -204,6 +222,7 @@ def raw_of(model, X):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.once
 def test_catboost_has_the_trees_of_its_own_logloss(weighted):
     catboost = skipping("catboost")
     from fastce.boosting import catboost as bridge
@@ -223,6 +242,7 @@ def test_catboost_has_the_trees_of_its_own_logloss(weighted):
     assert (raw_of(pickle.loads(pickle.dumps(model)), X) == raw_of(model, X)).all()
 
 
+@pytest.mark.once
 def test_catboost_has_the_trees_of_its_own_multiclass():
     catboost = skipping("catboost")
     from fastce.boosting import catboost as bridge
@@ -232,13 +252,17 @@ def test_catboost_has_the_trees_of_its_own_multiclass():
     settings = CATBOOST | {"iterations": 4}
     own = catboost.CatBoostClassifier(loss_function="MultiClass", **settings).fit(X, y)
     model = catboost.CatBoostClassifier(
-        loss_function=bridge.SoftmaxObjective(10), eval_metric=bridge.softmax_loss, classes_count=10, **settings
+        loss_function=bridge.SoftmaxObjective(10),
+        eval_metric=bridge.softmax_loss,
+        classes_count=10,
+        **settings,
     ).fit(X, y)
     assert np.abs(raw_of(own, X) - raw_of(model, X)).max() <= CLOSE
     loss = model.get_best_score()["learn"]["SoftmaxLoss"]
     assert abs(loss + np.log(own.predict_proba(X)[np.arange(len(y)), y]).mean()) < 1e-6
 
 
+@pytest.mark.once
 def test_catboost_takes_a_matrix_of_labels():
     catboost = skipping("catboost")
     from fastce.boosting import catboost as bridge
@@ -256,10 +280,13 @@ def test_catboost_takes_a_matrix_of_labels():
     ).fit(X, y)  # fmt: skip
     assert np.abs(model.predict(X) - raw_of(other, X)).max() < 1e-5
     p = bridge.predict_proba(model.predict(X))
-    assert abs(model.get_best_score()["learn"]["SoftLabelLoss"] + (soft * np.log(p)).sum(axis=1).mean()) < 1e-6
+    assert (
+        abs(model.get_best_score()["learn"]["SoftLabelLoss"] + (soft * np.log(p)).sum(axis=1).mean()) < 1e-6
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.once
 def test_catboost_rows_are_the_derivatives_of_the_loss(gamma):
     skipping("catboost")
     from fastce.boosting import catboost as bridge
@@ -276,8 +303,14 @@ def test_catboost_rows_are_the_derivatives_of_the_loss(gamma):
     for j in range(4):
         ahead = bridge.SoftmaxObjective(4, **options).calc_ders_multi(x + step * np.eye(4)[j], 2.0, weight)[0]
         np.testing.assert_allclose(second[j], (ahead - first) / step, atol=1e-5)
-    for curvature, way in (("upper", ("multiple", 2)), ("friedman", ("multiple", 4 / 3)), ("abs", ("magnitude", 1))):
-        diagonal = bridge.SoftmaxObjective(4, **options, curvature=curvature).calc_ders_multi(x, 2.0, weight)[1]
+    for curvature, way in (
+        ("upper", ("multiple", 2)),
+        ("friedman", ("multiple", 4 / 3)),
+        ("abs", ("magnitude", 1)),
+    ):
+        diagonal = bridge.SoftmaxObjective(4, **options, curvature=curvature).calc_ders_multi(x, 2.0, weight)[
+            1
+        ]
         expected = reference.softmax_derivatives(*given, *way, -np.inf, gamma, 0.1)[1][0]
         np.testing.assert_allclose(-diagonal, np.diag(expected.astype(float)), rtol=1e-12)
 
@@ -321,6 +354,7 @@ def test_options(bridge, level, curvature, gamma):
         np.testing.assert_allclose(hess, exact[1].astype(float), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.once
 def test_a_focal_loss_has_a_hessian_that_is_never_negative(bridge):
     x = np.random.default_rng(0).normal(size=(500, 5)) * 3
     y = np.arange(500) % 5
@@ -330,9 +364,16 @@ def test_a_focal_loss_has_a_hessian_that_is_never_negative(bridge):
     assert (exact < 0).any()
 
 
+@pytest.mark.once
 def test_calls_after_the_first_allocate_nothing(bridge):
-    x, y = np.zeros((20000, 10), np.float64 if "lightgbm" in bridge.__name__ else np.float32), np.zeros(20000, np.float32)
-    for objective, margins in ((bridge.SoftmaxObjective(10), x), (bridge.LogisticObjective(), x[:, 0].copy())):
+    x, y = (
+        np.zeros((20000, 10), np.float64 if "lightgbm" in bridge.__name__ else np.float32),
+        np.zeros(20000, np.float32),
+    )
+    for objective, margins in (
+        (bridge.SoftmaxObjective(10), x),
+        (bridge.LogisticObjective(), x[:, 0].copy()),
+    ):
         first = objective(y, margins)
         tracemalloc.start()
         again = objective(y, margins)
@@ -342,6 +383,7 @@ def test_calls_after_the_first_allocate_nothing(bridge):
         assert peak < 10_000
 
 
+@pytest.mark.once
 def test_objectives_copy_and_show_their_options(bridge):
     objective = bridge.SoftmaxObjective(3, gamma=2.0, curvature="abs")
     x, y = np.ones((4, 3), np.float32), np.arange(4) % 3
@@ -353,6 +395,7 @@ def test_objectives_copy_and_show_their_options(bridge):
         assert not np.shares_memory(mine[0], grad)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -371,6 +414,7 @@ def test_options_that_make_no_sense(bridge, options, message):
         bridge.SoftmaxObjective(**{"n_classes": 3} | options)
 
 
+@pytest.mark.once
 def test_margins_of_another_number_of_classes(bridge):
     with pytest.raises(ValueError, match=r"the margins have shape \(4, 5\); expected \(rows, 3\)"):
         bridge.SoftmaxObjective(3)(np.zeros(4), np.zeros((4, 5), np.float32))
