@@ -1,4 +1,4 @@
-"""Objectives for boosted trees, timed: a gradient and Hessian against NumPy's, training against the built-in loss."""
+"""Objectives for boosted trees, timed: derivatives against NumPy's, training against the built-in loss."""
 
 import time
 from collections.abc import Callable

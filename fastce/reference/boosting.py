@@ -21,7 +21,8 @@ def softmax_derivatives(
 ) -> tuple[NDArray, NDArray]:
     """Gradient and Hessian of rows of margins, in the widest precision there is.
 
-    The formulas are those of ``elementwise`` losses of a class: a term ``q_c (1 - p_c)^gamma (-log p_c)`` for each.
+    The formulas are those of ``elementwise`` losses of a class: a term ``q_c (1 - p_c)^gamma (-log p_c)`` for
+    each.
     """
     x, q = np.asarray(margins, np.longdouble), np.asarray(target)
     n_classes = x.shape[1]

@@ -1,4 +1,4 @@
-"""Objectives of XGBoost, LightGBM and CatBoost against the libraries' own; each library has to be installed."""
+"""Objectives of XGBoost, LightGBM and CatBoost against the libraries' own, where these are installed."""
 
 import copy
 import pickle
@@ -102,9 +102,9 @@ def test_xgboost_takes_a_matrix_of_labels():
     X, y = data_of("digits")
     soft = np.eye(10, dtype=np.float32)[y] * 0.9 + 0.01
     data, objective = xgb.DMatrix(X, label=soft), bridge.SoftmaxObjective(10)
-    model = xgb.train({"max_depth": 3, "base_score": 0.0}, data, 10, obj=objective)
+    model = xgb.train({"max_depth": 3, "base_score": 0.0, "nthread": 1}, data, 10, obj=objective)
     smooth = bridge.SoftmaxObjective(10, label_smoothing=0.1)
-    params = {"max_depth": 3, "base_score": 0.0, "num_class": 10, "objective": "multi:softprob"}
+    params = {"max_depth": 3, "base_score": 0.0, "num_class": 10, "objective": "multi:softprob", "nthread": 1}
     other = xgb.train(params, xgb.DMatrix(X, y), 10, obj=smooth)
     margins = model.predict(data, output_margin=True)
     assert np.abs(margins - other.predict(data, output_margin=True)).max() <= 1e-4
@@ -163,8 +163,16 @@ def test_lightgbm_classifier_pickles_and_clones():
     start = bridge.init_score(y, 10, sample_weight=weight)
     common = {"n_estimators": 5, "num_leaves": 7, "n_jobs": 1, "verbose": -1, "deterministic": True}
     model = lgb.LGBMClassifier(objective=bridge.SoftmaxObjective(10), **common)
-    model.fit(X, y, sample_weight=weight, init_score=start, eval_X=X, eval_y=y, eval_metric=bridge.softmax_loss,
-              eval_init_score=[start])  # fmt: skip
+    model.fit(
+        X,
+        y,
+        sample_weight=weight,
+        init_score=start,
+        eval_X=X,
+        eval_y=y,
+        eval_metric=bridge.softmax_loss,
+        eval_init_score=[start],
+    )
     own = lgb.LGBMClassifier(**common).fit(X, y, sample_weight=weight)
     raw = model.predict(X, raw_score=True)
     assert np.abs(bridge.predict_proba(raw + start) - own.predict_proba(X)).max() <= CLOSE
@@ -190,8 +198,14 @@ def test_lightgbm_native_metric_and_soft_labels():
         bridge.SoftmaxObjective(10, label_smoothing=0.2),
     ):
         data, seen = lgb.Dataset(X, y), {}
-        model = lgb.train(params | {"objective": objective, "metric": "none"}, data, 5, valid_sets=[data],
-                          feval=bridge.softmax_loss, callbacks=[lgb.record_evaluation(seen)])  # fmt: skip
+        model = lgb.train(
+            params | {"objective": objective, "metric": "none"},
+            data,
+            5,
+            valid_sets=[data],
+            feval=bridge.softmax_loss,
+            callbacks=[lgb.record_evaluation(seen)],
+        )
         results.append(model.predict(X, raw_score=True))
         loss = -np.log(bridge.predict_proba(results[-1])[np.arange(len(y)), y]).mean()
         assert abs(seen["training"]["fastce_softmax_loss"][-1] - loss) < 1e-9
@@ -212,9 +226,17 @@ def test_lightgbm_passes_the_arrays_on_without_a_copy():
 # ---- CatBoost --------------------------------------------------------------------------------------------
 
 CATBOOST = {
-    "iterations": 15, "depth": 4, "learning_rate": 0.2, "verbose": 0, "allow_writing_files": False, "random_seed": 0,
-    "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1, "bootstrap_type": "No", "thread_count": 1,
-}  # fmt: skip
+    "iterations": 15,
+    "depth": 4,
+    "learning_rate": 0.2,
+    "verbose": 0,
+    "allow_writing_files": False,
+    "random_seed": 0,
+    "leaf_estimation_method": "Newton",
+    "leaf_estimation_iterations": 1,
+    "bootstrap_type": "No",
+    "thread_count": 1,
+}
 
 
 def raw_of(model, X):
@@ -275,9 +297,11 @@ def test_catboost_takes_a_matrix_of_labels():
         settings | {"loss_function": bridge.SoftLabelObjective(10), "eval_metric": bridge.soft_label_loss}
     ).fit(X, soft)
     other = catboost.CatBoostClassifier(
-        loss_function=bridge.SoftmaxObjective(10, label_smoothing=0.1), eval_metric="MultiClass", classes_count=10,
+        loss_function=bridge.SoftmaxObjective(10, label_smoothing=0.1),
+        eval_metric="MultiClass",
+        classes_count=10,
         **settings,
-    ).fit(X, y)  # fmt: skip
+    ).fit(X, y)
     assert np.abs(model.predict(X) - raw_of(other, X)).max() < 1e-5
     p = bridge.predict_proba(model.predict(X))
     assert (
@@ -324,8 +348,13 @@ def bridge(request):
     return pytest.importorskip(f"fastce.boosting.{request.param}")
 
 
-WAYS = {"exact": ("whole", 1), "upper": ("multiple", 2), "friedman": ("multiple", 5 / 4), "abs": ("magnitude", 1),
-        "gauss-newton": ("multiple", 1)}  # fmt: skip
+WAYS = {
+    "exact": ("whole", 1),
+    "upper": ("multiple", 2),
+    "friedman": ("multiple", 5 / 4),
+    "abs": ("magnitude", 1),
+    "gauss-newton": ("multiple", 1),
+}
 
 
 @pytest.mark.parametrize("curvature", WAYS)
@@ -389,9 +418,12 @@ def test_objectives_copy_and_show_their_options(bridge):
     x, y = np.ones((4, 3), np.float32), np.arange(4) % 3
     grad, hess = objective(y, x)
     for other in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
-        assert repr(other) == repr(objective) and "gamma=2.0" in repr(other) and "'abs'" in repr(other)
+        assert repr(other) == repr(objective)
+        assert "gamma=2.0" in repr(other)
+        assert "'abs'" in repr(other)
         mine = other(y, x)
-        assert (mine[0] == grad).all() and (mine[1] == hess).all()
+        assert (mine[0] == grad).all()
+        assert (mine[1] == hess).all()
         assert not np.shares_memory(mine[0], grad)
 
 

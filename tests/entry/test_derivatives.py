@@ -9,8 +9,9 @@ from fastce.reference import boosting as reference
 
 INFINITE = -np.inf  # no floor
 
-# A gradient off the maximum is a product of an exp (0.9 ULP) with a quotient and a weight, half an ULP each, and their
-# roundings; a Hessian a product of two such, as in bounds.py. The pairs of a focal loss come in float64.
+# A gradient off the maximum is a product of an exp (0.9 ULP) with a quotient and a weight, half an ULP each,
+# and their roundings; a Hessian a product of two such, as in bounds.py. The pairs of a focal loss come in
+# float64.
 GRAD_ULP, HESS_ULP = 4, 8
 
 # Around a tile's 128 rows, and more classes than a tile takes with as many.
@@ -22,7 +23,7 @@ OPTIONS = [
 
 
 def assert_close(actual, exact, bound, scale=None, label=""):
-    """Within the bound above the subnormal range, where it is promised; below, products of subnormals round again."""
+    """Within the bound above the subnormal range, where it is promised; below, products round again."""
     scale = np.abs(exact) if scale is None else scale
     assert_ulp(actual, exact, bound, np.maximum(scale, float(np.finfo(actual.dtype).smallest_normal)), label)
 
@@ -34,8 +35,18 @@ def matrix(shape, dtype, layout):
     return np.empty(shape, dtype, order=layout)
 
 
-def softmax_derivatives(x, y, weight=None, class_weight=None, way=("multiple", 1.0), least=INFINITE, gamma=0.0,
-                        smoothing=0.0, layout="C", n_threads=None):  # fmt: skip
+def softmax_derivatives(
+    x,
+    y,
+    weight=None,
+    class_weight=None,
+    way=("multiple", 1.0),
+    least=INFINITE,
+    gamma=0.0,
+    smoothing=0.0,
+    layout="C",
+    n_threads=None,
+):
     grad, hess = matrix(x.shape, np.float32, layout), matrix(x.shape, np.float32, layout)
     arguments = (x, y, weight, class_weight, *way, least, gamma, smoothing)
     fastce._kernels.boosting.softmax_derivatives(*arguments, grad, hess, n_threads)
@@ -59,8 +70,9 @@ def test_labels(level, rng, dtype, layout, curvature, factor, gamma):
         weight, class_weight = rng.random(shape[0]).astype(np.float32), rng.random(shape[1])
         options = (curvature, factor, INFINITE, gamma, 0.0)
         exact = reference.softmax_derivatives(x, labels, weight, class_weight, *options)
-        grad, hess = softmax_derivatives(x, labels.astype(np.float32), weight, class_weight, options[:2],
-                                         gamma=gamma, layout=layout)  # fmt: skip
+        grad, hess = softmax_derivatives(
+            x, labels.astype(np.float32), weight, class_weight, options[:2], gamma=gamma, layout=layout
+        )
         focal = 2 * gamma  # as api.md has it for focal losses
         assert_close(grad, exact[0], GRAD_ULP + focal, label=shape)
         gauss_newton = reference.softmax_derivatives(
@@ -84,8 +96,9 @@ def test_soft_and_smoothed_labels(level, rng, dtype, layout, curvature, factor, 
         for target in (soft, labels.astype(np.int16)):
             options = (curvature, factor, INFINITE, gamma, smoothing)
             exact = reference.softmax_derivatives(x, target, weight, class_weight, *options)
-            grad, hess = softmax_derivatives(x, target, weight, class_weight, options[:2], gamma=gamma,
-                                             smoothing=smoothing, layout=layout)  # fmt: skip
+            grad, hess = softmax_derivatives(
+                x, target, weight, class_weight, options[:2], gamma=gamma, smoothing=smoothing, layout=layout
+            )
             # Both are differences of terms of which each is right: half as large again, of the largest terms.
             size = np.abs(exact[0]).sum(axis=1, keepdims=True)
             assert_close(grad, exact[0], 1.5 * (GRAD_ULP + 2 * gamma), scale=size + 0 * exact[0], label=shape)
@@ -117,8 +130,12 @@ def test_logistic(level, rng, dtype, out, curvature, factor, gamma):
             bound = least + (0.01 if least else 8 + 4 * gamma)
             size = None if hard else np.abs(exact[0]) + 3.5 * weight
             assert_close(ders[:, 0], exact[0], bound, scale=size)
-            size = np.abs(exact[1]) + np.abs(exact[1] - reference.logistic_derivatives(
-                x, target, weight, 2.5, -1.0, "multiple", factor, INFINITE, gamma, smoothing)[1])  # fmt: skip
+            size = np.abs(exact[1]) + np.abs(
+                exact[1]
+                - reference.logistic_derivatives(
+                    x, target, weight, 2.5, -1.0, "multiple", factor, INFINITE, gamma, smoothing
+                )[1]
+            )
             size = size if hard else size + 3.5 * weight
             assert_close(
                 ders[:, 1], exact[1], 2 * bound, scale=size if curvature == "whole" or not hard else None
@@ -209,8 +226,12 @@ def test_what_could_write_beside_is_refused():
     read_only = good.copy()
     read_only.flags.writeable = False
     call = fastce._kernels.boosting.softmax_derivatives
-    for error, grad in ((ValueError, good[:3]), (ValueError, good.T), (ValueError, read_only),
-                        (TypeError, good.astype(np.float64))):  # fmt: skip
+    for error, grad in (
+        (ValueError, good[:3]),
+        (ValueError, good.T),
+        (ValueError, read_only),
+        (TypeError, good.astype(np.float64)),
+    ):
         with pytest.raises(error):
             call(x, y, None, None, "multiple", 1.0, INFINITE, 0.0, 0.0, grad, good)
     for target in (y[:3], np.zeros((3, 4)), np.zeros((4, 3), complex), np.zeros(4, complex)):
