@@ -2,8 +2,7 @@
 
 Design
 ------
-A. A task is one call of fastce on one chunk and one thread, as dask runs as many tasks at once as it was given
-   threads.
+A. A task is one call of fastce on one chunk and one thread: dask runs as many at once as it has threads.
 B. Losses of chunks are added as float64 in the order of the chunks: the result depends on the chunks, and
    neither on where they lie nor on when they are done.
 C. The classes of a row belong together: where they are split into chunks, those of a chunk of rows are joined

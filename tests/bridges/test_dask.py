@@ -51,7 +51,7 @@ def test_labels(rng, chunks, reduction, dtype):
         alone = bridge.cross_entropy(lazy, y, reduction=reduction, **options)
         loss, grad, alone = dask.compute(loss, grad, alone)
         np.testing.assert_array_equal(loss, alone)
-        # Sums of chunks, each of which is right to the last digits of float64; one quotient more in the gradient.
+        # Sums of chunks, each right to the last digits of float64; one quotient more in the gradient.
         np.testing.assert_allclose(loss, expected, rtol=1e-14)
         np.testing.assert_allclose(grad, gradient, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
         if reduction == "none":
