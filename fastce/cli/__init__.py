@@ -100,11 +100,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     bench.add_argument(
         "--suite",
-        choices=("peers", "goals", "accuracy", "torch", "all"),
+        choices=("peers", "goals", "accuracy", "boosting", "torch", "all"),
         default="peers",
         help="peers: shapes against other libraries; goals: fastce's own limits (copy, read, "
         "class axis first, small calls, levels, bfloat16); accuracy: errors in ULP against their "
-        "bounds, at every level; torch: whole steps of loss and backward in PyTorch",
+        "bounds, at every level; boosting: objectives for trees against the libraries' own; "
+        "torch: whole steps of loss and backward in PyTorch",
     )
     bench.add_argument(
         "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"

@@ -3,13 +3,12 @@
 import argparse
 import shlex
 import sys
-from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 import fastce
+from fastce.cli.boosting import show_boosting
 from fastce.cli.bounds import show_bounds
 from fastce.cli.common import UserError, console, require, still_live
 from fastce.cli.goals import show_goals
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     terminal = console()
     run = Run.of_now(rivals, rounds, n_threads)
     run.show_machine(terminal)
-    if args.suite != "accuracy":
+    if args.suite not in ("accuracy", "boosting"):
         run.show_setting(terminal)
         _warn(terminal)
     if args.suite in ("peers", "all"):
@@ -52,13 +51,13 @@ def run(args: argparse.Namespace) -> None:
         show_goals(terminal, rivals, rounds, n_threads)
     if args.suite in ("accuracy", "all"):
         show_bounds(terminal, n_threads)
-    if args.suite in ("torch", "all"):
-        if args.suite == "torch":
-            require("torch", "torch")
-        if find_spec("torch"):
-            from fastce.cli.torch_steps import show_torch
+    if args.suite == "boosting":
+        show_boosting(terminal, rounds, n_threads)
+    if args.suite == "torch":
+        require("torch", "torch")
+        from fastce.cli.torch_steps import show_torch
 
-            show_torch(terminal, rounds, n_threads)
+        show_torch(terminal, rounds, n_threads)
 
 
 def _shape(text: str) -> tuple[int, int]:
