@@ -29,7 +29,10 @@ def _solved(w0: NDArray, linear_loss: Any, args: tuple, tol: float, max_iter: in
     n_rows = 1 if n_classes == 2 and w0.size == X.shape[1] + linear_loss.fit_intercept else n_classes
 
     def as_theirs(w: NDArray) -> NDArray:
-        return w.reshape(n_rows, -1).ravel(order="F").astype(w0.dtype)
+        w = w.reshape(n_rows, -1)
+        if n_rows > 1:  # all logits may rise together: of equal solutions the one whose sum over the classes is 0
+            w = w - w.mean(axis=0)
+        return w.ravel(order="F").astype(w0.dtype)
 
     solution = minimize(
         X,
@@ -52,6 +55,8 @@ def _scipy_minimize(
     """In place of ``scipy.optimize.minimize``, with what L-BFGS-B says."""
     max_iter = options["maxiter"]
     coef, loss, n_iter, converged = _solved(x0, fun.__self__, args, options["gtol"], max_iter, callback)
+    if callback and not max_iter:  # SciPy looks at the limit after its first iteration
+        callback(coef)
     if options.get("iprint", -1) >= 1:
         print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
     status = 0 if converged else 1 if n_iter == max_iter else 2
