@@ -62,7 +62,7 @@ typedef struct {
     char *grad, *hess;
     Layout logits_layout, q_layout, grad_layout, hess_layout;
     double *scratch;         /* SCRATCH of them */
-    double *second, *third;  /* the same each, where something goes by element or q is given */
+    double *second, *third;  /* the same each, where something goes by element, q is given or rows may be far */
     void *staging;           /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
 } Tile;
 
@@ -85,6 +85,7 @@ typedef struct {
 typedef struct {
     int64_t label[TILE];     /* target class y, for q the one of the largest; -1: the row is ignored */
     double sample[TILE];     /* sample weight */
+    int weighted;            /* weight is not 1 for all of them */
     double weight[TILE];     /* what the mean divides by: that, times w_y where targets are labels */
     double given[TILE];      /* x_y before its transform, for MARGIN and NLL */
 

@@ -16,6 +16,7 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#include "rows/anchored.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
 #undef REAL_BITS
@@ -31,6 +32,7 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#include "rows/anchored.h"
 #undef REAL_BITS
 
 #include "rows/targets.h"
@@ -103,6 +105,56 @@ static void epilogue(const Tile *tile, Rows *rows)
     else if (tile->grad) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 1);
     else if (is_f64) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, REST_SCALE_F64, 0);
     else epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 0);
+}
+
+/* Whether rows across the lanes of a vector are anchored at their targets: plain losses from labels, few classes. */
+static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, int has_q)
+{
+    return f->kind == CROSS_ENTROPY && !has_q && !f->has_terms && !f->by_element && f->z_loss == 0
+           && f->temperature.divisor == 1 && n_classes * item <= FEW_BYTES
+           && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
+}
+
+/* Rows too far from their target, in a tile of their own. */
+static void run_far(const Tile *tile, Rows *rows, const ptrdiff_t *far, ptrdiff_t n_far)
+{
+    const int is_f64 = tile->logits_layout.format == FORMAT_F64;
+    const ptrdiff_t item = is_f64 ? sizeof(double) : sizeof(float);
+    const Layout layout = {is_f64 ? FORMAT_F64 : FORMAT_F32, 0, TILE * item, item};
+    void *plane = tile->second;
+    Rows some;
+    Tile few = *tile;
+    few.n_rows = n_far;
+    few.logits = (char *)plane;
+    few.grad = tile->grad ? (char *)plane : NULL;
+    few.logits_layout = few.grad_layout = layout;
+    few.scratch = tile->third;
+    for (ptrdiff_t k = 0; k < n_far; k++) {
+        some.label[k] = rows->label[far[k]];
+        some.weight[k] = rows->weight[far[k]];
+    }
+    IN_PRECISION_OF(tile, gather_far, tile, far, n_far, plane);
+    IN_PRECISION_OF(tile, sweep_across, &few, &some);
+    epilogue(&few, &some);
+    if (few.grad) IN_PRECISION_OF(tile, write_across, &few, &some);
+    if (few.grad) IN_PRECISION_OF(tile, scatter_far, tile, far, n_far, plane);
+    for (ptrdiff_t k = 0; k < n_far; k++) rows->loss[far[k]] = some.loss[k];
+}
+
+/* The losses of a tile, and its gradient if there is one: sweep, epilogue, write. */
+static void run_tile(const Tile *tile, Rows *rows, int across)
+{
+    const ptrdiff_t item = tile->logits_layout.format == FORMAT_F64 ? sizeof(double) : sizeof(float);
+    if (across && is_anchored(tile->formula, tile->n_classes, item, tile->q != NULL)) {
+        ptrdiff_t far[TILE];
+        const ptrdiff_t n_far = IN_PRECISION_OF(tile, anchored_tile, tile, rows, far);
+        if (n_far > 0) run_far(tile, rows, far, n_far);
+        if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
+        return;
+    }
+    sweep(tile, rows, across);
+    epilogue(tile, rows);
+    if (tile->grad) write_gradient(tile, rows, across);
 }
 
 /* Logits that count as x factor / divisor, one of which is 1. */

@@ -50,8 +50,10 @@
 #define EXP_TABLE_RECIPROCAL_LOW -0x1.73b93fcc48b35p-55 /* what 1 / EXP_TABLE_SCALE loses as a double */
 #elif EXP_TABLE_BITS == 4
 #define EXP_TABLE_SCALE 0x1.13fc91b861865p+0
+#define EXP_TABLE_RECIPROCAL_LOW 0.0
 #else
 #define EXP_TABLE_SCALE 0x1.691c89ef4b576p+0
+#define EXP_TABLE_RECIPROCAL_LOW 0.0
 #endif
 #undef STEP_HIGH_BITS
 #undef UNITS_FIELD
@@ -363,6 +365,35 @@ INLINE vec FN(log1p_of_sum)(vec t, vec low, int rough)
 }
 
 INLINE vec FN(log1p)(vec t, int rough) { return FN(log1p_of_sum)(t, (vec){0}, rough); }
+INLINE vec FN(log1p_of_pair)(vec t, vec low) { return FN(log1p_of_sum)(t, low, 0); }
+#else
+/* log(1 + t + low) for finite t >= 0 and a `low` below an ULP of t, or NaN.
+ *
+ * 1. u = 1 + t, c what that rounding lost; u = 2^k z, sqrt(1/2) <= z < sqrt(2).
+ * 2. f = z - 1 + c / 2^k, which is t itself where k = 0; `small` what that lacks.
+ * 3. log z = f + f^2 q(f); k ln 2 joins it in two parts.
+ *
+ * Worst error, over all float32: see tests/vector/test_vmath.py. */
+INLINE vec FN(log1p_of_pair)(vec t, vec low)
+{
+    const UINT one = 0x3f800000, sqrt_half = 0x3f3504f3, mantissa = 0x7fffff;
+    const vec u = t + 1, c = t - (u - 1);
+    const uvec bits = (uvec)u + (one - sqrt_half), exponent = bits & ~mantissa;
+    const vec k = (vec)((exponent >> MANTISSA_BITS) + ((uvec)FN(splat)(TO_INTEGER) - EXPONENT_BIAS)) - TO_INTEGER;
+    const vec unit = (vec)(2 * one - exponent), near_f = (vec)((bits & mantissa) + sqrt_half) - 1; /* unit: 2^-k */
+    const vec lost = c * unit, f = near_f + lost;
+    vec q = FN(splat)(-0x1.380e92p-4f); /* relative error of the polynomial: 0.070 * 2^-24 */
+    q = FN(fma)(q, f, FN(splat)(0x1.08723ap-3f));
+    q = FN(fma)(q, f, FN(splat)(-0x1.0f5138p-3f));
+    q = FN(fma)(q, f, FN(splat)(0x1.226c9ap-3f));
+    q = FN(fma)(q, f, FN(splat)(-0x1.5423fap-3f));
+    q = FN(fma)(q, f, FN(splat)(0x1.99a41ep-3f));
+    q = FN(fma)(q, f, FN(splat)(-0x1.000438p-2f));
+    q = FN(fma)(q, f, FN(splat)(0x1.55555p-2f));
+    q = FN(fma)(q, f, FN(splat)(-0x1.fffff8p-2f));
+    const vec small = FN(fma)(low, unit, FN(fma)(k, FN(splat)(LN2_LO), lost - (f - near_f)));
+    return FN(fma)(k, FN(splat)(LN2_HI), f + FN(fma)(q, f * f, small));
+}
 #endif
 
 /* The functions over arrays, for the tests that measure them. `base` and `n` say what the exps are against:
