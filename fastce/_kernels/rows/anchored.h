@@ -124,7 +124,7 @@ typedef struct {
     REAL alpha[TILE], high[TILE], low[TILE]; /* see Share */
     REAL furthest[TILE];                     /* FAR_GAP, or -inf where the weight is extreme */
     REAL least[TILE];                        /* of r: a smaller one may be without the digits that a weight wants */
-    INT target[TILE];
+    INT target[TILE];                        /* -1: ignored */
 } FN(Given);
 
 static void FN(give)(const Formula *formula, const Rows *rows, ptrdiff_t n_rows, FN(Given) *given)
@@ -150,7 +150,7 @@ INLINE FN(mask) FN(anchored_lanes)(const Tile *tile, ptrdiff_t n_classes, ptrdif
     vec e[FEW_BYTES / sizeof(REAL)], x_y = {0}, most = FN(splat)(-INFINITY);
     ivec y, here = {0};
     memcpy(&y, given->target + i, sizeof y);
-    const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED), skipped = plain ? (FN(mask)){0} : (FN(mask))~used;
+    const FN(mask) used = FN(differ)(y, (ivec){0} - 1), skipped = plain ? (FN(mask)){0} : (FN(mask))~used;
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
         const vec logit = FN(load)(x + c * TILE);
         x_y = FN(select)(FN(differ)(y, here), x_y, logit);
@@ -197,6 +197,13 @@ INLINE FN(mask) FN(anchored_lanes)(const Tile *tile, ptrdiff_t n_classes, ptrdif
     return near;
 }
 
+/* What is ahead of a vector of rows that lie in memory as they are computed. */
+INLINE void FN(ask_for_rows)(const char *array, const Layout *layout, ptrdiff_t i, ptrdiff_t n_classes, int to_write)
+{
+    if (FN(is_contiguous)(layout))
+        FN(ask_for)(array + i * layout->row_stride, AHEAD_ROWS, LANES * n_classes * sizeof(REAL), to_write);
+}
+
 /* ---- A tile -------------------------------------------------------------------------------- */
 
 /* Losses, and gradients in the scratch, of all rows that are not far; those are noted and counted. */
@@ -207,11 +214,16 @@ static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *far)
     ptrdiff_t n_far = 0;
     FN(Given) given;
     FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, 0, n_classes, (REAL *)tile->scratch);
-    for (ptrdiff_t i = 0; i < TILE; i++) given.target[i] = IGNORED;
-    const int plain = FN(find_targets)(rows->label, n_rows, 0, n_classes, given.target) && !rows->weighted;
+    int64_t labels = 0;
+    for (ptrdiff_t i = n_rows; i < TILE; i++) rows->label[i] = -1;
+    for (ptrdiff_t i = 0; i < TILE; i++) given.target[i] = (INT)rows->label[i];
+    for (ptrdiff_t i = 0; i < n_rows; i++) labels |= rows->label[i];
+    const int plain = labels >= 0 && !rows->weighted;
     FN(give)(tile->formula, rows, plain ? 1 : n_rows, &given);
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
         FN(mask) near;
+        FN(ask_for_rows)(tile->logits, &tile->logits_layout, i, n_classes, 0);
+        if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, n_classes, 1);
 #define LANES_OF(n, plain) \
     near = with_grad ? FN(anchored_lanes)(tile, n, i, plain, 1, &given, rows) \
                      : FN(anchored_lanes)(tile, n, i, plain, 0, &given, rows)
