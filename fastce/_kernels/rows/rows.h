@@ -146,7 +146,7 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
 {
     const ptrdiff_t item = tile->logits_layout.format == FORMAT_F64 ? sizeof(double) : sizeof(float);
     if (across && is_anchored(tile->formula, tile->n_classes, item, tile->q != NULL)) {
-        ptrdiff_t far[TILE];
+        ptrdiff_t far[TILE + 1];
         const ptrdiff_t n_far = IN_PRECISION_OF(tile, anchored_tile, tile, rows, far);
         if (n_far > 0) run_far(tile, rows, far, n_far);
         if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
