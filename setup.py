@@ -14,8 +14,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 HERE = "fastce/_kernels"
-SHARED = ["entry/arrays", "entry/options", "machine/cpu", "machine/threads"]  # built once
-SOURCES = ["kernels", "elementwise"]  # of entry/, built for each level
+SHARED = ["entry/arrays", "entry/dlpack", "entry/options", "machine/cpu", "machine/threads"]  # built once
+SOURCES = ["kernels", "elementwise", "scoring", "calibration", "boosting"]  # of entry/, built for each level
 HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).rglob(pattern)]
 
 # Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.
@@ -24,8 +24,8 @@ V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 LEVELS = {"baseline": []}
 if sys.platform == "linux" and platform.machine() == "x86_64":
     LEVELS |= {"v3": V3, "v4": [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
-if wanted := os.environ.get("FASTCE_BUILD_LEVELS"):  # one compiles sooner, while a kernel is written
-    LEVELS = {name: LEVELS[name] for name in wanted.split(",")}
+# FASTCE_BUILD_LEVELS=v3 builds one alone: sooner, while a kernel is written.
+BUILT = os.environ.get("FASTCE_BUILD_LEVELS", ",".join(LEVELS)).split(",")
 
 # -ffp-contract=off: a product and a sum are fused where the source says so and nowhere else.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
@@ -83,8 +83,8 @@ class BuildWhatTheCompilerTakes(build_ext):
 
 shared = [extension(source.replace("/", "."), source) for source in SHARED]
 modules = cythonize(shared, build_dir="build/cython", compiler_directives=DIRECTIVES)
-for level, flags in LEVELS.items():  # a folder each, or the levels would share one C file
-    leveled = [extension(f"_{source}_{level}", f"entry/{source}", flags) for source in SOURCES]
+for level in BUILT:  # a folder each, or the levels would share one C file
+    leveled = [extension(f"_{source}_{level}", f"entry/{source}", LEVELS[level]) for source in SOURCES]
     modules += cythonize(leveled, build_dir=f"build/cython-{level}", compiler_directives=DIRECTIVES)
 
 setup(ext_modules=modules, cmdclass={"build_ext": BuildWhatTheCompilerTakes})

@@ -1,6 +1,6 @@
 """Cross-entropy, its gradient and its relatives on CPUs: the price of a copy, every digit."""
 
-from fastce import information
+from fastce import inference, information
 from fastce.binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -9,7 +9,7 @@ from fastce.binary import (
     binary_focal_loss,
     binary_focal_loss_and_grad,
 )
-from fastce.config import get_num_threads, set_num_threads, show_config
+from fastce.config import __version__, get_num_threads, set_num_threads, show_config
 from fastce.label_losses import (
     focal_loss,
     focal_loss_and_grad,
@@ -17,11 +17,14 @@ from fastce.label_losses import (
     margin_cross_entropy_and_grad,
     nll_loss,
 )
+from fastce.linear import LinearGrad, linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_and_hess
 from fastce.metrics import log_loss
 from fastce.special import log_softmax, logsumexp, softmax
 
 __all__ = [
+    "LinearGrad",
+    "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_and_grad",
@@ -34,7 +37,10 @@ __all__ = [
     "focal_loss",
     "focal_loss_and_grad",
     "get_num_threads",
+    "inference",
     "information",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_loss",
     "log_softmax",
     "logsumexp",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m fastce {demo,bench,info}``.
+"""The command line: ``python -m fastce {demo,score,bench,info}``.
 
 This file parses arguments; each command is a module beside it with one function, ``run(args)``.
 Nothing but the standard library is imported here, so that a missing extra is one clear line.
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_demo(commands)
+    _add_score(commands)
     _add_bench(commands)
     info = commands.add_parser("info", help="what fastce runs on: level, OpenMP, threads, versions")
     info.set_defaults(extra="", needs=())
@@ -56,6 +57,29 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     demo.add_argument("--rounds", type=_positive, default=20, help="timing rounds (20)")
     demo.add_argument("--threads", type=_positive, help="threads (the library's default)")
     demo.set_defaults(extra="demo", needs=("rich", "scipy", "sklearn"))
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    score = commands.add_parser(
+        "score",
+        help="perplexity and accuracy of saved logits, or of hidden states and a head",
+        description="Score tokens by saved logits, classes on the last axis and one token for each row, or by hidden "
+        "states and a head, whose logits are never held as a whole. Files: .npy, .npz:key, .safetensors:key, "
+        "float32, float64, float16 or bfloat16; tokens also .txt. They are mapped: larger than memory is fine.",
+    )
+    score.add_argument("files", nargs="*", metavar="[LOGITS] TOKENS", help="the logits, unless --hidden; the tokens")
+    score.add_argument("--hidden", metavar="FILE", help="hidden states, in place of the logits")
+    score.add_argument("--head", metavar="FILE", help="the head's weights, classes x features")
+    score.add_argument("--bias", metavar="FILE", help="and its bias")
+    score.add_argument("--top-k", type=int, default=0, metavar="K", help="most probable tokens to write (0)")
+    score.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
+    score.add_argument("--softcap", type=float, help="c of c tanh(x / c) in place of the logits x")
+    score.add_argument("--ignore-index", type=int, default=-100, metavar="TOKEN", help="rows to leave out (-100)")
+    score.add_argument("--bytes", type=_positive, metavar="N", help="of the text that was tokenized: bits per byte")
+    score.add_argument("--output", metavar="FILE", help="one line a token: .npz, .parquet or .csv")
+    score.add_argument("--plot", metavar="FILE.png", help="losses, running perplexity, reliability")
+    score.add_argument("--threads", type=_positive, help="threads (the library's default)")
+    score.set_defaults(extra="score", needs=("rich",))
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:

@@ -9,7 +9,7 @@ wide precision; nothing here is fast.
 
 from __future__ import annotations
 
-from fastce.reference import information
+from fastce.reference import inference, information
 from fastce.reference._arithmetic import ulp_distance
 from fastce.reference.binary import (
     binary_cross_entropy,
@@ -19,6 +19,7 @@ from fastce.reference.binary import (
     binary_focal_loss,
     binary_focal_loss_and_grad,
 )
+from fastce.reference.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.reference.probabilities import nll_loss
 from fastce.reference.softmax import (
     cross_entropy,
@@ -43,7 +44,10 @@ __all__ = [
     "cross_entropy_and_hess",
     "focal_loss",
     "focal_loss_and_grad",
+    "inference",
     "information",
+    "linear_cross_entropy",
+    "linear_cross_entropy_and_grad",
     "log_softmax",
     "logsumexp",
     "margin_cross_entropy",

@@ -81,6 +81,7 @@ cdef extern from "rows/rows.h" nogil:
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
     double add_pairs(const Pair *, Py_ssize_t n) noexcept
+    void add_pair(Pair *, Pair) noexcept
 
 cdef enum:
     MAX_DIMS = 64

@@ -19,6 +19,11 @@
 #include "rows/anchored.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
+#ifdef WITH_SCORING
+#include "vector/bits.h"
+#include "rows/gather.h"
+#include "rows/sample.h"
+#endif
 #undef REAL_BITS
 
 #define REAL_BITS 32
@@ -33,6 +38,11 @@
 #include "rows/pieces.h"
 #include "rows/across.h"
 #include "rows/anchored.h"
+#ifdef WITH_SCORING
+#include "vector/bits.h"
+#include "rows/gather.h"
+#include "rows/sample.h"
+#endif
 #undef REAL_BITS
 
 #include "rows/targets.h"

@@ -1,0 +1,129 @@
+/* A linear layer in front of the row code, for both precisions: logits of a tile of rows in planes, and what its
+ * gradient means for the weights and for the features. Above rows/, whose tiles and planes it uses. */
+#ifndef FASTCE_LINEAR_H
+#define FASTCE_LINEAR_H
+
+#include "rows/rows.h"
+
+/* Features X and weights W of a call; `columns` of logits, which are the classes, or one of a binary loss. */
+typedef struct {
+    const char *x;
+    Format format;
+    int swapped;
+    ptrdiff_t row_stride, feature_stride; /* bytes */
+    ptrdiff_t n_features, padded;         /* padded: whole vectors of them */
+    ptrdiff_t n_columns;
+    const void *w;    /* n_columns x padded reals, 0 behind the features */
+    const void *bias; /* n_columns reals, or NULL */
+} Linear;
+
+/* A tile's rows of features as reals, `stride` reals apart. Those of ignored rows are 0. */
+typedef struct { const void *rows; ptrdiff_t stride; } Features;
+
+/* A float64 to an element of an array. */
+static void put_sum(double sum, const Layout *to, int accumulate, char *at)
+{
+    if (accumulate) sum += load_number(at, to->format, to->swapped);
+    if (to->format == FORMAT_F64) store_one_f64(at, sum, to->format, to->swapped);
+    else store_one_f32(at, (float)sum, to->format, to->swapped);
+}
+
+/* simd.h without its definitions: those of rows.h serve. */
+#undef REAL
+#undef INT
+#undef UINT
+#undef REAL_SUFFIX
+#undef REAL_FORMAT
+#define REAL_BITS 64
+#define REAL double
+#define INT int64_t
+#define UINT uint64_t
+#define REAL_SUFFIX _f64
+#define REAL_FORMAT FORMAT_F64
+#include "linear/products.h"
+#include "linear/sparse.h"
+#undef REAL_BITS
+#undef REAL
+#undef INT
+#undef UINT
+#undef REAL_SUFFIX
+#undef REAL_FORMAT
+
+#define REAL_BITS 32
+#define REAL float
+#define INT int32_t
+#define UINT uint32_t
+#define REAL_SUFFIX _f32
+#define REAL_FORMAT FORMAT_F32
+#include "linear/products.h"
+#include "linear/sparse.h"
+#undef REAL_BITS
+
+/* Calls the function of the precision that is computed in. */
+#define IN_PRECISION(is_f64, name, ...) ((is_f64) ? name##_f64(__VA_ARGS__) : name##_f32(__VA_ARGS__))
+
+static Features features(int is_f64, const Linear *l, ptrdiff_t first, ptrdiff_t n_rows, const int64_t *label, void *packed)
+{
+    return IN_PRECISION(is_f64, features, l, first, n_rows, label, packed);
+}
+
+static void tile_logits(int is_f64, const Linear *l, const Features *x, ptrdiff_t n_rows, void *z)
+{
+    IN_PRECISION(is_f64, tile_logits, l, x, n_rows, z);
+}
+
+static void add_weight_grad(int is_f64, const Linear *l, const Features *x, ptrdiff_t n_rows, const void *g, double *sums)
+{
+    IN_PRECISION(is_f64, add_weight_grad, l, x, n_rows, g, sums);
+}
+
+static void add_bias_grad(int is_f64, ptrdiff_t n_columns, ptrdiff_t n_rows, const void *g, double *sums)
+{
+    IN_PRECISION(is_f64, add_bias_grad, n_columns, n_rows, g, sums);
+}
+
+/* The gradient of a tile's features, to the array that it belongs in. */
+static void put_input_grad(int is_f64, const Linear *l, ptrdiff_t n_rows, const void *g, void *rows, const Layout *to,
+                           int accumulate, char *array)
+{
+    IN_PRECISION(is_f64, tile_input_grad, l, n_rows, g, rows);
+    IN_PRECISION(is_f64, put_rows, rows, l->padded, n_rows, l->n_features, to, accumulate, array);
+}
+
+static void put_sums(int is_f64, const Linear *l, const double *sums, ptrdiff_t block_stride, ptrdiff_t n_blocks,
+                     const Layout *to, int accumulate, char *array)
+{
+    IN_PRECISION(is_f64, put_sums, l, sums, block_stride, n_blocks, to, accumulate, array);
+}
+
+static void pack_weights(int is_f64, const Linear *l, const char *w, const Layout *from, void *dst)
+{
+    IN_PRECISION(is_f64, pack_weights, l, w, from, dst);
+}
+
+static void hessian_tile(int is_f64, const void *p, ptrdiff_t n_columns, int binary, ptrdiff_t n_rows, const double *sample,
+                         double scale, void *t)
+{
+    if (binary) IN_PRECISION(is_f64, hessian_binary, p, n_rows, sample, scale, t);
+    else IN_PRECISION(is_f64, hessian_rows, p, n_columns, n_rows, sample, scale, t);
+}
+
+/* Sums of all blocks, in their order, of columns of LANES_F64 numbers. */
+static void put_bias_sums(ptrdiff_t n_columns, const double *sums, ptrdiff_t block_stride, ptrdiff_t n_blocks,
+                          const Layout *to, int accumulate, char *array)
+{
+    for (ptrdiff_t c = 0; c < n_columns; c++) {
+        double sum = 0;
+        for (ptrdiff_t b = 0; b < n_blocks; b++) sum += add_up_f64(load_f64(sums + b * block_stride + c * LANES_F64));
+        put_sum(sum, to, accumulate, array + c * to->class_stride);
+    }
+}
+#undef IN_PRECISION
+
+static ptrdiff_t padded_features(ptrdiff_t n, int is_f64)
+{
+    const ptrdiff_t lanes = VECTOR_BYTES / (is_f64 ? 8 : 4);
+    return (n + lanes - 1) / lanes * lanes;
+}
+
+#endif

@@ -1,0 +1,304 @@
+/* Products of a tile of rows with weights, and of their gradients with either.
+ *
+ * Included once per REAL_BITS. A tile of logits, and its gradient in the same place, is planes: column c of row i at
+ * c * TILE + i, as across.h has them. X is read from memory once, for the logits; for the gradients it is in cache.
+ *
+ *     logits        z_ic   = b_c + sum_d w_cd x_id      a feature in every lane, and their sum in the end
+ *     weights'      dw_cd += sum_i g_ic x_id            a feature in every lane
+ *     features'     dx_id  = sum_c g_ic w_cd            a feature in every lane
+ *
+ * Each keeps a block of accumulators in registers, with as many operands as the block has rows and columns for all of its
+ * products. A logit depends on its row and its class alone, not on their place. Sums over rows leave REAL at the end of a
+ * tile. The last vector of a row overlaps the one before where the features are no multiple of LANES: packed weights are 0
+ * there, and sums of gradients are not used. So nothing is touched outside of a row, and there is no other path for its end.
+ */
+
+/* Columns whose accumulators for two vectors each fit in the registers beside their operands. */
+#undef COLUMNS
+#define COLUMNS 6
+
+INLINE vec FN(times_add)(REAL a, vec b, vec c) { return FN(fma)(FN(splat)(a), b, c); }
+
+/* Calls action(columns) for `n` columns from `first` on, in groups that are as even as can be. */
+#define IN_GROUPS(n, first, action) \
+    for (ptrdiff_t groups = ((n) + COLUMNS - 1) / COLUMNS, first = 0, group = 0; group < groups; group++) { \
+        const ptrdiff_t end = (n) * (group + 1) / groups; \
+        switch (end - first) { \
+        case 1: action(1); break; \
+        case 2: action(2); break; \
+        case 3: action(3); break; \
+        case 4: action(4); break; \
+        case 5: action(5); break; \
+        default: action(COLUMNS); \
+        } \
+        first = end; \
+    }
+
+/* ---- Rows of features --------------------------------------------------------------------- */
+
+/* Whether rows of X can be used where they are: whole vectors, the last of which may overlap the one before. */
+INLINE int FN(is_direct)(const Linear *l)
+{
+    return l->format == REAL_FORMAT && !l->swapped && l->feature_stride == sizeof(REAL) && l->n_features >= LANES
+           && l->row_stride % (ptrdiff_t)sizeof(REAL) == 0 && (uintptr_t)l->x % sizeof(REAL) == 0;
+}
+
+static Features FN(features)(const Linear *l, ptrdiff_t first, ptrdiff_t n_rows, const int64_t *label, REAL *packed)
+{
+    const char *x = l->x + first * l->row_stride;
+    int any_ignored = 0;
+    for (ptrdiff_t i = 0; i < n_rows; i++) any_ignored |= label[i] < 0;
+    if (!any_ignored && FN(is_direct)(l)) return (Features){x, l->row_stride / (ptrdiff_t)sizeof(REAL)};
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        REAL *row = packed + i * l->padded;
+        if (label[i] < 0) memset(row, 0, (size_t)l->padded * sizeof(REAL));
+        else {
+            FN(fetch)(x + i * l->row_stride, l->format, l->swapped, l->feature_stride, l->n_features, row);
+            memset(row + l->n_features, 0, (size_t)(l->padded - l->n_features) * sizeof(REAL));
+        }
+    }
+    return (Features){packed, l->padded};
+}
+
+/* Where vector number v of a row of features begins. */
+INLINE ptrdiff_t FN(feature_of)(const Linear *l, ptrdiff_t v)
+{
+    const ptrdiff_t last = l->n_features - LANES;
+    return v * LANES <= last || last < 0 ? v * LANES : last;
+}
+
+/* ---- Logits ------------------------------------------------------------------------------- */
+
+#define ROWS 4 /* whose products are accumulated together, with those columns that the registers have room for */
+#undef DOT_COLUMNS
+#if VECTOR_BYTES == 64
+#define DOT_COLUMNS 4
+#else
+#define DOT_COLUMNS 2
+#endif
+#ifndef AHEAD_FEATURES
+#define AHEAD_FEATURES 8192 /* bytes: see ask_for */
+#endif
+
+/* The sum of the lanes of each of PART vectors. */
+INLINE void FN(put_lane_sums)(vec *sums, REAL *to)
+{
+    FN(transpose)(sums);
+    vec sum = sums[0];
+    for (int k = 1; k < PART; k++) sum += sums[k];
+#if VECTOR_BYTES == 64 && REAL_BITS == 64
+    const __m256d half = _mm512_castpd512_pd256(sum) + _mm512_extractf64x4_pd(sum, 1);
+    _mm_storeu_pd(to, _mm256_castpd256_pd128(half) + _mm256_extractf128_pd(half, 1));
+#elif VECTOR_BYTES == 64
+    const __m256 half = _mm512_castps512_ps256(sum) + _mm512_extractf32x8_ps(sum, 1);
+    _mm_storeu_ps(to, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+#elif VECTOR_BYTES == 32 && REAL_BITS == 64
+    _mm_storeu_pd(to, _mm256_castpd256_pd128(sum) + _mm256_extractf128_pd(sum, 1));
+#elif VECTOR_BYTES == 32
+    _mm_storeu_ps(to, _mm256_castps256_ps128(sum) + _mm256_extractf128_ps(sum, 1));
+#else
+    FN(store)(to, sum);
+#endif
+}
+
+/* Logits of ROWS rows, from plane to plane. */
+INLINE void FN(add_products)(const Linear *l, const REAL *const *row, const REAL *w, const REAL *bias, REAL *z,
+                             ptrdiff_t columns)
+{
+    const ptrdiff_t n_vectors = l->padded / LANES;
+    vec sum[DOT_COLUMNS][ROWS];
+    for (ptrdiff_t c = 0; c < columns; c++)
+        for (ptrdiff_t r = 0; r < ROWS; r++) sum[c][r] = (vec){bias ? bias[c] : 0};
+    for (ptrdiff_t v = 0; v < n_vectors; v++) {
+        const ptrdiff_t d = FN(feature_of)(l, v);
+        vec x[ROWS];
+        for (ptrdiff_t r = 0; r < ROWS; r++) x[r] = FN(load)(row[r] + d);
+        for (ptrdiff_t c = 0; c < columns; c++) {
+            const vec weights = FN(load)(w + c * l->padded + v * LANES);
+            for (ptrdiff_t r = 0; r < ROWS; r++) sum[c][r] = FN(fma)(x[r], weights, sum[c][r]);
+        }
+    }
+    for (ptrdiff_t c = 0; c < columns; c++)
+        for (ptrdiff_t r = 0; r < ROWS; r += PART) FN(put_lane_sums)(sum[c] + r, z + c * TILE + r);
+}
+
+/* Logits of a tile, or other products of its features with weights like l's. */
+static void FN(tile_logits)(const Linear *l, const Features *x, ptrdiff_t n_rows, REAL *z)
+{
+    const REAL *w = (const REAL *)l->w, *bias = (const REAL *)l->bias;
+    for (ptrdiff_t i = 0; i < n_rows; i += ROWS) {
+        const REAL *row[ROWS];
+        for (ptrdiff_t r = 0; r < ROWS; r++) /* the last one again behind the end */
+            row[r] = (const REAL *)x->rows + (i + r < n_rows ? i + r : n_rows - 1) * x->stride;
+        for (ptrdiff_t r = 0; r < ROWS; r++) FN(ask_for)(row[r], AHEAD_FEATURES, l->n_features * sizeof(REAL), 0);
+        ptrdiff_t c = 0;
+#define ADD(columns) FN(add_products)(l, row, w + c * l->padded, bias ? bias + c : NULL, z + c * TILE + i, columns)
+        for (; c + DOT_COLUMNS <= l->n_columns; c += DOT_COLUMNS) ADD(DOT_COLUMNS);
+        for (; c < l->n_columns; c++) ADD(1);
+#undef ADD
+    }
+}
+#undef ROWS
+
+/* ---- Gradient of the weights ---------------------------------------------------------------- */
+
+/* sums: n_columns x padded, vector v of a row that of features from feature_of on. */
+INLINE void FN(add_outer)(const REAL *x, ptrdiff_t x_stride, const REAL *g, ptrdiff_t n_rows, double *sums,
+                          ptrdiff_t padded, ptrdiff_t columns, const ptrdiff_t *feature, ptrdiff_t vectors)
+{
+    vec sum[COLUMNS][2];
+    for (ptrdiff_t c = 0; c < columns; c++)
+        for (ptrdiff_t v = 0; v < vectors; v++) sum[c][v] = (vec){0};
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        vec row[2];
+        for (ptrdiff_t v = 0; v < vectors; v++) row[v] = FN(load)(x + i * x_stride + feature[v]);
+        for (ptrdiff_t c = 0; c < columns; c++)
+            for (ptrdiff_t v = 0; v < vectors; v++) sum[c][v] = FN(times_add)(g[c * TILE + i], row[v], sum[c][v]);
+    }
+    for (ptrdiff_t c = 0; c < columns; c++)
+        for (ptrdiff_t v = 0; v < vectors; v++) {
+            REAL part[LANES_COUNT];
+            FN(store)(part, sum[c][v]);
+            for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+                double *at = sums + c * padded + v * LANES + k;
+                store_f64(at, load_f64(at) + FN(load_wide)(part + k));
+            }
+        }
+}
+
+static void FN(add_weight_grad)(const Linear *l, const Features *x, ptrdiff_t n_rows, const REAL *g, double *sums)
+{
+    const ptrdiff_t n_vectors = l->padded / LANES;
+    for (ptrdiff_t v = 0; v < n_vectors; v += 2) {
+        const ptrdiff_t feature[2] = {FN(feature_of)(l, v), FN(feature_of)(l, v + 1)};
+        double *to = sums + v * LANES;
+#define ADD(columns) \
+    if (v + 1 < n_vectors) \
+        FN(add_outer)((const REAL *)x->rows, x->stride, g + first * TILE, n_rows, to + first * l->padded, l->padded, columns, feature, 2); \
+    else \
+        FN(add_outer)((const REAL *)x->rows, x->stride, g + first * TILE, n_rows, to + first * l->padded, l->padded, columns, feature, 1)
+        IN_GROUPS(l->n_columns, first, ADD)
+#undef ADD
+    }
+}
+
+/* sums: n_columns x LANES_F64. The planes hold 0 behind the last row. */
+static void FN(add_bias_grad)(ptrdiff_t n_columns, ptrdiff_t n_rows, const REAL *g, double *sums)
+{
+    for (ptrdiff_t c = 0; c < n_columns; c++) {
+        vec sum = {0};
+        for (ptrdiff_t i = 0; i < n_rows; i += LANES)
+            sum += n_rows - i >= LANES ? FN(load)(g + c * TILE + i) : FN(load_n)(g + c * TILE + i, n_rows - i, 0);
+        REAL part[LANES_COUNT];
+        FN(store)(part, sum);
+        for (ptrdiff_t k = 0; k < LANES; k += LANES_F64)
+            store_f64(sums + c * LANES_F64, load_f64(sums + c * LANES_F64) + FN(load_wide)(part + k));
+    }
+}
+
+/* ---- Gradient of the features --------------------------------------------------------------- */
+
+INLINE void FN(add_weighted)(const REAL *w, ptrdiff_t padded, const REAL *g, ptrdiff_t n_columns, REAL *dx,
+                             ptrdiff_t rows, ptrdiff_t vectors)
+{
+    vec sum[COLUMNS][2];
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t v = 0; v < vectors; v++) sum[i][v] = (vec){0};
+    for (ptrdiff_t c = 0; c < n_columns; c++) {
+        vec row[2];
+        for (ptrdiff_t v = 0; v < vectors; v++) row[v] = FN(load)(w + c * padded + v * LANES);
+        for (ptrdiff_t i = 0; i < rows; i++)
+            for (ptrdiff_t v = 0; v < vectors; v++) sum[i][v] = FN(times_add)(g[c * TILE + i], row[v], sum[i][v]);
+    }
+    for (ptrdiff_t i = 0; i < rows; i++)
+        for (ptrdiff_t v = 0; v < vectors; v++) FN(store)(dx + i * padded + v * LANES, sum[i][v]);
+}
+
+/* The gradient of a tile's features, TILE x padded. */
+static void FN(tile_input_grad)(const Linear *l, ptrdiff_t n_rows, const REAL *g, REAL *dx)
+{
+    const REAL *w = (const REAL *)l->w;
+    const ptrdiff_t n_vectors = l->padded / LANES;
+    for (ptrdiff_t v = 0; v < n_vectors; v += 2) {
+        REAL *to = dx + v * LANES;
+#define ADD(rows) \
+    if (v + 1 < n_vectors) FN(add_weighted)(w + v * LANES, l->padded, g + first, l->n_columns, to + first * l->padded, rows, 2); \
+    else FN(add_weighted)(w + v * LANES, l->padded, g + first, l->n_columns, to + first * l->padded, rows, 1)
+        IN_GROUPS(n_rows, first, ADD)
+#undef ADD
+    }
+}
+
+/* Rows of n reals in vectors to an array, added to what it holds if so asked. */
+static void FN(put_rows)(REAL *rows, ptrdiff_t stride, ptrdiff_t n_rows, ptrdiff_t n, const Layout *to, int accumulate,
+                         char *array)
+{
+    const ptrdiff_t overlap = n > LANES ? stride - n : 0;
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        REAL *row = rows + i * stride, *last = row + stride - LANES;
+        char *dst = array + i * to->row_stride;
+        if (overlap) memmove(last, last + overlap, (size_t)(LANES - overlap) * sizeof(REAL));
+        if (accumulate)
+            for (ptrdiff_t d = 0; d < n; d++)
+                row[d] += FN(load_one)(dst + d * to->class_stride, to->format, to->swapped);
+        FN(put)(row, to->format, to->swapped, to->class_stride, n, dst);
+    }
+}
+
+/* Sums of all blocks, in their order, to an array of n_columns x n_features. */
+static void FN(put_sums)(const Linear *l, const double *sums, ptrdiff_t block_stride, ptrdiff_t n_blocks,
+                         const Layout *to, int accumulate, char *array)
+{
+    for (ptrdiff_t c = 0; c < l->n_columns; c++)
+        for (ptrdiff_t v = 0; v < l->padded / LANES; v++)
+            for (ptrdiff_t k = 0; k < LANES; k++) {
+                const ptrdiff_t d = FN(feature_of)(l, v) + k;
+                if (d < v * LANES || d >= l->n_features) continue; /* the vector before has it, or nothing */
+                double sum = 0;
+                for (ptrdiff_t b = 0; b < n_blocks; b++) sum += sums[b * block_stride + c * l->padded + v * LANES + k];
+                put_sum(sum, to, accumulate, array + c * to->row_stride + d * to->class_stride);
+            }
+}
+
+/* Weights as the products read them: in vectors, what one has that the one before has too is 0. */
+static void FN(pack_weights)(const Linear *l, const char *w, const Layout *from, REAL *dst)
+{
+    for (ptrdiff_t c = 0; c < l->n_columns; c++)
+        for (ptrdiff_t v = 0; v < l->padded; v += LANES)
+            for (ptrdiff_t k = 0; k < LANES; k++) {
+                const ptrdiff_t d = FN(feature_of)(l, v / LANES) + k;
+                const char *at = w + c * from->row_stride + d * from->class_stride;
+                const int has = d >= v && d < l->n_features;
+                dst[c * l->padded + v + k] = has ? (REAL)load_number(at, from->format, from->swapped) : 0;
+            }
+}
+
+/* ---- The Hessian times a vector -------------------------------------------------------------- */
+
+/* s p (t - sum_k p_k t_k) in place of the products t, from planes of probabilities p. */
+static void FN(hessian_rows)(const REAL *p, ptrdiff_t n_columns, ptrdiff_t n_rows, const double *sample, double scale,
+                             REAL *t)
+{
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        REAL s[LANES_COUNT];
+        vec mean = {0};
+        for (ptrdiff_t k = 0; k < LANES; k++) s[k] = i + k < n_rows ? (REAL)(sample[i + k] * scale) : 0;
+        for (ptrdiff_t c = 0; c < n_columns; c++)
+            mean = FN(fma)(FN(load)(p + c * TILE + i), FN(load)(t + c * TILE + i), mean);
+        for (ptrdiff_t c = 0; c < n_columns; c++) {
+            REAL *at = t + c * TILE + i;
+            FN(store)(at, FN(load)(s) * FN(load)(p + c * TILE + i) * (FN(load)(at) - mean));
+        }
+    }
+}
+
+/* The same of one column against a logit of 0: s p (1 - p) t, from planes of both probabilities. */
+static void FN(hessian_binary)(const REAL *p, ptrdiff_t n_rows, const double *sample, double scale, REAL *t)
+{
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        REAL s[LANES_COUNT];
+        for (ptrdiff_t k = 0; k < LANES; k++) s[k] = i + k < n_rows ? (REAL)(sample[i + k] * scale) : 0;
+        FN(store)(t + i, FN(load)(s) * FN(load)(p + i) * FN(load)(p + TILE + i) * FN(load)(t + i));
+    }
+}
+#undef IN_GROUPS

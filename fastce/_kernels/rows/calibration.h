@@ -1,0 +1,189 @@
+/* What calibration asks of a row of logits or probabilities: how sure it is, whether it is right, and how the loss
+ * changes with the temperature.
+ *
+ * Included once per REAL_BITS, after formats.h. A row is read from memory once and looked at again in cache.
+ */
+#ifndef FASTCE_CALIBRATION_H
+#define FASTCE_CALIBRATION_H
+
+enum { MOST_DIMS = 64, RUN = 32 }; /* vectors that are added up before they are widened */
+
+/* A batch of rows, numbered in C order. */
+typedef struct {
+    const char *data;
+    Format format;
+    int swapped;
+    int from_logits;
+    int binary;                   /* one number a row, that of class 1 of two; as a logit, class 0 has 0 */
+    ptrdiff_t n_rows, n_classes, class_stride;
+    int n_dims;
+    ptrdiff_t shape[MOST_DIMS], stride[MOST_DIMS];
+    const ptrdiff_t *label;       /* -1: not used */
+    const double *weight;         /* or NULL */
+} Batch;
+
+/* The derivatives of the loss by the inverse temperature: E[x] - x_y and Var[x], weighted and added up. */
+typedef struct {
+    double slope, curvature;
+    ptrdiff_t bad;                /* a row whose probabilities are not defined; -1: none */
+} Moments;
+
+static const char *row_of(const Batch *batch, ptrdiff_t i)
+{
+    const char *p = batch->data;
+    for (int dim = batch->n_dims - 1; dim > 0; dim--) {
+        p += i % batch->shape[dim] * batch->stride[dim];
+        i /= batch->shape[dim];
+    }
+    return batch->n_dims ? p + i * batch->stride[0] : p;
+}
+
+/* Of one number for class 1 of two: its probability, whether it is the target, and (p_1 - y)^2. */
+static void score_binary(double x, int is_logit, ptrdiff_t y, int8_t *hit, double *brier, double *p)
+{
+    *p = is_logit ? 1 / (1 + exp(-x)) : x >= 0 && x <= 1 ? x : NAN;
+    const double other = is_logit ? 1 / (1 + exp(x)) : 1 - x, wrong = y ? other : *p;
+    *hit = y == 1;
+    *brier = wrong * wrong;
+}
+
+#endif
+
+#undef MOMENT_SCALE
+#if REAL_BITS == 64
+#define MOMENT_SCALE 1
+#else
+#define MOMENT_SCALE 0x1p-64f /* of exps: with it their products with squares of logits stay finite */
+#endif
+
+/* The classes of row i, in place where they are contiguous reals, else in scratch. */
+INLINE const REAL *FN(row)(const Batch *batch, ptrdiff_t i, REAL *scratch)
+{
+    const char *src = row_of(batch, i);
+    if (batch->binary) {
+        scratch[1] = FN(load_one)(src, batch->format, batch->swapped);
+        scratch[0] = batch->from_logits ? 0 : 1 - scratch[1];
+        return scratch;
+    }
+    if (batch->format == REAL_FORMAT && !batch->swapped && batch->class_stride == sizeof(REAL))
+        return (const REAL *)src;
+    FN(fetch)(src, batch->format, batch->swapped, batch->class_stride, batch->n_classes, scratch);
+    return scratch;
+}
+
+INLINE REAL FN(largest)(const REAL *x, ptrdiff_t n)
+{
+    vec most = FN(splat)(-INFINITY);
+    for (ptrdiff_t j = 0; j < n; j += LANES)
+        most = FN(larger)(most, n - j < LANES ? FN(load_n)(x + j, n - j, -INFINITY) : FN(load)(x + j));
+    return FN(largest_lane)(most);
+}
+
+/* E[x] - x_y and Var[x] of a row, from d = x - max. Sums are over RUN vectors in REAL, over runs in more. Where a term's
+ * exp is 0 so is the product, also of a d that is -inf. */
+static void FN(add_moments)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double weight, const Temperature *t, Moments *to)
+{
+    const REAL m = FN(largest)(x, n);
+    const vec max = FN(splat)(m);
+    const FN(Exps) exps = FN(exps_against)(max, FN(units)(t));
+    sum_vec sum = {{0}, {0}}, first = {{0}, {0}}, second = {{0}, {0}};
+    for (ptrdiff_t start = 0; start < n; start += RUN * LANES) {
+        const ptrdiff_t end = n - start < RUN * LANES ? n : start + RUN * LANES;
+        vec s = {0}, s1 = {0}, s2 = {0};
+        for (ptrdiff_t j = start; j < end; j += LANES) {
+            const vec z = n - j < LANES ? FN(load_n)(x + j, n - j, -INFINITY) : FN(load)(x + j);
+            const vec e = FN(exps)(z, &exps) * (REAL)MOMENT_SCALE;
+            const vec d = FN(larger)(z - max, FN(splat)(exps.units.lowest)), ed = e * d;
+            s += e;
+            s1 += ed;
+            s2 = FN(fma)(ed, d, s2);
+        }
+        FN(add)(&sum, s);
+        FN(add)(&first, s1);
+        FN(add)(&second, s2);
+    }
+    const double total = FN(total)(sum), mean = FN(total)(first) / total;
+    to->slope += weight * (mean - ((double)x[y] - m));
+    to->curvature += weight * (FN(total)(second) / total - mean * mean);
+}
+
+/* Sums of e and of e^2 over n classes. */
+INLINE void FN(add_powers)(const REAL *x, ptrdiff_t n, const FN(Exps) *exps, sum_vec *sum, sum_vec *squares)
+{
+    for (ptrdiff_t start = 0; start < n; start += RUN * LANES) {
+        const ptrdiff_t end = n - start < RUN * LANES ? n : start + RUN * LANES;
+        vec s = {0}, s2 = {0};
+        for (ptrdiff_t j = start; j < end; j += LANES) {
+            const vec z = n - j < LANES ? FN(load_n)(x + j, n - j, -INFINITY) : FN(load)(x + j);
+            const vec e = FN(exps)(z, exps) * (REAL)(1 / EXP_POWER);
+            s += e;
+            s2 = FN(fma)(e, e, s2);
+        }
+        FN(add)(sum, s);
+        FN(add)(squares, s2);
+    }
+}
+
+/* The first largest probability, whether it is the target's, and sum_j (p_j - y_j)^2. The target stays out of the sums:
+ * 1 - p_y does not cancel. NaN where the probabilities are not defined. */
+static void FN(score_logits)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double *confidence, int8_t *hit, double *brier)
+{
+    const REAL before = FN(largest)(x, y), after = FN(largest)(x + y + 1, n - y - 1);
+    const REAL m = before > after ? (before > x[y] ? before : x[y]) : (after > x[y] ? after : x[y]);
+    const FN(Exps) exps = FN(exps_against)(FN(splat)(m), &FN(plain_units));
+    const double scale = 1 / EXP_POWER, top = scale * FN(exps)(FN(splat)(m), &exps)[0];
+    const double e_y = scale * FN(exps)(FN(splat)(x[y]), &exps)[0];
+    sum_vec sum = {{0}, {0}}, squares = {{0}, {0}};
+    FN(add_powers)(x, y, &exps, &sum, &squares);
+    FN(add_powers)(x + y + 1, n - y - 1, &exps, &sum, &squares);
+    const double rest = FN(total)(sum), total = rest + e_y;
+    *hit = x[y] > before && x[y] >= after;
+    *confidence = top / total;
+    *brier = (FN(total)(squares) + rest * rest) / (total * total);
+}
+
+/* The same of probabilities, as they are. NaN where one is not in [0, 1]. */
+static void FN(score_probabilities)(const REAL *p, ptrdiff_t n, ptrdiff_t y, double *confidence, int8_t *hit,
+                                    double *brier)
+{
+    double squares = (1 - (double)p[y]) * (1 - (double)p[y]);
+    ptrdiff_t top = 0;
+    int outside = 0;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        outside |= !(p[j] >= 0 && p[j] <= 1);
+        if (p[j] > p[top]) top = j;
+        if (j != y) squares += (double)p[j] * p[j];
+    }
+    *hit = top == y;
+    *confidence = outside ? NAN : p[top];
+    *brier = outside ? NAN : squares;
+}
+
+static void FN(add_rows)(const Batch *batch, ptrdiff_t begin, ptrdiff_t end, const Temperature *t, REAL *scratch,
+                         Moments *to)
+{
+    for (ptrdiff_t i = begin; i < end; i++) {
+        const double weight = batch->weight ? batch->weight[i] : 1;
+        if (batch->label[i] < 0 || weight == 0) continue;
+        FN(add_moments)(FN(row)(batch, i, scratch), batch->n_classes, batch->label[i], weight, t, to);
+        if (to->bad < 0 && !isfinite(to->slope + to->curvature)) to->bad = i;
+    }
+}
+
+static void FN(score_rows)(const Batch *batch, ptrdiff_t begin, ptrdiff_t end, REAL *scratch, REAL *confidence,
+                           int8_t *hit, double *brier)
+{
+    for (ptrdiff_t i = begin; i < end; i++) {
+        const ptrdiff_t y = batch->label[i];
+        double p;
+        confidence[i] = 0;
+        hit[i] = -1;
+        brier[i] = 0;
+        if (y < 0) continue;
+        const REAL *x = FN(row)(batch, i, scratch);
+        if (batch->binary) score_binary(x[1], batch->from_logits, y, &hit[i], &brier[i], &p);
+        else if (batch->from_logits) FN(score_logits)(x, batch->n_classes, y, &p, &hit[i], &brier[i]);
+        else FN(score_probabilities)(x, batch->n_classes, y, &p, &hit[i], &brier[i]);
+        confidence[i] = (REAL)p;
+    }
+}

@@ -1,0 +1,306 @@
+"""Cross-entropy of a linear layer's logits: arguments to one of two ways, each in its own file."""
+
+from __future__ import annotations
+
+from operator import index
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastce import _kernels
+from fastce._kernels.entry import arrays
+from fastce.linear import arguments, blocks
+from fastce.linear.arguments import MEMORY
+
+NAMES = ("input", "linear_weight", "linear_bias")
+
+
+class LinearGrad(NamedTuple):
+    """Gradients with respect to the arguments of a linear layer; None for what was not asked for."""
+
+    input: NDArray | None
+    linear_weight: NDArray | None
+    linear_bias: NDArray | None
+
+
+def linear_cross_entropy(
+    input: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    memory: int = MEMORY,
+    n_threads: int | None = None,
+) -> float | NDArray:
+    r"""Cross-entropy of the logits of a linear layer, which never exist as a whole.
+
+    With features :math:`x_i`, weights :math:`w_j` and biases :math:`b_j` the logits of row i are :math:`z_{ij} = w_j
+    \cdot x_i + b_j`; all else is :func:`fastce.cross_entropy` of them. A block of rows is multiplied, reduced
+    and forgotten at a time.
+
+    Parameters
+    ----------
+    input : array_like or SciPy sparse array
+        Features of shape (..., D), in a dtype and layout of :func:`fastce.cross_entropy`'s logits. Or a sparse
+        array or matrix of shape (N, D): CSR is used as it is, other formats are converted once.
+    linear_weight : array_like
+        Weights of shape (C, D).
+    target : array_like
+        Class indices of shape (...), or target probabilities of shape (..., C).
+    linear_bias : array_like, optional
+        Bias of each class, of shape (C,).
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
+        As in :func:`fastce.cross_entropy`. Sample weights may be negative.
+    reduction, normalizer
+        As in :func:`fastce.cross_entropy`.
+    memory : int, default 64 MiB
+        How many bytes a call may hold beside its arguments and results.
+    n_threads : int, optional
+        At most that many threads; default :func:`fastce.get_num_threads`. Products by BLAS take the threads
+        that BLAS is set to.
+
+    Returns
+    -------
+    float or ndarray
+        As :func:`fastce.cross_entropy`: float64 if the features or the weights are, else float32, for each row with
+        ``reduction='none'``.
+
+    Raises
+    ------
+    IndexError, TypeError
+        As :func:`fastce.cross_entropy`.
+    ValueError
+        As :func:`fastce.cross_entropy`; features and weights that do not match; `memory` that has no room for a row.
+
+    Notes
+    -----
+    Products are computed in float64 if the features or the weights are, else in float32, halves widened block by block. The
+    bounds of :func:`fastce.cross_entropy` hold for the logits as computed. Where D C is at most 65536, and for sparse
+    features, the bits of the result do not depend on the number of threads; else the last ones are those of BLAS.
+    The names of the arguments are PyTorch's [1]_.
+
+    References
+    ----------
+    .. [1] ``torch.nn.functional.linear_cross_entropy``, PyTorch 2.13.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> features = np.array([[1.0, 2.0], [3.0, -1.0]])
+    >>> weights = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> round(fastce.linear_cross_entropy(features, weights, [2, 0]), 6)
+    0.278268
+    """
+    call = _Call(input, linear_weight, linear_bias, memory)
+    rows = call.rows(
+        target, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer, n_threads
+    )
+    return call.run(rows, LinearGrad(None, None, None), False)
+
+
+def linear_cross_entropy_and_grad(
+    input: ArrayLike,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    normalizer: float | None = None,
+    memory: int = MEMORY,
+    n_threads: int | None = None,
+    wrt: tuple[str, ...] = NAMES,
+    out: tuple[NDArray | None, NDArray | None, NDArray | None] | None = None,
+    accumulate: bool = False,
+) -> tuple[float | NDArray, LinearGrad]:
+    r"""Cross-entropy of the logits of a linear layer, and its gradient with respect to all that they are made of.
+
+    With the gradient :math:`g_{ij}` of the loss by the logits, as :func:`fastce.cross_entropy_and_grad` has it,
+
+    .. math::
+        \frac{\partial \ell}{\partial x_i} = \sum_j g_{ij} w_j, \qquad
+        \frac{\partial \ell}{\partial w_j} = \sum_i g_{ij} x_i, \qquad
+        \frac{\partial \ell}{\partial b_j} = \sum_i g_{ij}
+
+    Parameters
+    ----------
+    input, linear_weight, target, linear_bias
+        As in :func:`linear_cross_entropy`.
+    weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
+        As in :func:`linear_cross_entropy`.
+    reduction, normalizer, memory, n_threads
+        As in :func:`linear_cross_entropy`.
+    wrt : tuple of str, default ('input', 'linear_weight', 'linear_bias')
+        Which gradients to compute. By default those of all arguments that are given and have one: without
+        `linear_bias` none of it, and none of sparse features.
+    out : tuple of ndarray or None, optional
+        A `LinearGrad`, or its like, of arrays to write into, each of its argument's shape and dtype. Where it has
+        None and `wrt` names the argument an array is made.
+    accumulate : bool, default False
+        Add to what `out` holds, to sum gradients over batches.
+
+    Returns
+    -------
+    loss : float or ndarray
+        As :func:`linear_cross_entropy`.
+    grad : LinearGrad
+        Named tuple ``(input, linear_weight, linear_bias)``, each of its argument's shape and dtype, or None. With
+        ``reduction='none'`` of the sum of the losses.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        As :func:`linear_cross_entropy`, before anything is written. And ValueError for a gradient of sparse features,
+        a name that `wrt` does not have, and an array of `out` that has another shape or dtype than its argument,
+        is read-only, or overlaps an argument or another one.
+
+    Notes
+    -----
+    Nothing that a row of `ignore_index` holds is used: where its features are NaN every gradient stays finite. At a target's
+    logit :math:`g_{iy}` is :math:`-r / s`, not :math:`p_y - 1`: gradients of sure rows keep their digits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> features = np.array([[1.0, 2.0], [3.0, -1.0]])
+    >>> weights = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> loss, grad = fastce.linear_cross_entropy_and_grad(features, weights, [2, 0])
+    >>> grad.linear_weight.round(3)
+    array([[-0.127,  0.155],
+           [ 0.146,  0.236],
+           [-0.019, -0.392]])
+    >>> grad.linear_bias is None
+    True
+    """
+    call = _Call(input, linear_weight, linear_bias, memory)
+    rows = call.rows(
+        target, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer, n_threads
+    )
+    grad = call.grads(wrt, out, accumulate)
+    call.check_apart(grad, target, weight, sample_weight)
+    return call.run(rows, grad, accumulate), grad
+
+
+class _Call:
+    """Features, weights and bias, checked."""
+
+    def __init__(self, input: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memory: int) -> None:
+        self.is_sparse = hasattr(input, "tocsr")
+        self.x = arguments.as_csr(input, "input") if self.is_sparse else arrays.float_array(input, "input")
+        self.w = arrays.float_array(linear_weight, "linear_weight")
+        self.bias = None if linear_bias is None else arrays.float_array(linear_bias, "linear_bias")
+        try:
+            self.memory = index(memory)
+        except TypeError:
+            raise TypeError(f"memory is {memory!r}; expected an int, a number of bytes") from None
+        if self.x.ndim == 0:
+            raise ValueError("input is a scalar; expected at least one axis, the features")
+        if self.w.ndim != 2 or self.w.shape[1] != self.x.shape[-1]:
+            raise ValueError(
+                f"linear_weight has shape {self.w.shape} and input {self.x.shape}; expected (C, D) and (..., D), "
+                "with the same number of features D"
+            )
+        if self.bias is not None and self.bias.shape != self.w.shape[:1]:
+            raise ValueError(
+                f"linear_bias has shape {self.bias.shape}; expected {self.w.shape[:1]}, one for each class of "
+                f"linear_weight, {self.w.shape}"
+            )
+        is_wide = any(a is not None and a.dtype == np.float64 for a in (self.x, self.w))
+        self.dtype = np.dtype(np.float64 if is_wide else np.float32)
+
+    def rows(self, target: ArrayLike, *options: Any) -> Any:
+        """Targets and options, checked but for the labels; see `LinearRows`."""
+        self.ignore_index = options[2]
+        self.target = target
+        shape = (*self.x.shape[:-1], len(self.w))
+        return _kernels.kernels.LinearRows(shape, self.dtype, target, *options)
+
+    def grads(self, wrt: tuple[str, ...], out: Any, accumulate: bool) -> LinearGrad:
+        """The arrays to write into."""
+        wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        for name in wrt:
+            if name not in NAMES:
+                raise ValueError(f"wrt has {name!r}; expected names out of {', '.join(NAMES)}")
+        given = LinearGrad(None, None, None) if out is None else LinearGrad(*out)
+        if self.is_sparse and "input" in wrt:
+            if wrt != NAMES or given.input is not None:
+                raise ValueError(
+                    "wrt has 'input', which is sparse; expected wrt=('linear_weight', 'linear_bias'): sparse features "
+                    "have no gradient here"
+                )
+            wrt = NAMES[1:]
+        if accumulate and out is None:
+            raise ValueError("accumulate is True without out; expected arrays to add to")
+        grads = []
+        for name, argument, array in zip(NAMES, (self.x, self.w, self.bias), given, strict=True):
+            if name not in wrt or argument is None:
+                if array is not None:
+                    raise ValueError(f"out has an array for {name}, which wrt does not name or which is not given")
+                grads.append(None)
+            elif array is None:
+                make = np.zeros_like if accumulate else np.empty_like
+                grads.append(make(argument, dtype=argument.dtype.newbyteorder("=")))
+            else:
+                arrays.check_out_like(array, argument, f"out.{name}", name)
+                grads.append(array)
+        return LinearGrad(*grads)
+
+    def check_apart(self, grad: LinearGrad, *others: Any) -> None:
+        """No array that is written shares memory with one that is read, or with another."""
+        x = (self.x.data, self.x.indices, self.x.indptr) if self.is_sparse else (self.x,)
+        named = [*(("input", a) for a in x), ("linear_weight", self.w), ("linear_bias", self.bias)]
+        named += zip(("target", "weight", "sample_weight"), others, strict=True)
+        read = [(name, a) for name, a in named if isinstance(a, np.ndarray)]
+        for name, array in zip(NAMES, grad, strict=True):
+            if array is None:
+                continue
+            for other, a in read:
+                arrays.check_out_apart(array, a, other, False, f"out.{name}")
+            read.append((f"out.{name}", array))
+
+    def run(self, rows: Any, grad: LinearGrad, accumulate: bool) -> float | NDArray:
+        """The loss; write the gradients."""
+        n_features = self.x.shape[-1]
+        x = self.x if self.is_sparse else self.x.reshape(-1, n_features)
+        of_x = None if grad.input is None else grad.input.reshape(-1, n_features)
+        flat = LinearGrad(of_x, grad.linear_weight, grad.linear_bias)
+        copied = of_x is not None and not np.shares_memory(of_x, grad.input) and of_x.size
+        rows.check()
+        if self._is_small(x):
+            rows.of_dense(x, self.w, self.bias, *flat, accumulate, False)
+        else:
+            blocks.run(rows, x, self.w, self.bias, self._ignored(), flat, accumulate, self.dtype, self.memory)
+        if copied:
+            grad.input[...] = of_x.reshape(grad.input.shape)
+        return rows.result()
+
+    def _is_small(self, x: Any) -> bool:
+        return (
+            not self.is_sparse
+            and self.w.size <= arguments.FEW_WEIGHTS
+            and (x.dtype == np.float64) == (self.dtype == np.float64)
+        )
+
+    def _ignored(self) -> NDArray | None:
+        target = np.asarray(self.target)
+        if self.ignore_index is None or target.dtype.kind not in "iu":
+            return None
+        return target.reshape(-1) == self.ignore_index

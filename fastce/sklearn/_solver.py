@@ -1,0 +1,300 @@
+"""A solver for the objectives of `fastce.linear`: few passes over X are all that counts.
+
+Design
+------
+A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner as its first Hessian. What remains for the memory of
+   steps is what the preconditioner misses. SciPy's L-BFGS-B takes none, and its first step ignores the scale of the
+   variables that one would transform; its Newton-CG and trust-region methods take none either.
+B. The preconditioner: for few coefficients the Hessian itself, again at each step; else the blocks of the classes on
+   the diagonal, from a sample of the rows, where they are small; else the Hessian's diagonal; and where that has not
+   been enough for PATIENCE steps, the curvature of each class times the matrix X'X of a sample, which knows of
+   columns that go together.
+C. Where rows are many, the first steps see a sample of them: they end within its noise of the solution.
+D. It stops where scikit-learn does, |gradient| <= tol, but goes BEYOND steps on unless the preconditioner expects less
+   of one than GAIN of the objective: scikit-learn's last step often leads well below tol, and its objective is not to
+   be lower.
+E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+import fastce
+from fastce.linear import objective
+
+__all__ = ["Solution", "minimize"]
+
+GAIN, BEYOND = 1e-9, 2
+NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
+MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
+SMALL, SMALL_WORK = 100, 2e7  # coefficients, and rows times their square, of a Hessian that is made at each step
+PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
+FLOOR = 0.05  # of the eigenvalues of classes' correlations
+_TINY = float(np.finfo(float).tiny)
+SAMPLED, PER_COEFFICIENT = 8, 20  # a sample is one of so many rows, and so many times the coefficients
+SAMPLE_BYTES = 1 << 25
+ROWS_PER_COLUMN = 50  # of a block on the diagonal
+
+Preconditioner = Callable[[NDArray], NDArray]
+
+
+class Solution(NamedTuple):
+    """The last coefficients, their objective, the steps taken, and whether nothing is left to gain."""
+
+    coef: NDArray
+    loss: float
+    n_iter: int
+    converged: bool
+
+
+def minimize(
+    X: Any,
+    target: NDArray,
+    n_classes: int,
+    coef: NDArray,
+    *,
+    sample_weight: NDArray | None,
+    fit_intercept: bool,
+    l2: float,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[NDArray], Any] | None = None,
+) -> Solution:
+    """Coefficients of form (K, D + fit_intercept) that minimise the objective, from `coef` on."""
+    f = objective(X, target, n_classes, sample_weight=sample_weight, fit_intercept=fit_intercept, l2=l2)
+    n_rows, size = X.shape[0], f.size
+    problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
+    if size <= SMALL and n_rows * size**2 <= SMALL_WORK:
+        return _descend(f, coef, lambda w, _: _factored(f.hessian(w)), tol, max_iter, callback, patience=1)
+    if n_rows >= SAMPLED * PER_COEFFICIENT * size and (part := problem.sample(n_rows // SAMPLED)):
+        coef = _descend(part.objective, coef, part.best, tol, max_iter, None).coef
+        return _descend(f, coef, part.best, tol, max_iter, callback)
+    return _descend(f, coef, problem.best, tol, max_iter, callback)
+
+
+def _descend(
+    f: Any,
+    coef: NDArray,
+    preconditioner: Callable[[NDArray, int], Preconditioner],
+    tol: float,
+    max_iter: int,
+    callback: Callable[[NDArray], Any] | None,
+    patience: int = PATIENCE,
+) -> Solution:
+    """As `minimize`; the preconditioner is made again, where the steps have led, each `patience` of them."""
+    w = np.array(coef, np.float64).ravel()
+    loss, g = f.loss_and_grad(w)
+    noise, settled = NOISE[f.dtype], 0
+    pairs: list[tuple[NDArray, NDArray, float]] = []
+    most = 0 if patience == 1 else LARGE_MEMORY if f.size > LARGE else MEMORY
+    for n_iter in range(max_iter + 1):
+        if n_iter == max_iter:
+            return Solution(w, loss, n_iter, _flat(g) <= tol)
+        if n_iter % patience == 0:
+            solve = preconditioner(w, n_iter)
+        d = _direction(g, pairs, solve)
+        slope = g @ d
+        settled += _flat(g) <= tol
+        if settled and (settled > BEYOND or -slope / 2 <= GAIN * abs(loss)):
+            return Solution(w, loss, n_iter, True)
+        step = 1.0
+        while True:
+            new = w + step * d
+            new_loss, new_g = f.loss_and_grad(new)
+            new_slope = new_g @ d
+            if new_loss <= loss + 1e-4 * step * slope:
+                break
+            if new_loss <= loss + noise * abs(loss) and abs(new_slope) <= 0.9 * abs(slope):
+                break
+            step *= np.clip(-slope * step / (2 * (new_loss - loss - slope * step)), 0.1, 0.5)
+            if step < 1e-6 or not np.isfinite(slope):  # nothing below the rounding errors of the objective
+                return Solution(w, loss, n_iter, -slope <= noise * abs(loss))
+        gained = loss - new_loss
+        if most and (product := step * (new_slope - slope)) > 0:
+            pairs = [*pairs[1 - most :], (step * d, new_g - g, 1 / product)]
+        w, loss, g = new, new_loss, new_g
+        if callback:
+            callback(w)
+        if 0 <= gained <= 64 * np.finfo(float).eps * max(abs(loss), 1):  # scikit-learn's second criterion
+            return Solution(w, loss, n_iter + 1, True)
+    raise AssertionError("unreachable")
+
+
+def _flat(g: NDArray) -> float:
+    return float(np.abs(g).max(initial=0))
+
+
+def _direction(g: NDArray, pairs: list[tuple[NDArray, NDArray, float]], solve: Preconditioner) -> NDArray:
+    q = -g
+    shares = []
+    for s, y, r in reversed(pairs):
+        shares.append(r * (s @ q))
+        q = linalg.blas.daxpy(y, q, a=-shares[-1])
+    q = solve(q)
+    if pairs:  # the preconditioner's scale may be off, where the Hessian has changed since
+        _, y, r = pairs[-1]
+        q /= r * (y @ solve(y))
+    for (s, y, r), share in zip(pairs, reversed(shares), strict=True):
+        q = linalg.blas.daxpy(s, q, a=share - r * (y @ q))
+    return q
+
+
+# ---- Preconditioners -------------------------------------------------------------------------------
+
+
+class Problem:
+    """An objective, and what its preconditioners are made of."""
+
+    def __init__(
+        self,
+        f: Any,
+        X: Any,
+        target: NDArray,
+        n_classes: int,
+        sample_weight: NDArray | None,
+        fit_intercept: bool,
+        l2: float,
+    ) -> None:
+        self.objective, self.X, self.target, self.sample_weight = f, X, target, sample_weight
+        self.options = n_classes, fit_intercept, l2
+
+    def sample(self, n_rows: int) -> Problem | None:
+        """The same of so many rows, or as many as memory allows, the same rows each time."""
+        if sparse.issparse(self.X):
+            return None
+        n_rows = min(n_rows, SAMPLE_BYTES // max(1, self.X.shape[1] * self.X.dtype.itemsize))
+        if n_rows >= self.X.shape[0] or n_rows < 1:
+            return self if n_rows else None
+        rows = np.sort(np.random.default_rng(0).choice(self.X.shape[0], n_rows, replace=False, shuffle=False))
+        X, target = self.X[rows], self.target[rows]
+        weight = None if self.sample_weight is None else self.sample_weight[rows]
+        if weight is not None and not weight.any():
+            return None
+        n_classes, fit_intercept, l2 = self.options
+        f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
+        return Problem(f, X, target, n_classes, weight, fit_intercept, l2)
+
+    def best(self, w: NDArray, n_iter: int) -> Preconditioner:
+        """What costs about as much as EARLY passes over X at first, and LATE ones when they have not been enough."""
+        (n_classes, _), (n_rows, n_columns) = self.objective.shape, self.X.shape
+        passes = LATE if n_iter else EARLY
+        if not sparse.issparse(self.X) and n_columns <= WIDEST:
+            # A pass takes 4 n_rows n_columns n_classes operations, a matrix X'X 2 n_columns^2 for each row.
+            affordable = 2 * passes * n_rows // max(1, n_columns)
+            wanted = ROWS_PER_COLUMN * (n_columns + 1)
+            if affordable >= min(wanted, n_rows) and (part := self.sample(wanted)):
+                return part.of_blocks(w)
+            wanted = min(8 * (n_columns + 1), affordable * n_classes)
+            if n_iter and wanted > n_columns and (part := self.sample(wanted)):
+                return part.of_columns(w)
+        diagonal = self.objective.hessian_diagonal(w)
+        diagonal += 1e-10 * diagonal.max(initial=0) + _TINY
+        return lambda g: g / diagonal
+
+    def of_blocks(self, w: NDArray) -> Preconditioner:
+        """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which compete for the same
+        probability, L_k L_l' times the correlation of their probabilities."""
+        f = self.objective
+        p, weight = self._probabilities(w)
+        factors = [_cholesky(self._product(h) + self._penalty()) for h in (p * (1 - p) * weight).T]
+        between = _inverse_between(p, weight)
+
+        def solve(g: NDArray) -> NDArray:
+            parts = zip(factors, g.reshape(f.shape), strict=True)
+            inner = between @ np.stack([_triangular(factor, part) for factor, part in parts])
+            parts = zip(factors, inner, strict=True)
+            return np.concatenate([_triangular(factor, part, transposed=True) for factor, part in parts])
+
+        return solve
+
+    def of_columns(self, w: NDArray) -> Preconditioner:
+        """X'X weighted by the rows' curvature, times the mean of p_k (1 - p_k) and -p_k p_l for each two classes."""
+        f = self.objective
+        p, weight = self._probabilities(w)
+        h = p * (1 - p) * weight
+        total = h.mean(axis=1)
+        factor = _cholesky(_shrunk(self._product(total), len(h)) + self._penalty())
+        scale = np.sqrt(np.maximum(h.sum(axis=0) / max(total.sum(), _TINY), 1e-3))
+        between = _inverse_between(p, weight) / scale / scale[:, None]
+
+        def solve(g: NDArray) -> NDArray:
+            inner = _triangular(factor, (between @ g.reshape(f.shape)).T)
+            return _triangular(factor, inner, transposed=True).T.ravel()
+
+        return solve
+
+    def _probabilities(self, w: NDArray) -> tuple[NDArray, NDArray]:
+        """Of each row and class, in float64, and the rows' weights by their sum."""
+        f = self.objective
+        z = f.logits(w)
+        p = fastce.softmax(np.hstack([z, np.zeros_like(z)]) if f.shape[0] == 1 else z, axis=1)[:, : f.shape[0]]
+        weight = np.ones(len(z)) if self.sample_weight is None else self.sample_weight
+        return p.astype(np.float64), weight[:, None] / f.normalizer
+
+    def _product(self, h: NDArray) -> NDArray:
+        """Sums of h x x' over the rows, x with a 1 appended where there is an intercept."""
+        n_columns = self.X.shape[1]
+        whole = np.empty((self.objective.shape[1],) * 2)
+        weighted = self.X * h[:, None].astype(self.X.dtype)
+        whole[:n_columns, :n_columns] = weighted.T @ self.X
+        if self.options[1]:
+            whole[n_columns, :n_columns] = whole[:n_columns, n_columns] = weighted.sum(axis=0)
+            whole[n_columns, n_columns] = h.sum()
+        return whole
+
+    def _penalty(self) -> NDArray:
+        penalty = np.full(self.objective.shape[1], self.options[2])
+        penalty[self.X.shape[1] :] = 0
+        return np.diag(penalty)
+
+
+def _shrunk(matrix: NDArray, n_rows: int) -> NDArray:
+    """Nearer to its diagonal by what a sample of so many rows is off: OAS (Chen, Wiesel, Eldar, Hero, 2010) of the
+    correlations."""
+    n = len(matrix)
+    scale = np.sqrt(np.maximum(np.diag(matrix), _TINY))
+    squares = float(np.sum((matrix / scale / scale[:, None]) ** 2))
+    share = min(1.0, ((1 - 2 / n) * squares + n**2) / ((n_rows + 1 - 2 / n) * max(squares - n, _TINY)))
+    shrunk = (1 - share) * matrix
+    shrunk[np.diag_indices(n)] = np.diag(matrix)
+    return shrunk
+
+
+def _inverse_between(p: NDArray, weight: NDArray) -> NDArray:
+    """Of the correlations of classes in the mean of diag(p) - p p'. All logits may rise together: along that, and what
+    is nearly that, FLOOR stands for the curvature."""
+    covariance = -(p * weight).T @ p
+    covariance[np.diag_indices(len(covariance))] = np.maximum((p * (1 - p) * weight).sum(axis=0), _TINY)
+    scale = np.sqrt(np.diag(covariance))
+    values, vectors = np.linalg.eigh(covariance / scale / scale[:, None])
+    return (vectors / np.maximum(values, FLOOR)) @ vectors.T
+
+
+def _cholesky(matrix: NDArray) -> NDArray:
+    """The factor of a positive definite matrix, or of one that rounding errors or columns that go together have made
+    singular, with its diagonal enlarged until it is not."""
+    diagonal = np.diag(matrix).copy()
+    # Along a direction of no curvature a step must not be endless.
+    least = _TINY + 1e-12 * diagonal.max(initial=0)
+    for factor in (1e-12, 1e-9, 1e-6, 1e-3):
+        matrix[np.diag_indices(len(matrix))] = diagonal + factor * np.abs(diagonal) + least
+        try:
+            return linalg.cholesky(matrix, lower=True, check_finite=False)
+        except linalg.LinAlgError:
+            continue
+    return np.diag(np.sqrt(np.abs(diagonal) + least))
+
+
+def _triangular(factor: NDArray, given: NDArray, transposed: bool = False) -> NDArray:
+    return linalg.solve_triangular(factor, given, trans=int(transposed), lower=True, check_finite=False)
+
+
+def _factored(matrix: NDArray) -> Preconditioner:
+    factor = _cholesky(matrix)
+    return lambda g: _triangular(factor, _triangular(factor, g), transposed=True)
