@@ -222,9 +222,10 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
         if (!split || !is_long) sweep(&tile, &rows, across);
         else if (rows.label[0] >= 0) {
             if (c->kind == MARGIN) read_given(&tile, &rows);
-            read_target(&tile, &rows);
-            for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--) sweep_piece(&tile, &rows, piece);
-            combine_pieces(&tile, &rows);
+            begin_long_row(&tile, &rows);
+            do
+                for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--) sweep_piece(&tile, &rows, piece);
+            while (combine_pieces(&tile, &rows));
         }
         epilogue(&tile, &rows);
         if (tile.grad && (!split || !is_long)) write_gradient(&tile, &rows, across);

@@ -40,6 +40,10 @@
 #endif
 #endif
 
+#if defined(LEVEL_V4) || defined(LEVEL_V3) || (defined(__ARM_NEON) && defined(__aarch64__))
+#define HAS_FMA /* fma rounds once */
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -153,7 +157,7 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 /* What a * b rounded to p has lost. */
 INLINE vec FN(product_error)(vec a, vec b, vec p)
 {
-#if defined(LEVEL_V4) || defined(LEVEL_V3) || (defined(__ARM_NEON) && defined(__aarch64__))
+#ifdef HAS_FMA
     return FN(fma)(a, b, -p);
 #else /* T. J. Dekker: halves of 26 bits, whose products are exact */
     const vec wide_a = a * 0x1.000002p27, wide_b = b * 0x1.000002p27;
