@@ -224,9 +224,11 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
         else {
             if (c->kind == MARGIN) read_given(&tile, &rows);
             if (rows.label[0] >= 0) {
-                read_target(&tile, &rows);
-                for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--) sweep_piece(&tile, &rows, piece);
-                combine_pieces(&tile, &rows);
+                begin_long_row(&tile, &rows);
+                do
+                    for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--)
+                        sweep_piece(&tile, &rows, piece);
+                while (combine_pieces(&tile, &rows));
             }
             epilogue(&tile, &rows);
             for (ptrdiff_t piece = count_pieces(b->n) - 1; tile.grad && piece >= 0; piece--)

@@ -69,9 +69,9 @@ cdef extern from "rows/rows.h" nogil:
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
     void run_tile(const Tile *, Rows *, bint across) noexcept
     void read_given(const Tile *, Rows *) noexcept
-    void read_target(const Tile *, Rows *) noexcept
+    void begin_long_row(const Tile *, Rows *) noexcept
     void sweep_piece(const Tile *, Rows *, Py_ssize_t piece) noexcept
-    void combine_pieces(const Tile *, Rows *) noexcept
+    bint combine_pieces(const Tile *, Rows *) noexcept
     void epilogue(const Tile *, Rows *) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
@@ -279,10 +279,12 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
             if rows.label[0] >= 0:
                 if p.formula.kind == MARGIN:
                     read_given(&tile, &rows)
-                read_target(&tile, &rows)
-                for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
-                    run_piece(p, &tile, &rows, piece, False)
-                combine_pieces(&tile, &rows)
+                begin_long_row(&tile, &rows)
+                while True:
+                    for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
+                        run_piece(p, &tile, &rows, piece, False)
+                    if not combine_pieces(&tile, &rows):
+                        break
             epilogue(&tile, &rows)
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):

@@ -62,8 +62,15 @@ static void read_given(const Tile *tile, Rows *rows)
     }
 }
 
+/* Where no class is the target none stays out of the sums. */
+static void set_no_targets(const Tile *tile, Rows *rows)
+{
+    for (ptrdiff_t i = 0; !has_target(tile) && i < tile->n_rows; i++) rows->label[i] = tile->n_classes;
+}
+
 static void sweep(const Tile *tile, Rows *rows, int across)
 {
+    set_no_targets(tile, rows);
     if (tile->formula->kind == MARGIN || tile->formula->kind == NLL) read_given(tile, rows);
     if (tile->formula->kind == NLL) return;
     if (across) IN_PRECISION_OF(tile, sweep_across, tile, rows);
@@ -79,14 +86,21 @@ static void write_gradient(const Tile *tile, const Rows *rows, int across)
 }
 
 /* sweep and write_gradient of a long row, piece by piece. */
-static void read_target(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, read_target, tile, rows); }
+static void begin_long_row(const Tile *tile, Rows *rows)
+{
+    set_no_targets(tile, rows);
+    IN_PRECISION_OF(tile, begin_long_row, tile, rows);
+}
 
 static void sweep_piece(const Tile *tile, Rows *rows, ptrdiff_t piece)
 {
     IN_PRECISION_OF(tile, sweep_piece, tile, rows, piece);
 }
 
-static void combine_pieces(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, combine_pieces, tile, rows); }
+static int combine_pieces(const Tile *tile, Rows *rows)
+{
+    return IN_PRECISION_OF(tile, combine_pieces, tile, rows);
+}
 
 static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
@@ -104,7 +118,7 @@ static void epilogue(const Tile *tile, Rows *rows)
     case FOCAL: epilogue_focal(f, rows, tile->n_rows, rest_scale); return;
     case NLL: epilogue_nll(rows, tile->n_rows); return;
     case MARGIN: epilogue_margin(tile, rows, rest_scale); return;
-    case SOFTMAX: epilogue_softmax(rows, tile->n_rows, rest_scale); return;
+    case SOFTMAX: epilogue_softmax(rows, tile->n_rows); return;
     case LOG_SOFTMAX:
     case LOG_SUM_EXP: epilogue_log_sum(tile, rows, rest_scale); return;
     case CROSS_ENTROPY: break;

@@ -41,7 +41,7 @@
 #endif
 
 #if defined(LEVEL_V4) || defined(LEVEL_V3) || (defined(__ARM_NEON) && defined(__aarch64__))
-#define HAS_FMA 1
+#define HAS_FMA /* fma rounds once */
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
