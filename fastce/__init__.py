@@ -1,6 +1,6 @@
 """Cross-entropy, its gradient and its relatives on CPUs: the price of a copy, every digit."""
 
-from fastce import information
+from fastce import inference, information
 from fastce.binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -9,7 +9,7 @@ from fastce.binary import (
     binary_focal_loss,
     binary_focal_loss_and_grad,
 )
-from fastce.config import get_num_threads, set_num_threads, show_config
+from fastce.config import __version__, get_num_threads, set_num_threads, show_config
 from fastce.label_losses import (
     focal_loss,
     focal_loss_and_grad,
@@ -24,6 +24,7 @@ from fastce.special import log_softmax, logsumexp, softmax
 
 __all__ = [
     "LinearGrad",
+    "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_and_grad",
@@ -36,6 +37,7 @@ __all__ = [
     "focal_loss",
     "focal_loss_and_grad",
     "get_num_threads",
+    "inference",
     "information",
     "linear_cross_entropy",
     "linear_cross_entropy_and_grad",

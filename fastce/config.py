@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ import numpy as np
 from fastce import _kernels
 from fastce._kernels.machine import cpu, threads
 
-__all__ = ["get_num_threads", "set_num_threads", "show_config"]
+__all__ = ["__version__", "get_num_threads", "set_num_threads", "show_config"]
+
+__version__ = "0.1.0"  # the one place that has it: pyproject.toml and docs/conf.py read it here
 
 
 def get_num_threads() -> int:
@@ -86,7 +87,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "openmp": threads.openmp(),
         "threads": get_num_threads(),
         "versions": {
-            "fastce": version("fastce"),
+            "fastce": __version__,
             "numpy": np.__version__,
             "python": platform.python_version(),
         },

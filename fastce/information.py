@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import advice, arrays
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "self_information"]
 
@@ -283,14 +283,17 @@ def _probabilities(given: ArrayLike, name: str) -> tuple[NDArray, np.dtype]:
     if not narrow and a.dtype.kind not in "iub" and a.dtype.name != "float64":
         raise TypeError(
             f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
-            "an integer dtype or bool: convert it with .astype"
+            "an integer dtype or bool" + advice.to_convert(a)
         )
     with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused below
         values = a.astype(np.float64)
     if (wrong := ~((values >= 0) & (values < np.inf))).any():
         place = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f" at {place}" if place else ""
-        raise ValueError(f"{name} is {values[place]}{where}; expected finite probabilities of at least 0")
+        raise ValueError(
+            f"{name} is {values[place]}{where}; expected finite probabilities of at least 0"
+            + advice.to_be_inside("probs", values[place])
+        )
     return values, np.dtype(np.float32 if narrow else np.float64)
 
 

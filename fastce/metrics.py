@@ -109,11 +109,16 @@ def _validated(
 ) -> tuple[NDArray, NDArray]:
     """The probabilities as an array of 1 or 2 dimensions, and the (n, C) matrix of 0 and 1 of the labels."""
     try:
-        from sklearn import metrics, preprocessing, utils
+        from sklearn import preprocessing, utils
+        from sklearn.metrics import _classification, get_scorer
     except ImportError as error:
         raise ImportError(
             "fastce.log_loss needs scikit-learn, which checks its arguments: pip install scikit-learn"
         ) from error
+    # scikit-learn's, also where ours was put in its place: `sklearn.metrics.log_loss = fastce.log_loss`.
+    original = _classification.log_loss
+    if original is log_loss:
+        original = get_scorer("neg_log_loss")._score_func
     options = {"normalize": normalize, "sample_weight": sample_weight, "labels": labels}
     floats = [np.float64, np.float32, np.float16]
     validators = _private_validators()
@@ -121,7 +126,7 @@ def _validated(
         # Its checks can't be had without its result, which is thrown away.
         given = (y_true,) if y_proba is None else (y_true, y_proba)
         renamed = {} if y_pred is None else {"y_pred": y_pred}
-        metrics.log_loss(*given, **renamed, **options)
+        original(*given, **renamed, **options)
         p = utils.check_array(y_proba if y_pred is None else y_pred, ensure_2d=False, dtype=floats)
         encoder = preprocessing.LabelBinarizer().fit(y_true if labels is None else labels)
         indicators = encoder.transform(y_true)
@@ -130,7 +135,7 @@ def _validated(
         return p, indicators
 
     check_parameters, check_probabilities = validators
-    constraints = metrics.log_loss._skl_parameter_constraints
+    constraints = original._skl_parameter_constraints
     name = "y_proba" if "y_proba" in constraints else "y_pred"
     check_parameters(constraints, {"y_true": y_true, name: y_proba, **options}, caller_name="log_loss")
     p = utils.check_array(y_proba, ensure_2d=False, dtype=floats)

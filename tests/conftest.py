@@ -77,7 +77,7 @@ def level(request, monkeypatch):
     """The instruction-set level the test runs on; tests marked ``once`` keep the default one."""
     if not hasattr(request, "param"):
         return None
-    for module in ("kernels", "elementwise", "calibration"):
+    for module in fastce._kernels.MODULES:
         monkeypatch.setattr(fastce._kernels, module, fastce._kernels.load(request.param, module))
     return request.param
 

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +171,13 @@ def test_show_config(capsys):
     assert np.__version__ in printed
     with pytest.raises(ValueError, match="dict"):
         fastce.show_config(mode="json")
+
+
+def test_one_version():
+    """What the distribution was built with, what show_config prints, what CITATION.cff names."""
+    assert fastce.__version__ == version("fastce") == fastce.show_config(mode="dict")["versions"]["fastce"]
+    citation = (Path(__file__).parent.parent / "CITATION.cff").read_text()
+    assert f"\nversion: {fastce.__version__}\n" in citation
 
 
 def test_show_config_shows_the_threads_of_now():

@@ -53,16 +53,16 @@ def function_of(name, arrays):
 
 
 def use(level):
-    for module in ("kernels", "elementwise"):
+    for module in _kernels.MODULES:
         setattr(_kernels, module, _kernels.load(level, module))
 
 
 @pytest.fixture(autouse=True)
 def restored():
-    before = _kernels.kernels, _kernels.elementwise, fastce.get_num_threads()
+    before, n_threads = {name: getattr(_kernels, name) for name in _kernels.MODULES}, fastce.get_num_threads()
     yield
-    _kernels.kernels, _kernels.elementwise = before[:2]
-    fastce.set_num_threads(before[2])
+    vars(_kernels).update(before)
+    fastce.set_num_threads(n_threads)
 
 
 def outs_of(case, name, intervals):

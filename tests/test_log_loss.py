@@ -224,3 +224,15 @@ def test_y_pred_as_the_installed_version_has_it():
     got, expected = both([0, 1], [0.2, 0.7], y_pred=[0.2, 0.7])
     assert isinstance(expected[0], tuple)
     assert got == expected
+
+
+@pytest.mark.parametrize("patched", ["sklearn.metrics.log_loss", "sklearn.metrics._classification.log_loss"])
+@pytest.mark.parametrize("private", [True, False])
+def test_in_the_place_of_scikit_learns(patched, private, monkeypatch):
+    """Whose checks it needs, and which it still finds."""
+    if not private:
+        monkeypatch.setattr("fastce.metrics._private_validators", lambda: None)
+    calls = [lambda: both([0, 1], [0.2, 0.7])[0], lambda: both([0, 1], y_pred=[0.2, 0.7])[0]]
+    expected = [call() for call in calls]
+    monkeypatch.setattr(patched, fastce.log_loss)
+    assert [call() for call in calls] == expected

@@ -5,6 +5,7 @@ Run ``python tools/builds.py`` for all of them, or name those to make:
 3.10, 3.11, ...   one for each Python that is found (on PATH, or among pyenv's), or that --python names
 clang             the other compiler, with its own OpenMP runtime
 no-openmp         a compiler that refuses -fopenmp: every call on one thread
+emulated          level v4 without AVX-512, whose instructions are played in C (tests/native/avx512.h)
 oldest            the oldest of all that pyproject.toml allows at run time and for tests, NumPy before all;
                   on the oldest Python at hand
 address           AddressSanitizer and UndefinedBehaviorSanitizer
@@ -63,6 +64,25 @@ SANITIZED = {
 }
 # While setup.py tries the compiler, by small programs that it runs: no leak or race of theirs counts.
 PROBING = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "exitcode=0"}
+
+# A compiler that refuses -fopenmp: setup.py asks it and has no switch.
+WITHOUT_OPENMP = """#!/bin/sh
+case " $* " in *" -fopenmp "*) exit 1 ;; esac
+exec cc "$@"
+"""
+# One for whose programs each processor has AVX-512.
+EMULATING = """#!/bin/bash
+for word; do
+    case $word in
+        -mavx512f) words+=(-DEMULATED_AVX512 -Wno-psabi) ;;
+        -mavx512*) ;;
+        *) words+=("$word") ;;
+    esac
+done
+exec cc -include {header} "${{words[@]}}"
+"""
+# Not tested where AVX-512 is emulated: what the processor has and what the machine code asks of it.
+OF_PROCESSORS = "tests/machine/test_levels.py"
 
 # Names that an extension refers to where it was built so.
 OPENMP = (b"GOMP_parallel", b"__kmpc_fork_call")
@@ -177,9 +197,10 @@ def choose_compiler(build, scratch):
     """Fill in the compiler, and the environment that its runtime needs."""
     if build.name == "clang":
         build.compiler = clang_by(clang_with_openmp)
-    elif build.name == "no-openmp":  # setup.py asks the compiler and has no switch: here is one that refuses
-        wrapper = scratch / "cc-without-openmp"
-        wrapper.write_text('#!/bin/sh\ncase " $* " in *" -fopenmp "*) exit 1 ;; esac\nexec cc "$@"\n')
+    elif build.name in ("no-openmp", "emulated"):
+        wrapper = scratch / f"cc-{build.name}"
+        header = ROOT / "tests/native/avx512.h"
+        wrapper.write_text(WITHOUT_OPENMP if build.name == "no-openmp" else EMULATING.format(header=header))
         wrapper.chmod(0o755)
         build.compiler = str(wrapper)
     elif build.name == "address":
@@ -212,7 +233,6 @@ def make(build, scratch):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         else:
             shutil.copy2(ROOT / part, copy / part)
-    (copy / "setup.cfg").write_text(f"[build_ext]\nparallel = {os.cpu_count()}\n")
     (scratch / "constraints").write_text("\n".join(lower_bounds()) if build.name == "oldest" else "")
     environment = os.environ | PROBING | ({"CC": build.compiler} if build.compiler else {})
     python = scratch / "venv/bin/python"
@@ -252,6 +272,8 @@ def verify(build, python, copy):
         raise Failure(f"built by {config['compiler']} instead of {wanted}")
     if build.name == "oldest" and f"numpy=={build.row['NumPy'].removesuffix('.0')}" not in lower_bounds():
         raise Failure(f"runs on NumPy {build.row['NumPy']}, which is not the oldest")
+    if build.name == "emulated" and "v4" not in config["levels_runnable"]:
+        raise Failure("level v4 does not run")
     if build.name == "thread" and "Archer detected OpenMP application" not in done.stdout + done.stderr:
         raise Failure("Archer does not tell ThreadSanitizer what OpenMP synchronises")
     for module in sorted(Path(config["folder"]).glob("_*.so")):  # those of the levels, which hold all loops
@@ -281,6 +303,8 @@ def test(build, python, copy, arguments):
         arguments = [test for path in paths for test in threaded_tests(path, copy)]
     report = copy / "report.xml"
     options = ["-p", "no:cacheprovider", f"--junitxml={report}", "-q"]
+    if build.name == "emulated":
+        options.append(f"--ignore={OF_PROCESSORS}")
     if build.is_sanitized():
         options.append("--capture=sys")  # a report on the standard error would go down with its process
     command = [str(python), "-m", "pytest", *options, *arguments]
@@ -337,7 +361,7 @@ def main():
         parser.error("no Python 3.10 or newer that starts and has venv")
     newest, oldest = list(found.values())[-1], next(iter(found.values()))
     builds = [Build(version, path) for version, path in found.items()]
-    builds += [Build(name, newest) for name in ("clang", "no-openmp", *SANITIZERS)]
+    builds += [Build(name, newest) for name in ("clang", "no-openmp", "emulated", *SANITIZERS)]
     builds.append(Build("oldest", oldest))
     names = [build.name for build in builds]
     if unknown := sorted(set(arguments.builds) - set(names)):

@@ -13,7 +13,7 @@ from .machine import forks  # noqa: F401 (looks around before anything with Open
 # isort: split
 from .machine import cpu
 
-__all__ = ["LEVELS", "built", "calibration", "elementwise", "kernels", "load", "runnable"]
+__all__ = ["LEVELS", "MODULES", "built", "elementwise", "kernels", "load", "runnable"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi2"}
 
@@ -23,6 +23,9 @@ LEVELS = {
     "v3": _V3,
     "v4": _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
 }
+
+#: What is compiled once for each level: the first two are what every program needs.
+MODULES = ("kernels", "elementwise", "scoring", "calibration", "boosting")
 
 
 def built() -> tuple[str, ...]:
@@ -37,7 +40,7 @@ def runnable() -> tuple[str, ...]:
 
 
 def load(level: str, module: str = "kernels") -> ModuleType:
-    """Return a module of one runnable level: ``"kernels"``, ``"elementwise"``, ``"calibration"``."""
+    """Return one of `MODULES`, of a runnable level."""
     if level not in runnable():
         raise ImportError(
             f"fastce level {level!r} cannot be used here: possible are {', '.join(runnable())} "
@@ -49,4 +52,12 @@ def load(level: str, module: str = "kernels") -> ModuleType:
 _level = os.environ.get("FASTCE_LEVEL") or runnable()[-1]
 
 #: The modules in use, all of one level. Public functions look them up here at each call.
-kernels, elementwise, calibration = (load(_level, name) for name in ("kernels", "elementwise", "calibration"))
+kernels, elementwise = load(_level), load(_level, "elementwise")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """The others are loaded when they are first asked for."""
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = module = load(_level, name)
+    return module

@@ -9,7 +9,7 @@ wide precision; nothing here is fast.
 
 from __future__ import annotations
 
-from fastce.reference import information
+from fastce.reference import inference, information
 from fastce.reference._arithmetic import ulp_distance
 from fastce.reference.binary import (
     binary_cross_entropy,
@@ -44,6 +44,7 @@ __all__ = [
     "cross_entropy_and_hess",
     "focal_loss",
     "focal_loss_and_grad",
+    "inference",
     "information",
     "linear_cross_entropy",
     "linear_cross_entropy_and_grad",

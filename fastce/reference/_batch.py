@@ -76,6 +76,10 @@ class Batch:
                 mean_weight = self.s * w[self.y]
             self._mean_weight = mean_weight.sum()
 
+    def kept(self) -> np.ndarray:
+        """Which rows of the batch these are, as a mask."""
+        return self._kept
+
     def at_target(self, a: np.ndarray) -> np.ndarray:
         """The target's element of each row of `a`."""
         return a[self._row, self.y]

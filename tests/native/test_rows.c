@@ -114,7 +114,7 @@ static void release(Batch *b)
 
 /* ---- The walk: what run_block and run_split do in walk.pxi --------------------------------- */
 
-typedef enum { CONTIGUOUS, UNALIGNED, STRIDED, SWAPPED_BACKWARD, COLUMNS, SWAPPED_COLUMNS, N_PLACES } Place;
+typedef enum { CONTIGUOUS, MISALIGNED, STRIDED, SWAPPED_BACKWARD, COLUMNS, SWAPPED_COLUMNS, N_PLACES } Place;
 
 typedef struct { char *memory, *first; Layout layout; } Array;
 
@@ -125,7 +125,7 @@ static Array place(Place where, int format, ptrdiff_t n_rows, ptrdiff_t n)
     Array a = {memory((size_t)(3 * item * (n_rows + 3) * (n + 3))), NULL, {format, 0, item, item * n}};
     a.first = a.memory;
     a.layout.swapped = where == SWAPPED_BACKWARD || where == SWAPPED_COLUMNS;
-    if (where == UNALIGNED) a.first++;
+    if (where == MISALIGNED) a.first++;
     if (where == STRIDED) a.layout.class_stride = 3 * item;
     if (where == STRIDED) a.layout.row_stride = 3 * item * n;
     if (where == SWAPPED_BACKWARD) {
@@ -206,6 +206,7 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
     memset(&rows, 0, sizeof rows);
     clear_sums(&sums);
     fill_weights(&rows, tile_rows);
+    rows.weighted = c->has_weight;
     if (is_long) rows.pieces = own_pieces();
     got->across = across;
     for (ptrdiff_t i = 0; i < b->n_rows; i += tile_rows) {
@@ -219,20 +220,22 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
             read_weights(FORMAT_F64, 0, (const char *)(b->sample + i), 8, tile.n_rows, rows.sample);
             set_mean_weights(&rows, tile.n_rows, has_labels ? b->w : NULL);
         }
-        if (!split || !is_long) sweep(&tile, &rows, across);
-        else if (rows.label[0] >= 0) {
+        if (!split || !is_long) run_tile(&tile, &rows, across);
+        else {
             if (c->kind == MARGIN) read_given(&tile, &rows);
-            read_target(&tile, &rows);
-            for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--) sweep_piece(&tile, &rows, piece);
-            combine_pieces(&tile, &rows);
+            if (rows.label[0] >= 0) {
+                begin_long_row(&tile, &rows);
+                do
+                    for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--)
+                        sweep_piece(&tile, &rows, piece);
+                while (combine_pieces(&tile, &rows));
+            }
+            epilogue(&tile, &rows);
+            for (ptrdiff_t piece = count_pieces(b->n) - 1; tile.grad && piece >= 0; piece--)
+                write_piece(&tile, &rows, piece);
+            if (tile.grad) write_target(&tile, &rows);
         }
-        epilogue(&tile, &rows);
-        if (tile.grad && (!split || !is_long)) write_gradient(&tile, &rows, across);
-        else if (tile.grad) {
-            for (ptrdiff_t piece = count_pieces(b->n) - 1; piece >= 0; piece--) write_piece(&tile, &rows, piece);
-            write_target(&tile, &rows);
-        }
-        sum_losses(&sums, &rows, tile.n_rows);
+        sum_losses(&sums, &rows, tile.n_rows, b->format != FORMAT_F64);
         put_losses(rows.loss, tile.n_rows, format_of_loss(b->format), 8, (char *)(got->loss + i));
         put_losses(rows.sign, tile.n_rows, FORMAT_F64, 8, (char *)(got->sign + i));
     }

@@ -7,8 +7,8 @@ cdef int format_of(cnp.ndarray a) except -1
 cdef bint is_swapped(cnp.ndarray a) noexcept
 cdef cnp.ndarray as_array(object a, str name)
 cdef cnp.ndarray as_floats(object given, str name)
-cdef cnp.ndarray as_labels(object given)
-cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype)
+cdef cnp.ndarray as_labels(object given, str name=*)
+cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype, str name=*)
 cdef int normalised_axis(object axis, int n_dims, str name=*) except -1
 cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis) except -1
 cdef int check_out(object given, cnp.ndarray logits, str name=*, str of=*) except -1

@@ -8,6 +8,9 @@ import numpy as np
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
 
+from fastce._kernels.entry import advice
+from fastce._kernels.entry.dlpack cimport array_of
+from fastce._kernels.entry.dlpack import BFLOAT16_BITS, has_exchange
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 
 cnp.import_array()
@@ -37,19 +40,39 @@ cdef cnp.ndarray converted(object a, object dtype=None):
 cdef cnp.ndarray as_array(object a, str name):
     if type(a) is cnp.ndarray:
         return a
-    if hasattr(a, "__array__"):
-        given = np.asanyarray(a)
+    cdef bint has_protocol = hasattr(a, "__array__")
+    cdef bint exports = not has_protocol and hasattr(a, "__dlpack__")
+    if not (has_protocol or exports):
+        refuse_masked(a, name, 1)
+    try:
+        given = np.asanyarray(a) if has_protocol else np.from_dlpack(a) if exports else converted(a)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        if has_protocol and isinstance(error, TypeError) and has_exchange(a):
+            given = with_bfloat16(array_of(a), name)    # of a tensor of bfloat16, which NumPy has not
+        else:
+            kind = ValueError if isinstance(error, ValueError) else TypeError
+            raise kind(f"{name} is a {advice.kind_of(a)} that NumPy makes no array of ({str(error).rstrip('.')})"
+                       + advice.to_read(a)) from error
+    if has_protocol or exports:
         refuse_masked(given, name, 0)
-        return np.asarray(given)
-    if hasattr(a, "__dlpack__"):
-        return np.from_dlpack(a)
-    refuse_masked(a, name, 1)
-    given = converted(a)
-    if given.ndim > 1:
+    elif given.ndim > 1:
         refuse_masked(a, name, given.ndim)     # after NumPy has seen how deep it is, and that it ends
-    return given
+    return np.asarray(given)
 
 
+cdef cnp.ndarray with_bfloat16(cnp.ndarray a, str name):
+    """Bits as the dtype that the caller can compute with, and gets its gradient in."""
+    if a.dtype != BFLOAT16_BITS:
+        return a
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(f"{name} is of bfloat16, which NumPy has from ml_dtypes: pip install ml_dtypes, "
+                        "use fastce.torch for tensors, or convert it to float32") from None
+    return a.view(ml_dtypes.bfloat16)
+
+
+cdef object bits = BFLOAT16_BITS
 cdef int bfloat16 = cnp.NPY_NOTYPE    # the number of ml_dtypes' type, once it was met: names take a microsecond
 
 
@@ -63,6 +86,8 @@ cdef int format_of(cnp.ndarray a) except -1:
     if number == cnp.NPY_FLOAT16:
         return FORMAT_F16
     if number == bfloat16:
+        return FORMAT_BF16
+    if number == cnp.NPY_VOID and <object>cnp.PyArray_DESCR(a) is bits:
         return FORMAT_BF16
     if cnp.PyTypeNum_ISUSERDEF(number) and a.dtype.name == "bfloat16":
         bfloat16 = number
@@ -83,23 +108,21 @@ cdef cnp.ndarray as_floats(object given, str name):
         return converted(a, np.float64)
     raise TypeError(
         f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
-        "an integer dtype or bool: convert it with .astype"
+        "an integer dtype or bool" + advice.to_convert(a)
     )
 
 
-cdef cnp.ndarray as_labels(object given):
-    return labels_of(as_array(given, "target"), hasattr(given, "dtype"))
+cdef cnp.ndarray as_labels(object given, str name="target"):
+    return labels_of(as_array(given, name), hasattr(given, "dtype"), name)
 
 
-cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype):
+cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype, str name="target"):
     """The array, if it is one of class indices; `has_dtype`: as it was given, which [] has not."""
     if a.size == 0 and not has_dtype:
         return a.astype(np.intp)
     if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
-        raise TypeError(
-            f"target has dtype {a.dtype}; expected class indices of an integer dtype"
-            + (": use .astype(int) if the classes are 0 and 1" if a.dtype.kind == "b" else "")
-        )
+        raise TypeError(f"{name} has dtype {a.dtype}; expected class indices of an integer dtype"
+                        + advice.to_convert(a, labels=True))
     return a
 
 
@@ -130,6 +153,7 @@ cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis
         raise ValueError(
             f"{name} has shape {np.shape(a)}; expected {shape[:axis] + shape[axis + 1:]}, "
             f"the shape {shape} of the logits without the class axis {axis}"
+            + advice.to_fit_rows(np.shape(a), shape, axis, name)
         )
     return 0
 

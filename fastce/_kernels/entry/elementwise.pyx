@@ -23,6 +23,7 @@ from cpython.ref cimport Py_INCREF
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, NAN
 
+from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F64,
     FORMAT_NONE,
@@ -146,7 +147,8 @@ cdef int set_operand(Operand *o, cnp.ndarray a, str name, cnp.ndarray given, con
             fits = fits and (length == 1 or length == cnp.PyArray_DIM(given, dim + missing))
     if not fits:
         raise ValueError(f"{name} has shape {np.shape(a)}; expected one that broadcasts to {np.shape(given)}, "
-                         "the shape of the first argument")
+                         "the shape of the first argument"
+                         + advice.to_broadcast(np.shape(a), np.shape(given), name, cnp.PyArray_ISINTEGER(a)))
     o.data = <char *>cnp.PyArray_DATA(a)
     o.format = format_of(a)
     if o.format == FORMAT_NONE:
@@ -179,8 +181,8 @@ cdef cnp.ndarray as_targets(object target):
     if format_of(a) != FORMAT_NONE or cnp.PyArray_ISINTEGER(a) or cnp.PyArray_ISBOOL(a):
         return a
     raise TypeError(
-        f"target has dtype {a.dtype}; expected a floating dtype up to float64, an integer dtype or bool: "
-        "convert it with .astype"
+        f"target has dtype {a.dtype}; expected a floating dtype up to float64, an integer dtype or bool"
+        + advice.to_convert(a)
     )
 
 
@@ -200,7 +202,8 @@ cdef int raise_outside(cnp.ndarray a, str name, double most) except -1:
         return 0
     place = tuple(int(i) for i in np.argwhere(bad)[0])
     where = f"{name}[{', '.join(map(str, place))}]" if place else name
-    raise ValueError(f"{where} is {a[place]}; expected a number in [0, {most:g}]")
+    raise ValueError(f"{where} is {a[place]}; expected a number in [0, {most:g}]"
+                     + advice.to_be_inside(name, a[place]))
 
 
 cdef int raise_changed() except -1:

@@ -30,11 +30,11 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
-from libc.string cimport memset
 
+from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F32,
     FORMAT_F64,
@@ -115,6 +115,7 @@ cdef int raise_bad_label(cnp.ndarray target, object ignore_index, Py_ssize_t n_c
     raise IndexError(
         f"{where} is {target[place]}; expected a class index in [0, {n_classes})"
         + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
+        + advice.to_be_class(target[place], n_classes)
     )
 
 
@@ -154,7 +155,8 @@ cdef class ClassWeight:
         with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
             self.wide = np.require(self.given, np.float64, "CA")
         if cnp.PyArray_NDIM(self.wide) != 1 or cnp.PyArray_DIM(self.wide, 0) != n_classes:
-            raise ValueError(f"weight has shape {np.shape(self.given)}; expected ({n_classes},), one for each class")
+            raise ValueError(f"weight has shape {np.shape(self.given)}; expected ({n_classes},), one for each class"
+                             + advice.to_fit_classes(np.shape(self.given), np.shape(logits), n_classes))
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
             with np.errstate(all="ignore"):
@@ -293,6 +295,7 @@ cdef int check_distributions(cnp.ndarray target, cnp.ndarray logits, object igno
         raise ValueError(
             f"target has shape {np.shape(target)} and dtype {target.dtype}, target probabilities; expected "
             f"{np.shape(logits)}, the shape of the logits, or class indices of an integer dtype"
+            + advice.to_be_labels(target, np.shape(logits))
         )
     if not (ignore_index is None or ignore_index == -100):
         raise ValueError(

@@ -47,6 +47,7 @@ cdef extern from "rows/rows.h" nogil:
         pass
     ctypedef struct Rows:
         int64_t label[1]
+        bint weighted
         double sample[1]
         double loss[1]
         double sign[1]
@@ -66,17 +67,16 @@ cdef extern from "rows/rows.h" nogil:
     void set_mean_weights(Rows *, Py_ssize_t n, const double *class_weight) noexcept
     void replace_weightless(Rows *, Py_ssize_t n, const Formula *) noexcept
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
-    void sweep(const Tile *, Rows *, bint across) noexcept
+    void run_tile(const Tile *, Rows *, bint across) noexcept
     void read_given(const Tile *, Rows *) noexcept
-    void read_target(const Tile *, Rows *) noexcept
+    void begin_long_row(const Tile *, Rows *) noexcept
     void sweep_piece(const Tile *, Rows *, Py_ssize_t piece) noexcept
-    void combine_pieces(const Tile *, Rows *) noexcept
+    bint combine_pieces(const Tile *, Rows *) noexcept
     void epilogue(const Tile *, Rows *) noexcept
-    void write_gradient(const Tile *, const Rows *, bint across) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept
-    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
+    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows, bint in_float32) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
@@ -152,7 +152,7 @@ cdef Tile tile_of(const Problem *p, double *scratch) noexcept nogil:
 cdef inline void give_scratches(const Problem *p, Tile *tile) noexcept nogil:
     """The second and third scratch of this thread."""
     tile.second = tile.third = NULL
-    if tile.formula.by_element or p.data[Q]:
+    if tile.formula.by_element or p.data[Q] or p.across:
         tile.second = own_scratches()
         tile.third = tile.second + SCRATCH
 
@@ -166,6 +166,7 @@ cdef void begin_rows(const Problem *p, Rows *rows) noexcept nogil:
     """What all rows have in common: a weight where none are given, a label where all classes are targets."""
     cdef Py_ssize_t n_rows = min(p.tile_rows, p.n_rows), i
     fill_weights(rows, n_rows)
+    rows.weighted = is_weighted(p)
     rows.pieces = NULL
     if p.n_classes > CHUNK and not p.across:
         rows.pieces = own_pieces()
@@ -197,7 +198,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     cdef Py_ssize_t inner = p.n_dims - 1
-    sum_losses(sums, rows, tile.n_rows)
+    sum_losses(sums, rows, tile.n_rows, tile.logits_layout.format != FORMAT_F64)
     if is_weighted(p):
         sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:
@@ -240,10 +241,7 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
             if is_weighted(p):
                 sum_weights(&sums, &rows, tile.n_rows)
             continue
-        sweep(&tile, &rows, p.across)
-        epilogue(&tile, &rows)
-        if tile.grad:
-            write_gradient(&tile, &rows, p.across)
+        run_tile(&tile, &rows, p.across)
         end_tile(p, at, &tile, &rows, &sums)
     end_block(p, partials, block, &sums)
     leave_environment(host)
@@ -281,10 +279,12 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
             if rows.label[0] >= 0:
                 if p.formula.kind == MARGIN:
                     read_given(&tile, &rows)
-                read_target(&tile, &rows)
-                for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
-                    run_piece(p, &tile, &rows, piece, False)
-                combine_pieces(&tile, &rows)
+                begin_long_row(&tile, &rows)
+                while True:
+                    for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
+                        run_piece(p, &tile, &rows, piece, False)
+                    if not combine_pieces(&tile, &rows):
+                        break
             epilogue(&tile, &rows)
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):

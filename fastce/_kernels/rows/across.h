@@ -157,7 +157,7 @@ INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, i
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
     sum_vec sum = first ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
-    vec x_y = first ? (vec){0} : FN(load)(tally->at_target + i);
+    vec x_y = first ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         FN(ask_for)(in.at, c * in.step, 1, 0);
         if (stage) FN(ask_for)(out.at, c * out.step, 1, 1);
@@ -267,28 +267,34 @@ static void FN(lanes_below)(const Tile *tile, ptrdiff_t n, ptrdiff_t i, int firs
 }
 
 /* What becomes of the exps of each row of a tile. */
+typedef struct { REAL a[TILE], c[TILE], b[TILE]; } FN(Factors);
+
 typedef struct {
-    REAL max[TILE], a[TILE], b[TILE], beta[TILE];
-    REAL even[TILE], share[TILE];
-    REAL curve_a[TILE], curve_b[TILE], p_scale[TILE], lead[TILE], excess[TILE], hess_target[TILE], hess_top[TILE];
+    REAL anchor[TILE], beta[TILE], even[TILE], share[TILE];
+    FN(Factors) p, curve;
+    REAL p_scale[TILE], lead[TILE], excess[TILE], hess_target[TILE], hess_top[TILE];
     INT target[TILE]; /* within the chunk; BEYOND_CHUNK; IGNORED */
 } FN(Scaling);
 
-/* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored and
- * each b is 1. */
+INLINE vec FN(lanes_scaled)(vec e, const FN(Factors) *factors, ptrdiff_t i)
+{
+    return FN(scaled)(e, FN(load)(factors->a + i), FN(load)(factors->c + i), FN(load)(factors->b + i));
+}
+
+/* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored. */
 INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int simple,
                             const FN(Scaling) *scaling)
 {
-    const vec a = FN(load)(scaling->a + i), b = FN(load)(scaling->b + i), beta = FN(load)(scaling->beta + i);
+    const vec a = FN(load)(scaling->p.a + i), a_low = FN(load)(scaling->p.c + i), b = FN(load)(scaling->p.b + i);
+    const vec beta = FN(load)(scaling->beta + i);
     FN(Exps) exps;
-    if (!staged) exps = FN(exps_against)(FN(load)(scaling->max + i), FN(units)(&tile->formula->temperature));
+    if (!staged) exps = FN(exps_against)(FN(load)(scaling->anchor + i), FN(units)(&tile->formula->temperature));
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         vec v = FN(load)(x + c * TILE + i);
-        v = (staged ? v : FN(exps)(v, &exps)) * a;
-        if (!simple) v = v * b * b;
+        v = FN(scaled)(staged ? v : FN(exps)(v, &exps), a, a_low, b);
         v = FN(select)(FN(differ)(y, here), v, beta);
         FN(store)(x + c * TILE + i, simple ? v : FN(keep)(used, v));
     }
@@ -302,11 +308,9 @@ static void FN(lanes_write_elements)(const Tile *tile, ptrdiff_t start, ptrdiff_
     REAL *x = (REAL *)tile->scratch, *h = tile->hess ? (REAL *)tile->third : NULL;
     const REAL *q = formula->has_terms && tile->q ? (const REAL *)tile->second : NULL;
     const REAL *w = formula->has_terms && formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
-    const vec a = FN(load)(s->a + i), b = FN(load)(s->b + i), beta = FN(load)(s->beta + i);
-    const vec curve_a = FN(load)(s->curve_a + i), curve_b = FN(load)(s->curve_b + i);
-    const vec p_scale = FN(load)(s->p_scale + i), lead = FN(load)(s->lead + i);
+    const vec beta = FN(load)(s->beta + i), p_scale = FN(load)(s->p_scale + i), lead = FN(load)(s->lead + i);
     const vec excess = FN(load)(s->excess + i), hess_top = FN(load)(s->hess_top + i);
-    const vec max = FN(load)(s->max + i), hess_target = FN(load)(s->hess_target + i), one = FN(splat)(1);
+    const vec max = FN(load)(s->anchor + i), hess_target = FN(load)(s->hess_target + i), one = FN(splat)(1);
     const FN(Exps) exps = FN(exps_against)(max, FN(units)(&formula->temperature));
     const vec top = FN(exps)(max, &exps);
     ivec y, here = {0};
@@ -317,11 +321,11 @@ static void FN(lanes_write_elements)(const Tile *tile, ptrdiff_t start, ptrdiff_
         const FN(mask) others = FN(differ)(y, here);
         const vec e = staged ? FN(load)(at) : FN(exps)(FN(load)(at), &exps);
         if (h) {
-            const vec below = e * curve_a * curve_b * curve_b * FN(fma)(e * p_scale, excess, lead);
+            const vec below = FN(lanes_scaled)(e, &s->curve, i) * FN(fma)(e * p_scale, excess, lead);
             const vec v = FN(select)(FN(not_less)(e, top), hess_top, below);
             FN(store)(h + c * TILE + i, FN(keep)(used, FN(select)(others, v, hess_target)));
         }
-        vec v = e * a * b * b;
+        vec v = FN(lanes_scaled)(e, &s->p, i);
         if (formula->has_terms) {
             vec d = FN(load)(s->even + i);
             if (q) d = FN(fma)(FN(load)(q + c * TILE + i), FN(load)(s->share + i), d);
@@ -388,7 +392,7 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
     }
     FN(finish_rows)(tile, tally.max, tally.at_target, tally.sum, tally.error, rows);
     for (ptrdiff_t i = 0; tile->hess && i < n_rows; i++)
-        rows->below[i] = (rows->below[i] + (tally.at_top[i] - 1) * tally.top[i]) * rows->unit[i] / EXP_POWER;
+        rows->below[i] = (rows->below[i] + (tally.at_top[i] - 1) * tally.top[i]) / rows->all[i];
 }
 
 /* Logarithms of softmaxes. */
@@ -396,7 +400,7 @@ static void FN(write_logs_across)(const Tile *tile, const Rows *rows)
 {
     REAL *x = (REAL *)tile->scratch, max[TILE], log_sum[TILE];
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES_F64) {
-        FN(store_narrow)(max + i, load_f64(rows->max + i));
+        FN(store_narrow)(max + i, load_f64(rows->anchor + i));
         FN(store_narrow)(log_sum + i, load_f64(rows->log_sum + i));
     }
     for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK_ACROSS) {
@@ -425,12 +429,14 @@ static void FN(write_across)(const Tile *tile, const Rows *rows)
     }
 
     for (ptrdiff_t i = 0; i < n_rows; i += LANES_F64) {
-        simple &= FN(factors)(load_f64(rows->alpha + i) * load_f64(rows->unit + i), 1, scaling.a + i, scaling.b + i);
+        const vec_f64 all = load_f64(rows->all + i), all_low = load_f64(rows->all_low + i);
+        FN(factors)(load_f64(rows->alpha + i), all, all_low, scaling.p.a + i, scaling.p.c + i, scaling.p.b + i);
         FN(store_narrow)(scaling.beta + i, load_f64(rows->beta + i));
-        FN(store_narrow)(scaling.max + i, load_f64(rows->max + i));
+        FN(store_narrow)(scaling.anchor + i, load_f64(rows->anchor + i));
         if (!by_element) continue;
-        FN(factors)(load_f64(rows->curve + i) * load_f64(rows->unit + i), 1, scaling.curve_a + i, scaling.curve_b + i);
-        FN(store_narrow)(scaling.p_scale + i, load_f64(rows->unit + i) * (1 / EXP_POWER));
+        FN(factors)(load_f64(rows->curve + i), all, all_low, scaling.curve.a + i, scaling.curve.c + i,
+                    scaling.curve.b + i);
+        FN(store_narrow)(scaling.p_scale + i, 1 / all);
         FN(store_narrow)(scaling.even + i, load_f64(rows->even + i));
         FN(store_narrow)(scaling.share + i, load_f64(rows->share + i));
         FN(store_narrow)(scaling.lead + i, load_f64(rows->lead + i));

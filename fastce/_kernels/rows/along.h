@@ -5,15 +5,6 @@
  */
 #ifndef FASTCE_ALONG_H
 #define FASTCE_ALONG_H
-/* The exps count with factors of their own. */
-INLINE int is_weighted(const Tile *tile) { return tile->formula->kind == LOG_SUM_EXP && tile->q; }
-
-/* log s = log1p(r) wants the maximum as the target, where any class would do. */
-INLINE int takes_maximum(const Tile *tile)
-{
-    return tile->formula->kind == LOG_SOFTMAX || (tile->formula->kind == LOG_SUM_EXP && !tile->q);
-}
-
 /* How many rows of up to CHUNK classes stay in cache together. */
 INLINE ptrdiff_t rows_at_once(ptrdiff_t n_classes) { return CHUNK / n_classes; }
 #endif
@@ -105,7 +96,7 @@ static void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
 
 /* chunk_write of a run of row i, its loop once for each kind of terms. */
 static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n,
-                          const REAL *x, REAL *g, const FN(Exps) *exps, FN(Factor) f)
+                          const REAL *x, REAL *g, const FN(Exps) *exps, const FN(Factor) *f)
 {
     const Formula *formula = tile->formula;
     if (!formula->has_terms) {
@@ -115,9 +106,8 @@ static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdi
     }
     FN(Terms) terms = {NULL, NULL, (REAL)rows->even[i], (REAL)rows->share[i]};
     if (exps) { /* in two steps: rows that leave the cache wait for memory anyway */
-        FN(chunk_write)(x, g, n, exps, f, NULL);
+        FN(chunk_write)(x, g, n, exps, NULL, NULL);
         x = g;
-        f = (FN(Factor)){1, 1};
     }
     terms.q = FN(q_run)(tile, i, start, n);
     if (formula->term_weight) terms.w = (const REAL *)formula->term_weight + start;
@@ -127,10 +117,9 @@ static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdi
     else FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){NULL, NULL, terms.even, terms.share});
 }
 
-/* The gradient of a run of row i from its exps against `max` in g; its Hessian, if any, in the third
- * scratch; both to their arrays. */
-static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *g,
-                           double max, double unit, double scale)
+/* The gradient of a run of row i from its exps in g; its Hessian, if any, in the third scratch; both to their
+ * arrays. */
+static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *g)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout, *to_hess = &tile->hess_layout;
     const Formula *formula = tile->formula;
@@ -142,14 +131,15 @@ static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrd
         if (h) memset(h, 0, (size_t)n * sizeof(REAL));
     } else {
         if (h) {
-            const vec top = FN(splat)((REAL)max);
+            const vec top = FN(splat)((REAL)rows->anchor[i]);
             const FN(Exps) exps = FN(exps_against)(top, FN(units)(&formula->temperature));
-            const REAL exp_top = max == rows->max[i] ? FN(exps)(top, &exps)[0] : (REAL)INFINITY;
-            const FN(Curve) row = {FN(factor)(rows->curve[i] * unit, scale), (REAL)(unit * scale / EXP_POWER),
-                                   (REAL)rows->lead[i], (REAL)rows->excess[i], exp_top, (REAL)rows->hess_top[i]};
+            const FN(Curve) row = {FN(factor)(rows->curve[i], rows->all[i], rows->all_low[i]),
+                                   (REAL)(1 / rows->all[i]), (REAL)rows->lead[i], (REAL)rows->excess[i],
+                                   FN(exps)(top, &exps)[0], (REAL)rows->hess_top[i]};
             FN(curves)(g, h, n, &row);
         }
-        FN(write_run)(tile, rows, i, start, n, g, g, NULL, FN(factor)(rows->alpha[i] * unit, scale));
+        const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
+        FN(write_run)(tile, rows, i, start, n, g, g, NULL, &factor);
         if (y >= 0 && y < n) {
             g[y] = (REAL)rows->beta[i];
             if (h) h[y] = (REAL)rows->hess_target[i];
@@ -173,7 +163,7 @@ static void FN(write_log_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, p
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     REAL *scratch = (REAL *)tile->scratch;
     const REAL *x = FN(contiguous_run)(tile->logits + i * from->row_stride, from, start, n, scratch);
-    const vec m = FN(splat)((REAL)rows->max[i]), log_sum = FN(splat)((REAL)rows->log_sum[i]);
+    const vec m = FN(splat)((REAL)rows->anchor[i]), log_sum = FN(splat)((REAL)rows->log_sum[i]);
     char *out = tile->grad + i * to->row_stride + start * to->class_stride;
     REAL *dst = FN(is_contiguous)(to) ? (REAL *)out : scratch;
     for (ptrdiff_t j = 0; j < n; j += LANES) {
@@ -202,56 +192,96 @@ static void FN(sweep_terms)(const Tile *tile, Rows *rows, ptrdiff_t i, const REA
                   &rows->mass[i], &rows->spread[i]);
 }
 
-/* All maxima first: the sums of a row then need not wait for its maximum. */
+/* Where row i is staged: in the gradient, or where that takes the place of logits that may be wanted once more, or is
+ * no contiguous memory of reals, in the scratch. */
+INLINE REAL *FN(staged_row)(const Tile *tile, ptrdiff_t i)
+{
+    const int overwrites = tile->grad == tile->logits && anchors_at_target(tile);
+    if (overwrites || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout)) return FN(scratch_row)(tile, i);
+    return (REAL *)(tile->grad + i * tile->grad_layout.row_stride);
+}
+
+/* The logits of row i, as the exps are taken of them. */
+INLINE const REAL *FN(swept_row)(const Tile *tile, const Rows *rows, ptrdiff_t i)
+{
+    const Layout *from = &tile->logits_layout;
+    REAL *scratch = FN(scratch_row)(tile, i);
+    if (!tile->formula->by_element)
+        return FN(contiguous_run)(tile->logits + i * from->row_stride, from, 0, tile->n_classes, scratch);
+    FN(prepare_run)(tile, rows, i, 0, tile->n_classes, scratch);
+    return scratch;
+}
+
+/* The maximum of row i, and what is counted from there. */
+static REAL FN(find_maximum)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x)
+{
+    const REAL m = FN(chunk_max)(x, tile->n_classes);
+    if (tile->formula->has_terms) FN(sweep_terms)(tile, rows, i, x, m);
+    if (takes_maximum(tile)) rows->label[i] = FN(place_of)(m, x, tile->n_classes);
+    return m;
+}
+
+/* The sum of the exps of row i against an anchor; in `largest`, unless that is NULL, the largest logit. */
+INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x, REAL anchor, REAL *largest,
+                        double *sum, double *error)
+{
+    const ptrdiff_t n = tile->n_classes;
+    const FN(Exps) exps = FN(exps_against)(FN(splat)(anchor), FN(units)(&tile->formula->temperature));
+    REAL *staged = FN(stages)(tile) ? FN(staged_row)(tile, i) : is_weighted(tile) ? FN(scratch_row)(tile, i) : NULL;
+    *sum = FN(total_and_error)(
+        FN(chunk_sum_of)(x, staged, n, &exps, rows->label[i], largest, FN(source)(tile, i, 0)), error);
+    if (tile->hess) {
+        const REAL top = FN(exps)(FN(splat)(anchor), &exps)[0];
+        const FN(TopSums) sums = FN(sum_below)(staged, n, top);
+        rows->below[i] = sums.below + (sums.at_top - 1) * top;
+    }
+    if (!is_weighted(tile)) return;
+    *sum = FN(weighted_sum)(staged, FN(q_run)(tile, i, 0, n), n);
+    *error = 0;
+}
+
+/* Against the maxima: all of them first, the sums of a row then need not wait for its own. Or against the targets'
+ * logits, where the sum itself shows whether that is near enough. After a row that was not, the next is looked at
+ * before it is summed: less work if it is not either, and the same bits. */
 static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 {
-    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     const ptrdiff_t n = tile->n_classes, at_once = rows_at_once(n);
-    const int by_element = tile->formula->by_element, stages = FN(stages)(tile), weighted = is_weighted(tile);
-    const int direct = FN(is_contiguous)(from) && !by_element;
-    const int stage_in_grad = stages && FN(is_contiguous)(to) && !by_element;
-    REAL max[TILE], at_target[TILE];
+    const int to_target = anchors_at_target(tile), has_label = has_target(tile) || takes_maximum(tile);
+    const FN(Units) *units = FN(units)(&tile->formula->temperature);
+    int looks_first = 0;
+    REAL anchor[TILE], at_target[TILE];
     double sum[TILE], error[TILE];
+    const REAL *x[TILE];
 
     for (ptrdiff_t first = 0; first < tile->n_rows; first += at_once) {
         const ptrdiff_t end = FN(smaller)(first + at_once, tile->n_rows);
         for (ptrdiff_t i = first; i < end; i++) {
-            max[i] = at_target[i] = 0;
+            anchor[i] = at_target[i] = 0;
             if (rows->label[i] < 0) continue;
-            const char *row = tile->logits + i * from->row_stride;
-            REAL *scratch = FN(scratch_row)(tile, i);
-            if (by_element) FN(prepare_run)(tile, rows, i, 0, n, scratch);
-            const REAL *x = by_element ? scratch : FN(contiguous_run)(row, from, 0, n, scratch);
-            max[i] = FN(chunk_max)(x, n);
-            if (tile->formula->has_terms) FN(sweep_terms)(tile, rows, i, x, max[i]);
-            if (takes_maximum(tile)) rows->label[i] = FN(place_of)(max[i], x, n);
-            at_target[i] = FN(load_one)((const char *)(x + rows->label[i]), REAL_FORMAT, 0); /* perhaps unaligned */
+            x[i] = FN(swept_row)(tile, rows, i);
+            if (!to_target) anchor[i] = FN(find_maximum)(tile, rows, i, x[i]);
+            at_target[i] = has_label ? FN(load_one)((const char *)(x[i] + rows->label[i]), REAL_FORMAT, 0) : -INFINITY;
         }
         for (ptrdiff_t i = first; i < end; i++) {
             sum[i] = error[i] = 0;
             if (rows->label[i] < 0) continue;
-            REAL *scratch = FN(scratch_row)(tile, i);
-            const REAL *x = direct ? (const REAL *)(tile->logits + i * from->row_stride) : scratch;
-            REAL *staged = stage_in_grad ? (REAL *)(tile->grad + i * to->row_stride)
-                           : stages || weighted ? scratch : NULL;
-            const FN(Exps) exps = FN(exps_against)(FN(splat)(max[i]), FN(units)(&tile->formula->temperature));
-            sum[i] = FN(total_and_error)(
-                FN(chunk_sum_of)(x, staged, n, &exps, weighted ? -1 : rows->label[i], FN(source)(tile, i, 0)),
-                &error[i]);
-            if (tile->hess) {
-                const REAL top = FN(exps)(FN(splat)(max[i]), &exps)[0];
-                const FN(TopSums) sums = FN(sum_below)(staged, n, top);
-                rows->below[i] = sums.below + (sums.at_top - 1) * top;
+            if (to_target) {
+                REAL m;
+                anchor[i] = at_target[i];
+                if (looks_first) m = FN(chunk_max)(x[i], n);
+                else FN(sum_row)(tile, rows, i, x[i], anchor[i], &m, &sum[i], &error[i]);
+                const int is_near = FN(is_near)(m, at_target[i], units), is_summed = !looks_first;
+                looks_first = !is_near;
+                if (is_near && is_summed) continue;
+                if (!is_near) anchor[i] = m;
+                if (is_summed) x[i] = FN(swept_row)(tile, rows, i); /* its exps may be in its place */
             }
-            if (!weighted) continue;
-            sum[i] = FN(weighted_sum)(staged, FN(q_run)(tile, i, 0, n), n);
-            error[i] = 0;
-            at_target[i] = max[i]; /* nothing else is to be taken out */
+            FN(sum_row)(tile, rows, i, x[i], anchor[i], NULL, &sum[i], &error[i]);
         }
     }
-    FN(finish_rows)(tile, max, at_target, sum, error, rows);
+    FN(finish_rows)(tile, anchor, at_target, sum, error, rows);
     if (!tile->hess) return;
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) rows->below[i] *= rows->unit[i] / EXP_POWER; /* a share of them all */
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) rows->below[i] /= rows->all[i]; /* a share of them all */
 }
 
 static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
@@ -265,13 +295,14 @@ static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
             continue;
         }
         if (tile->formula->by_element) {
-            FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i), rows->max[i], rows->unit[i], 1);
+            FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i));
             continue;
         }
         char *grad = tile->grad + i * to->row_stride;
         REAL *g = direct ? (REAL *)grad : FN(scratch_row)(tile, i);
+        const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
         if (rows->label[i] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
-        else FN(write_run)(tile, rows, i, 0, n, g, g, NULL, FN(factor)(rows->alpha[i] * rows->unit[i], 1));
+        else FN(write_run)(tile, rows, i, 0, n, FN(staged_row)(tile, i), g, NULL, &factor);
         if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
         FN(write_target)(tile, rows, i);
     }

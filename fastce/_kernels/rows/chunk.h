@@ -36,8 +36,8 @@ INLINE FN(Source) FN(source)(const Tile *tile, ptrdiff_t i, ptrdiff_t start)
 
 /* Adds the exps of four vectors, or of the n elements that are left of a row, to the sum; stages them in e
  * unless that is NULL. Where the target may be among them, y is its place, and its term is 0. */
-INLINE void FN(add_group)(sum_vec *sum, const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *exps, int has_target,
-                          ptrdiff_t y)
+INLINE void FN(add_group)(sum_vec *sum, vec *most, const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *exps,
+                          int has_target, ptrdiff_t y)
 {
     vec v[4];
     for (ptrdiff_t k = 0; k < 4; k++) {
@@ -49,6 +49,7 @@ INLINE void FN(add_group)(sum_vec *sum, const REAL *x, REAL *e, ptrdiff_t n, con
         const vec a = count >= LANES ? FN(load)(x + at) : FN(load_n)(x + at, count, -INFINITY);
         v[k] = has_target ? FN(exps_where)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - at)), a, exps)
                           : FN(exps)(a, exps);
+        if (most) *most = FN(larger)(a, *most); /* a NaN is passed over here and met by the sum */
         if (!e) continue;
         if (count >= LANES) FN(store)(e + at, v[k]);
         else FN(store_n)(e + at, count, v[k]);
@@ -56,49 +57,55 @@ INLINE void FN(add_group)(sum_vec *sum, const REAL *x, REAL *e, ptrdiff_t n, con
     for (ptrdiff_t k = 0; k < 4; k++) FN(add)(sum, v[k]);
 }
 
-/* Sum of the exps over j != y. */
-INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_t y, FN(Source) source)
+/* Sum of the exps over j != y, and in `largest`, unless that is NULL, the largest of x. */
+INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_t y, REAL *largest,
+                             FN(Source) source)
 {
     const ptrdiff_t group = 4 * LANES, full = n - n % group;
     const int few = n <= 4 * group; /* asking for the target each time costs less than a branch mispredicted */
+    vec m = FN(splat)(-INFINITY), *most = largest ? &m : NULL;
     y = y >= 0 && y < n ? y : -1;
     sum_vec sum = {{0}, {0}};
     for (ptrdiff_t j = 0; j < full; j += group) {
         FN(ask_for)(source.logits + j * source.logits_step, AHEAD_ROWS, group * source.logits_step, 0);
         if (source.grad) FN(ask_for)(source.grad + j * source.grad_step, AHEAD_ROWS, group * source.grad_step, 1);
         if (source.q) FN(ask_for)(source.q + j * source.q_step, AHEAD_ROWS, group * source.q_step, 0);
-        if (few || (y >= j && y < j + group)) FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 1, y - j);
-        else FN(add_group)(&sum, x + j, e ? e + j : e, group, &exps, 0, 0);
+        if (few || (y >= j && y < j + group))
+            FN(add_group)(&sum, most, x + j, e ? e + j : e, group, &exps, 1, y - j);
+        else FN(add_group)(&sum, most, x + j, e ? e + j : e, group, &exps, 0, 0);
     }
-    if (full < n) FN(add_group)(&sum, x + full, e ? e + full : e, n - full, &exps, 1, y - full);
+    if (full < n) FN(add_group)(&sum, most, x + full, e ? e + full : e, n - full, &exps, 1, y - full);
+    if (largest) *largest = FN(largest_lane)(m);
     return sum;
 }
 
 /* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient. */
-static sum_vec FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y,
+static sum_vec FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y, REAL *largest,
                                 FN(Source) source)
 {
     FN(Exps) exps = *given;
     const int native = source.logits_step == sizeof(REAL) && (!source.grad || source.grad_step == sizeof(REAL));
     if (native) source.logits_step = source.grad_step = sizeof(REAL);
-    if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, source);
+    if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, largest, source);
     exps = FN(near_exps)(exps);
-    if (e) return FN(chunk_sum)(x, e, n, exps, y, source);
-    if (source.grad) return FN(chunk_sum)(x, NULL, n, exps, y, source);
+    if (e && largest) return FN(chunk_sum)(x, e, n, exps, y, largest, source);
+    if (e) return FN(chunk_sum)(x, e, n, exps, y, NULL, source);
+    if (source.grad) return FN(chunk_sum)(x, NULL, n, exps, y, largest, source);
     source.grad = NULL;
-    return FN(chunk_sum)(x, NULL, n, exps, y, source);
+    if (largest) return FN(chunk_sum)(x, NULL, n, exps, y, largest, source);
+    return FN(chunk_sum)(x, NULL, n, exps, y, NULL, source);
 }
 
-/* g = f * exps less the terms, if any. The exps are those of x, or x itself where `exps` is NULL. */
-INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Exps) *exps, FN(Factor) f,
+/* g = f * exps less the terms, if any. The exps are those of x, or x itself where `exps` is NULL; no f: one. */
+INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Exps) *exps, const FN(Factor) *f,
                             const FN(Terms) *terms)
 {
-    const int lifted = f.b != 1;
+    const vec a = FN(splat)(f ? f->a : 1), c = FN(splat)(f ? f->c : 0), b = FN(splat)(f ? f->b : 1);
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = n - j;
         vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
-        v = (exps ? FN(exps)(v, exps) : v) * f.a;
-        if (lifted) v = v * f.b * f.b;
+        if (exps) v = FN(exps)(v, exps);
+        if (f) v = FN(scaled)(v, a, c, b);
         if (terms) v -= FN(terms)(terms, j, count);
         if (count >= LANES) FN(store)(g + j, v);
         else FN(store_n)(g + j, count, v);

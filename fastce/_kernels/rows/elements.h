@@ -200,9 +200,10 @@ static void FN(curves)(const REAL *e, REAL *h, ptrdiff_t n, const FN(Curve) *row
 {
     const vec exp_top = FN(splat)(row->exp_top), top = FN(splat)(row->top);
     const vec excess = FN(splat)(row->excess), lead = FN(splat)(row->lead);
+    const vec a = FN(splat)(row->curve.a), c = FN(splat)(row->curve.c), b = FN(splat)(row->curve.b);
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = FN(smaller)(n - j, LANES);
-        const vec v = FN(load_n)(e + j, count, 0), curve_p = v * row->curve.a * row->curve.b * row->curve.b;
+        const vec v = FN(load_n)(e + j, count, 0), curve_p = FN(scaled)(v, a, c, b);
         const vec below = curve_p * FN(fma)(v * row->p_scale, excess, lead);
         FN(store_n)(h + j, count, FN(select)(FN(not_less)(v, exp_top), top, below));
     }

@@ -6,8 +6,8 @@
  *     loss    -log p_y = (m - x_y) + log s           alpha =  w
  *                                                    beta  = -w r / s        p_y - 1 = -r / s
  *
- * Nothing here cancels: where the target is the maximum log s = log1p(r), elsewhere r holds
- * the maximum's own 1 and log s = log1p((r - 1) + e_y).
+ * Nothing here cancels: where the anchor m is the target's logit log s = log1p(r), elsewhere m is a larger one and
+ * the loss at least log 2.
  */
 /* w * loss; a weight of 0 has no part in a loss of infinity. NaN stays, as s, the sum of all exps, has it. */
 INLINE vec weighted(vec w, vec loss, vec s)
@@ -25,6 +25,12 @@ INLINE vec times_rest(vec a, vec scaled, vec f, double rest_scale)
     return select_f64(not_less_f64(scaled, splat_f64(0x1p-900)), product, rescued);
 }
 
+/* a r / s, where r and s may be large, or subnormal as above. */
+INLINE vec share_of_rest(vec a, vec scaled, vec r, vec s, double rest_scale)
+{
+    return select_f64(not_less_f64(r, splat_f64(1)), a * (r / s), times_rest(a / s, scaled, r, rest_scale));
+}
+
 /* What the sweep found out about LANES rows, from i on. */
 typedef struct {
     mask_f64 used;   /* not ignored */
@@ -40,7 +46,7 @@ INLINE Swept swept(const Rows *rows, ptrdiff_t i, double rest_scale)
     ivec label;
     memcpy(&label, rows->label + i, sizeof label);
     row.used = differ_f64(label, (ivec){0} - 1);
-    row.m = load_f64(rows->max + i);
+    row.m = load_f64(rows->anchor + i);
     row.x_y = load_f64(rows->at_target + i);
     row.scaled_e_y = load_f64(rows->target_exp + i);
     row.e_y = row.scaled_e_y * (1 / rest_scale);
@@ -62,9 +68,9 @@ INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normaliz
             loss = times_rest(2 * w, 0.5 * row.scaled, (0.5 * row.m - 0.5 * row.x_y) + 0.5 * log_s, rest_scale);
         store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, row.r + row.e_y)));
         if (!with_grad) continue;
-        const vec alpha = w / normalizer, per_s = alpha / (row.r + row.e_y);
+        const vec alpha = w / normalizer, rest = share_of_rest(alpha, row.scaled, row.r, row.r + row.e_y, rest_scale);
         store_f64(rows->alpha + i, alpha);
-        store_f64(rows->beta + i, 0 - times_rest(per_s, row.scaled, row.r, rest_scale)); /* 0 - : never -0.0 */
+        store_f64(rows->beta + i, 0 - rest); /* 0 - : never -0.0 */
     }
 }
 
@@ -114,7 +120,7 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         /* At the target Q p_y - d_y = mass - Q r / s, whichever has the smaller terms. */
         const vec left = times_rest(all, scaled_p_y, p_y, rest_scale);
         const vec by_lse_p_y = times_rest(by_lse, scaled_p_y, p_y, rest_scale);
-        const vec right = times_rest(alpha_of_terms / s, row.scaled, row.r, rest_scale);
+        const vec right = share_of_rest(alpha_of_terms, row.scaled, row.r, s, rest_scale);
         const vec left_size = larger_f64(larger_f64(-left, left), larger_f64(-own, own));
         const vec right_size = larger_f64(larger_f64(-mass, mass), all * (row.r / s));
         const vec by_left = by_z * (left - own) + by_lse_p_y;
@@ -158,7 +164,7 @@ static void epilogue_focal(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         const vec loss = times_rest(w * power, row.scaled, entropy, rest_scale);
         store_f64(rows->loss + i, keep_f64(row.used, weighted(w, loss, s)));
         store_f64(rows->alpha + i, coefficient);
-        store_f64(rows->beta + i, 0 - times_rest(coefficient / s, row.scaled, row.r, rest_scale));
+        store_f64(rows->beta + i, 0 - share_of_rest(coefficient, row.scaled, row.r, s, rest_scale));
     }
 }
 
@@ -203,7 +209,7 @@ static void epilogue_margin(const Tile *tile, Rows *rows, double rest_scale)
         const double c = rows->given[i], w = rows->weight[i], clipped = c > 1 ? 1 : c < -1 ? -1 : c;
         const Margin margin = margin_of(f, tile->logits_layout.format, clipped);
         const int alone = tile->n_classes == 1;
-        const double m = alone ? margin.value : rows->max[i], top = m > margin.value ? m : margin.value;
+        const double m = alone ? margin.value : rows->anchor[i], top = m > margin.value ? m : margin.value;
         const double shift = exp(f->scale * (m - top)), e_y = exp(f->scale * (margin.value - top));
         const double r = alone ? 0 : rows->rest[i] / rest_scale * shift, s = r + e_y;
         const double log_s = log1p(margin.value >= m ? r : (r - 1) + e_y);
@@ -225,16 +231,9 @@ static void epilogue_nll(Rows *rows, ptrdiff_t n_rows)
 
 /* ---- Softmax, its logarithm and that of its sum --------------------------------------------- */
 
-/* With any class as the target: the sums are as exact as they can be. */
-INLINE void epilogue_softmax(Rows *rows, ptrdiff_t n_rows, double rest_scale)
+INLINE void epilogue_softmax(Rows *rows, ptrdiff_t n_rows)
 {
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        const Swept row = swept(rows, i, rest_scale);
-        const vec s = row.r + row.e_y, part = s - row.r, rest_low = load_f64(rows->rest_low + i) * (1 / rest_scale);
-        const vec lost = ((row.r - (s - part)) + (row.e_y - part)) + rest_low, p_y = row.e_y / s;
-        store_f64(rows->alpha + i, splat_f64(1));
-        store_f64(rows->beta + i, fma_f64(-p_y, lost / s, p_y));
-    }
+    for (ptrdiff_t i = 0; i < n_rows; i++) rows->alpha[i] = 1;
 }
 
 /* How many infinities of either sign a row has when its exps count with their factors, and whether it has a NaN. */
@@ -292,11 +291,11 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         double sign = 1;
-        if (!isfinite(rows->max[i]) || (tile->q ? !isfinite(rows->rest[i]) : isnan(rows->loss[i]))) {
+        if (!isfinite(rows->anchor[i]) || (tile->q ? !isfinite(rows->rest[i]) : isnan(rows->loss[i]))) {
             const Infinities found = count_infinities(tile, i);
-            if (isfinite(rows->max[i]) && !found.nan && !found.positive && !found.negative) {
-                const LargeSum large = large_sum(tile, i, rows->max[i]);
-                rows->loss[i] = rows->max[i] + large.log_size;
+            if (isfinite(rows->anchor[i]) && !found.nan && !found.positive && !found.negative) {
+                const LargeSum large = large_sum(tile, i, rows->anchor[i]);
+                rows->loss[i] = rows->anchor[i] + large.log_size;
                 rows->sign[i] = large.sign;
                 continue;
             }
@@ -304,12 +303,12 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
             const int unknown = found.nan || (found.positive && found.negative);
             rows->loss[i] = unknown ? NAN : none ? -INFINITY : INFINITY;
             rows->log_sum[i] = unknown || none ? NAN : INFINITY;
-            rows->max[i] = 0;
+            rows->anchor[i] = 0;
             sign = unknown ? NAN : none ? 0 : found.positive ? 1 : -1;
         } else if (tile->q) {
             const double scaled = rows->rest[i], sum = scaled / rest_scale;
             const int subnormal = rest_scale != 1 && fabs(sum) < 0x1p-1000;
-            rows->loss[i] = rows->max[i] + (subnormal ? log(fabs(scaled)) - LN2_64 : log(fabs(sum)));
+            rows->loss[i] = rows->anchor[i] + (subnormal ? log(fabs(scaled)) - LN2_64 : log(fabs(sum)));
             sign = sum > 0 ? 1 : sum < 0 ? -1 : sum;
         }
         rows->sign[i] = sign;
@@ -317,13 +316,19 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
 }
 
 /* Loss and weight summed over rows, in twice the precision of a double: the order of the rows
- * hardly ever shows in the result, and 10^8 rows cost it no digit. */
+ * hardly ever shows in the result, and 10^8 rows cost it no digit. Losses that were computed in float32 leave so
+ * many digits of a double free that those of a tile are added up as they are. */
 typedef struct { sum_vec_f64 loss, weight; } Sums;
 
-INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
+INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows, int in_float32)
 {
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES)
-        add_f64(&sums->loss, load_n_f64(rows->loss + i, smaller_f64(n_rows - i, LANES), 0));
+    vec group = {0};
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        const vec loss = load_n_f64(rows->loss + i, smaller_f64(n_rows - i, LANES), 0);
+        if (in_float32) group += loss;
+        else add_f64(&sums->loss, loss);
+    }
+    if (in_float32) add_f64(&sums->loss, group);
 }
 
 /* Over the rows that are not ignored. */

@@ -62,39 +62,39 @@ typedef struct {
     char *grad, *hess;
     Layout logits_layout, q_layout, grad_layout, hess_layout;
     double *scratch;         /* SCRATCH of them */
-    double *second, *third;  /* the same each, where something goes by element or q is given */
+    double *second, *third;  /* the same each, where something goes by element, q is given or rows may be far */
     void *staging;           /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
 } Tile;
 
-/* The pieces of a row longer than CHUNK, each swept against its own maximum. */
+/* What a sweep of the pieces of a row longer than CHUNK is for. */
+typedef enum { FIND_MAXIMUM, SUM_AT_TARGET, SUM_AT_MAXIMUM } Pass;
+
 typedef struct {
+    Pass pass;
     double max[MAX_PIECES];
-    double rest[MAX_PIECES], rest_low[MAX_PIECES];     /* sum of exp(x_j - max) over j != y, times rest_scale */
-    double others[MAX_PIECES], others_low[MAX_PIECES]; /* the same without the maximum's own term */
-    double mass[MAX_PIECES];                           /* as in Rows */
-    double spread[MAX_PIECES];                         /* the same, against max */
-    double exp_top[MAX_PIECES];                        /* the exp of max, as it is staged */
-    double below[MAX_PIECES], at_top[MAX_PIECES];      /* for a Hessian: the sum of those below it, how many equal it */
-    double unit[MAX_PIECES]; /* exp(x_j - max) = unit times what was staged for it / EXP_POWER;
-                              * combine makes it that of Rows, times UNIT_SCALE */
-    double unit_low[MAX_PIECES]; /* what that lacks, until then */
+    ptrdiff_t place[MAX_PIECES];                  /* where that stands first */
+    double sum[MAX_PIECES], error[MAX_PIECES];    /* of the staged exps, but the target's */
+    double mass[MAX_PIECES], spread[MAX_PIECES];  /* as in Rows */
+    double below[MAX_PIECES], at_top[MAX_PIECES]; /* for a Hessian: the sum of those below the maximum's, how many equal it */
 } Pieces;
 
 /* The rows of a tile, one array per quantity: sweep fills the second group and the third,
  * the epilogue turns them into the last, write consumes that. */
 typedef struct {
-    int64_t label[TILE];     /* target class y, for q the one of the largest; -1: the row is ignored */
+    int64_t label[TILE];     /* target class y, for q the one of the largest; -1: the row is ignored; n_classes: no target */
     double sample[TILE];     /* sample weight */
+    int weighted;            /* weight is not 1 for all of them */
     double weight[TILE];     /* what the mean divides by: that, times w_y where targets are labels */
     double given[TILE];      /* x_y before its transform, for MARGIN and NLL */
 
-    double max[TILE];        /* m = max_j x_j */
+    double anchor[TILE];     /* m: x_y, or max_j x_j */
     double at_target[TILE];  /* x_y */
     double rest[TILE];       /* r = sum of exp(x_j - m) over j != y, times rest_scale (vmath.h) */
     double rest_low[TILE];   /* what that lacks */
     double target_exp[TILE]; /* exp(x_y - m), times rest_scale */
-    double unit[TILE];       /* p_j = unit times what was staged for it / EXP_POWER; of use only for a gradient */
-    Pieces *pieces;          /* of a row alone in its tile, instead of its unit */
+    double all[TILE];        /* sum of all exps as they are staged; of use only for a gradient */
+    double all_low[TILE];    /* what that lacks */
+    Pieces *pieces;          /* of a row alone in its tile */
 
     double own[TILE];        /* d_y */
     double mass[TILE];       /* sum of d_j over j != y */

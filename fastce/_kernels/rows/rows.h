@@ -16,8 +16,14 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#include "rows/anchored.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
+#ifdef WITH_SCORING
+#include "vector/bits.h"
+#include "rows/gather.h"
+#include "rows/sample.h"
+#endif
 #undef REAL_BITS
 
 #define REAL_BITS 32
@@ -31,6 +37,12 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#include "rows/anchored.h"
+#ifdef WITH_SCORING
+#include "vector/bits.h"
+#include "rows/gather.h"
+#include "rows/sample.h"
+#endif
 #undef REAL_BITS
 
 #include "rows/targets.h"
@@ -50,8 +62,15 @@ static void read_given(const Tile *tile, Rows *rows)
     }
 }
 
+/* Where no class is the target none stays out of the sums. */
+static void set_no_targets(const Tile *tile, Rows *rows)
+{
+    for (ptrdiff_t i = 0; !has_target(tile) && i < tile->n_rows; i++) rows->label[i] = tile->n_classes;
+}
+
 static void sweep(const Tile *tile, Rows *rows, int across)
 {
+    set_no_targets(tile, rows);
     if (tile->formula->kind == MARGIN || tile->formula->kind == NLL) read_given(tile, rows);
     if (tile->formula->kind == NLL) return;
     if (across) IN_PRECISION_OF(tile, sweep_across, tile, rows);
@@ -67,14 +86,21 @@ static void write_gradient(const Tile *tile, const Rows *rows, int across)
 }
 
 /* sweep and write_gradient of a long row, piece by piece. */
-static void read_target(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, read_target, tile, rows); }
+static void begin_long_row(const Tile *tile, Rows *rows)
+{
+    set_no_targets(tile, rows);
+    IN_PRECISION_OF(tile, begin_long_row, tile, rows);
+}
 
 static void sweep_piece(const Tile *tile, Rows *rows, ptrdiff_t piece)
 {
     IN_PRECISION_OF(tile, sweep_piece, tile, rows, piece);
 }
 
-static void combine_pieces(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, combine_pieces, tile, rows); }
+static int combine_pieces(const Tile *tile, Rows *rows)
+{
+    return IN_PRECISION_OF(tile, combine_pieces, tile, rows);
+}
 
 static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
@@ -92,7 +118,7 @@ static void epilogue(const Tile *tile, Rows *rows)
     case FOCAL: epilogue_focal(f, rows, tile->n_rows, rest_scale); return;
     case NLL: epilogue_nll(rows, tile->n_rows); return;
     case MARGIN: epilogue_margin(tile, rows, rest_scale); return;
-    case SOFTMAX: epilogue_softmax(rows, tile->n_rows, rest_scale); return;
+    case SOFTMAX: epilogue_softmax(rows, tile->n_rows); return;
     case LOG_SOFTMAX:
     case LOG_SUM_EXP: epilogue_log_sum(tile, rows, rest_scale); return;
     case CROSS_ENTROPY: break;
@@ -103,6 +129,56 @@ static void epilogue(const Tile *tile, Rows *rows)
     else if (tile->grad) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 1);
     else if (is_f64) epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, REST_SCALE_F64, 0);
     else epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 0);
+}
+
+/* Whether rows across the lanes of a vector are anchored at their targets: plain losses from labels, few classes. */
+static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, int has_q)
+{
+    return f->kind == CROSS_ENTROPY && !has_q && !f->has_terms && !f->by_element && f->z_loss == 0
+           && f->temperature.divisor == 1 && n_classes * item <= FEW_BYTES
+           && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
+}
+
+/* Rows too far from their target, in a tile of their own. */
+static void run_far(const Tile *tile, Rows *rows, const ptrdiff_t *far, ptrdiff_t n_far)
+{
+    const int is_f64 = tile->logits_layout.format == FORMAT_F64;
+    const ptrdiff_t item = is_f64 ? sizeof(double) : sizeof(float);
+    const Layout layout = {is_f64 ? FORMAT_F64 : FORMAT_F32, 0, TILE * item, item};
+    void *plane = tile->second;
+    Rows some;
+    Tile few = *tile;
+    few.n_rows = n_far;
+    few.logits = (char *)plane;
+    few.grad = tile->grad ? (char *)plane : NULL;
+    few.logits_layout = few.grad_layout = layout;
+    few.scratch = tile->third;
+    for (ptrdiff_t k = 0; k < n_far; k++) {
+        some.label[k] = rows->label[far[k]];
+        some.weight[k] = rows->weight[far[k]];
+    }
+    IN_PRECISION_OF(tile, gather_far, tile, far, n_far, plane);
+    IN_PRECISION_OF(tile, sweep_across, &few, &some);
+    epilogue(&few, &some);
+    if (few.grad) IN_PRECISION_OF(tile, write_across, &few, &some);
+    if (few.grad) IN_PRECISION_OF(tile, scatter_far, tile, far, n_far, plane);
+    for (ptrdiff_t k = 0; k < n_far; k++) rows->loss[far[k]] = some.loss[k];
+}
+
+/* The losses of a tile, and its gradient if there is one: sweep, epilogue, write. */
+static void run_tile(const Tile *tile, Rows *rows, int across)
+{
+    const ptrdiff_t item = tile->logits_layout.format == FORMAT_F64 ? sizeof(double) : sizeof(float);
+    if (across && is_anchored(tile->formula, tile->n_classes, item, tile->q != NULL)) {
+        ptrdiff_t far[TILE + 1];
+        const ptrdiff_t n_far = IN_PRECISION_OF(tile, anchored_tile, tile, rows, far);
+        if (n_far > 0) run_far(tile, rows, far, n_far);
+        if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
+        return;
+    }
+    sweep(tile, rows, across);
+    epilogue(tile, rows);
+    if (tile->grad) write_gradient(tile, rows, across);
 }
 
 /* Logits that count as x factor / divisor, one of which is 1. */

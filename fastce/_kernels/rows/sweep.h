@@ -2,11 +2,11 @@
  *
  * Included once per REAL_BITS, before all that walks rows. For a row x with target y
  *
- *     sweep   m = max_j x_j,  r = sum_{j != y} exp(x_j - m),  x_y,  exp(x_y - m)   -> Rows
- *     write   g_j = alpha p_j,  g_y = beta                                         <- Rows
+ *     sweep   r = sum_{j != y} exp(x_j - m),  x_y,  exp(x_y - m)   -> Rows
+ *     write   g_j = alpha p_j,  g_y = beta                         <- Rows
  *
- * The target's own term never enters r, so loss and gradient lose no digits where the model is
- * sure. Two walks do the same work:
+ * m, the anchor, is x_y itself where that is near the largest logit, and the largest else. The target's own term never
+ * enters r, so loss and gradient lose no digits where the model is sure. Two walks do the same work:
  *
  *     along    the row lies along the vectors    class axis contiguous, many classes
  *     across   a row in every lane               few classes, or rows adjacent in memory
@@ -42,6 +42,34 @@ INLINE int FN(is_contiguous)(const Layout *layout)
 }
 
 INLINE ptrdiff_t FN(smaller)(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* ---- Which anchor ------------------------------------------------------------------------- */
+
+#ifndef FASTCE_ANCHOR_H
+#define FASTCE_ANCHOR_H
+/* The exps count with factors of their own. */
+INLINE int is_weighted(const Tile *tile) { return tile->formula->kind == LOG_SUM_EXP && tile->q; }
+
+INLINE int has_target(const Tile *tile)
+{
+    const Kind kind = tile->formula->kind;
+    return kind != SOFTMAX && kind != LOG_SOFTMAX && kind != LOG_SUM_EXP;
+}
+
+/* log s = log1p(r) wants the maximum as the target, where any class would do. */
+INLINE int takes_maximum(const Tile *tile) { return !has_target(tile) && tile->formula->kind != SOFTMAX && !tile->q; }
+
+/* A loss of one term, where a row needs no maximum but to know that its target is near it. What has other terms counts
+ * them from the maximum, so that none is negative. */
+INLINE int anchors_at_target(const Tile *tile)
+{
+    const Formula *f = tile->formula;
+    return (f->kind == CROSS_ENTROPY || f->kind == FOCAL) && !f->has_terms && !f->by_element && f->z_loss == 0;
+}
+#endif
+
+/* Whether no exp against x_y overflows, m being the largest logit. */
+INLINE int FN(is_near)(REAL m, REAL x_y, const FN(Units) *units) { return (m - x_y) * units->inverse <= NEAR; }
 
 /* Whether the sweep leaves the exps for write. The logarithm of a softmax is written from the logits. */
 INLINE int FN(stages)(const Tile *tile) { return tile->grad && tile->formula->kind != LOG_SOFTMAX; }
@@ -97,87 +125,122 @@ INLINE FN(Wide) FN(wide_sum)(FN(Wide) a, vec_f64 b)
 #endif
 }
 
-/* Fills in the rows' sums from the maxima, the targets' logits and the sums of the exps but the target's. Where
- * the target is not the maximum, the latter's own term is exactly 1 in r, whatever it was in the sum. */
-INLINE void FN(finish_rows_in)(const Tile *tile, const FN(Units) *units, const REAL *max, const REAL *at_target,
+/* Fills in the rows' sums, in units of the anchors' exp, from the anchors, the targets' logits and the sums of the
+ * staged exps but the target's. Where it is not in the row's sums, a target has the logit -inf. */
+INLINE void FN(finish_rows_in)(const Tile *tile, const FN(Units) *units, const REAL *anchor, const REAL *at_target,
                                const double *sum, const double *error, Rows *rows)
 {
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        const vec m = FN(load)(max + i);
-        const FN(Exps) exps = FN(exps_against)(m, units);
-        REAL top[LANES_COUNT], target[LANES_COUNT];
-        FN(store)(top, FN(exps)(m, &exps));
+        const FN(Exps) exps = FN(exps_against)(FN(load)(anchor + i), units);
+        REAL target[LANES_COUNT];
         FN(store)(target, FN(exps)(FN(load)(at_target + i), &exps));
         for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
-            const vec_f64 m_wide = FN(load_wide)(max + i + k), x_y = FN(load_wide)(at_target + i + k);
-            const mask_f64 is_max = not_less_f64(x_y, m_wide);
+            const vec_f64 m = FN(load_wide)(anchor + i + k), x_y = FN(load_wide)(at_target + i + k);
+            const mask_f64 is_anchor = not_less_f64(x_y, m) & not_less_f64(m, x_y);
             const FN(Wide) to_rest = FN(to_rest)(FN(correction)(&exps, k));
             const FN(Wide) s = FN(normalised)(load_f64(sum + i + k), load_f64(error + i + k));
             const FN(Wide) rest = FN(wide_product)(s, to_rest);
-            const FN(Wide) without_top = FN(wide_product)(FN(wide_sum)(s, -FN(load_wide)(top + k)), to_rest);
-            const FN(Wide) with_one = FN(wide_sum)(without_top, splat_f64(REST_SCALE));
             const vec_f64 e_y = FN(load_wide)(target + k);
-            store_f64(rows->max + i + k, m_wide);
+            store_f64(rows->anchor + i + k, m);
             store_f64(rows->at_target + i + k, x_y);
-            store_f64(rows->rest + i + k, select_f64(is_max, rest.high, with_one.high));
-            store_f64(rows->rest_low + i + k, select_f64(is_max, rest.low, with_one.low));
-            store_f64(rows->target_exp + i + k, select_f64(is_max & not_less_f64(m_wide, x_y), REST_SCALE + 0 * x_y,
+            store_f64(rows->rest + i + k, rest.high);
+            store_f64(rows->rest_low + i + k, rest.low);
+            store_f64(rows->target_exp + i + k, select_f64(is_anchor, REST_SCALE + 0 * x_y,
                                                            FN(wide_product)((FN(Wide)){e_y, {0}}, to_rest).high));
             if (!tile->grad) continue;
             const FN(Wide) all = FN(wide_sum)(s, e_y);
-            const vec_f64 unit = EXP_POWER / all.high;
-            store_f64(rows->unit + i + k, fma_f64(-unit, all.low / all.high, unit));
+            store_f64(rows->all + i + k, all.high);
+            store_f64(rows->all_low + i + k, all.low);
         }
     }
 }
 
-static void FN(finish_rows)(const Tile *tile, const REAL *max, const REAL *at_target, const double *sum,
+static void FN(finish_rows)(const Tile *tile, const REAL *anchor, const REAL *at_target, const double *sum,
                             const double *error, Rows *rows)
 {
     const FN(Units) *units = FN(units)(&tile->formula->temperature);
-    if (units->inverse == 1) FN(finish_rows_in)(tile, &FN(plain_units), max, at_target, sum, error, rows);
-    else FN(finish_rows_in)(tile, units, max, at_target, sum, error, rows);
+    if (units->inverse == 1) FN(finish_rows_in)(tile, &FN(plain_units), anchor, at_target, sum, error, rows);
+    else FN(finish_rows_in)(tile, units, anchor, at_target, sum, error, rows);
 }
 
-/* ---- What write multiplies exps by -------------------------------------------------------- */
+/* ---- What write multiplies exps by ---------------------------------------------------------
+ *
+ * f p_j = f e_j / s, where s is the sum of all exps and f is rounded to REAL: a softmax is a distribution, and so is
+ * a gradient off the target but for its factor.
+ *
+ *     with a fused multiply-add    fma(e, a, e c) b,  a + c = f / (s b) in two parts, a between 4 and 8
+ *     without                      e / a c b,         a = s / LIFT, c b = f / LIFT
+ *
+ * b is a power of two: nothing on the way overflows or is subnormal, but where f is extreme. Either way the result grows
+ * with e, which is at most s; at e = s, where no other class counts, it is f; and equal exps have equal results. */
+typedef struct { REAL a, c, b; } FN(Factor);
 
-/* coefficient * scale / EXP_POWER as a product a b b, where b is nearly always 1: as one factor it could be
- * subnormal in REAL and cost a normal gradient its digits. Then a is larger by LIFT and b a power of two. A finite
- * a stays finite, or an exp of 0 would make it NaN. Returns whether all b are 1. */
 #undef LIFT
-#undef UNLIFT
+#undef MOST
 #if REAL_BITS == 64
-#define LIFT 0x1p200
-#define UNLIFT 0x1p-132 /* squared: 1 / (EXP_POWER LIFT) */
+#define LIFT 0x1p500
+#define MOST 0x1p1000 /* of b, and of 1 / b */
 #else
-#define LIFT 0x1p48
-#define UNLIFT 0x1p-72
+#define LIFT 0x1p96
+#define MOST 0x1p126
 #endif
-INLINE int FN(factors)(vec_f64 coefficient, double scale, REAL *a, REAL *b)
+
+/* The power of two below |v|, which may be 0, times `by`; between 1 / MOST and MOST. */
+INLINE vec_f64 FN(power_below)(vec_f64 v, double by)
 {
-    const vec_f64 scaled = coefficient * (scale / EXP_POWER), most = splat_f64(REAL_MAX);
-    const mask_f64 normal = not_less_f64(larger_f64(scaled, -scaled), splat_f64(REAL_TINY));
-    vec_f64 first = select_f64(normal, scaled, coefficient * (scale * LIFT));
-    const mask_f64 finite = not_less_f64(splat_f64(REAL_MAX_F64), larger_f64(first, -first));
-    if (REAL_BITS == 32) first = select_f64(finite, lesser_f64(most, larger_f64(-most, first)), first);
-    FN(store_narrow)(a, first);
-    FN(store_narrow)(b, select_f64(normal, splat_f64(1), splat_f64(UNLIFT)));
-    return every_lane_f64(normal);
+    const vec_f64 power = (vec_f64)((ivec_f64)v & (int64_t)0x7ff0000000000000) * by;
+    return larger_f64(splat_f64(1 / MOST), lesser_f64(splat_f64(MOST), power));
 }
 
-typedef struct { REAL a, b; } FN(Factor);
-
-INLINE FN(Factor) FN(factor)(double coefficient, double scale)
+/* As a REAL: a finite number stays finite, or an exp of 0 would make it NaN. */
+INLINE void FN(store_finite)(REAL *p, vec_f64 v)
 {
-    REAL a[LANES_COUNT], b[LANES_COUNT];
-    FN(factors)(splat_f64(coefficient), scale, a, b);
-    return (FN(Factor)){a[0], b[0]};
+    const vec_f64 most = splat_f64(REAL_MAX);
+    const mask_f64 finite = not_less_f64(splat_f64(REAL_MAX_F64), larger_f64(v, -v));
+    FN(store_narrow)(p, select_f64(finite, lesser_f64(most, larger_f64(-most, v)), v));
+}
+
+/* Those of LANES_F64 rows, whose exps have the sums s + s_low. */
+INLINE void FN(factors)(vec_f64 f, vec_f64 s, vec_f64 s_low, REAL *a, REAL *c, REAL *b)
+{
+    const vec_f64 zero = {0}, most = splat_f64(REAL_MAX);
+    FN(store_narrow)(a, f);
+    f = select_f64(not_less_f64(most, larger_f64(f, -f)), FN(load_wide)(a), f); /* or beyond what REAL can hold */
+#ifdef HAS_FMA
+    const vec_f64 power = FN(power_below)(f / s, 0.25), lifted = f / power;
+    FN(store_finite)(a, lifted / s);
+    const vec_f64 whole = FN(load_wide)(a), rest = (fma_f64(-whole, s, lifted) - whole * s_low) / s;
+    const vec_f64 least = whole * 0x1p-20; /* more: a is REAL_MAX or infinite */
+    FN(store_narrow)(c, select_f64(not_less_f64(larger_f64(least, -least), larger_f64(rest, -rest)), rest, zero));
+#else
+    (void)s_low;
+    const vec_f64 power = FN(power_below)(f, 1 / LIFT);
+    FN(store_narrow)(a, s * (1 / LIFT));
+    FN(store_finite)(c, f / power * (1 / LIFT) + zero);
+#endif
+    FN(store_narrow)(b, power);
+}
+
+INLINE FN(Factor) FN(factor)(double f, double s, double s_low)
+{
+    REAL a[LANES_COUNT], c[LANES_COUNT], b[LANES_COUNT];
+    FN(factors)(splat_f64(f), splat_f64(s), splat_f64(s_low), a, c, b);
+    return (FN(Factor)){a[0], c[0], b[0]};
+}
+
+INLINE vec FN(scaled)(vec e, vec a, vec c, vec b)
+{
+#ifdef HAS_FMA
+    return FN(fma)(e, a, e * c) * b;
+#else
+    return e / a * c * b;
+#endif
 }
 
 INLINE void FN(write_target)(const Tile *tile, const Rows *rows, ptrdiff_t i)
 {
     const Layout *to = &tile->grad_layout;
-    if (rows->label[i] < 0 || tile->formula->by_element || tile->formula->kind == LOG_SOFTMAX) return;
+    if (rows->label[i] < 0 || tile->formula->by_element || !has_target(tile)) return;
     char *at = tile->grad + i * to->row_stride + rows->label[i] * to->class_stride;
     if (FN(is_native)(to)) FN(store_one)(at, (REAL)rows->beta[i], REAL_FORMAT, 0);
     else FN(store_one)(at, (REAL)rows->beta[i], to->format, to->swapped);

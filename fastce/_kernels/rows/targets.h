@@ -37,18 +37,19 @@ static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride,
     else if (plain && labels->size == 4 && labels->is_signed) READ(4, 4, 1, 0);
     else READ(stride, labels->size, labels->is_signed, labels->swapped);
 #undef READ
-    const int64_t has_ignore = labels->has_ignore, ignore_index = labels->ignore_index;
-    const uint64_t n_classes = (uint64_t)labels->n_classes;
-    int64_t used = 0, bad = 0;
+    /* All bits or none, and sums of those: vectors of 64 bits. */
+    const int64_t has_ignore = -(int64_t)labels->has_ignore, ignore_index = labels->ignore_index;
+    const int64_t n_classes = labels->n_classes;
+    int64_t skipped = 0, bad = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
-        int64_t ignored = has_ignore & (label[i] == ignore_index);
-        int64_t outside = (uint64_t)label[i] >= n_classes;
+        const int64_t y = label[i], ignored = has_ignore & -(int64_t)(y == ignore_index);
+        const int64_t outside = -(int64_t)(y < 0) | -(int64_t)(y >= n_classes);
+        skipped += ignored | outside;
         bad += outside & ~ignored;
-        used += 1 & ~(ignored | outside);
-        label[i] = ignored | outside ? -1 : label[i];
+        label[i] = y | ignored | outside;
     }
-    counts->used += used;
-    counts->bad += bad;
+    counts->used += n + skipped;
+    counts->bad -= bad;
 }
 
 /* Weights where none are given. */

@@ -40,6 +40,10 @@
 #endif
 #endif
 
+#if defined(LEVEL_V4) || defined(LEVEL_V3) || (defined(__ARM_NEON) && defined(__aarch64__))
+#define HAS_FMA /* fma rounds once */
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -153,7 +157,7 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 /* What a * b rounded to p has lost. */
 INLINE vec FN(product_error)(vec a, vec b, vec p)
 {
-#if defined(LEVEL_V4) || defined(LEVEL_V3) || (defined(__ARM_NEON) && defined(__aarch64__))
+#ifdef HAS_FMA
     return FN(fma)(a, b, -p);
 #else /* T. J. Dekker: halves of 26 bits, whose products are exact */
     const vec wide_a = a * 0x1.000002p27, wide_b = b * 0x1.000002p27;
@@ -182,9 +186,13 @@ INLINE vec FN(keep)(FN(mask) where, vec a) { return (vec)((ivec)a & where); } /*
 INLINE vec FN(keep_fma)(FN(mask) where, vec a, vec b, vec c) { return FN(keep)(where, FN(fma)(a, b, c)); }
 INLINE int FN(every_lane)(FN(mask) where)
 {
+#ifdef OP
+    return OP(movemask)((vec)where) == (1 << LANES_COUNT) - 1;
+#else
     INT all = -1;
     for (int i = 0; i < LANES; i++) all &= where[i];
     return all != 0;
+#endif
 }
 #define EVERY_LANE (~(ivec){0})
 #endif
@@ -293,6 +301,8 @@ INLINE void FN(store_sums)(double *sum, double *error, sum_vec acc)
     FN(store)(error, acc.error);
 }
 
+INLINE void FN(store_as_f64)(double *p, vec a) { FN(store)(p, a); }
+
 /* LANES_F64 reals as float64, and back. */
 INLINE vec_f64 FN(load_wide)(const REAL *p) { return FN(load)(p); }
 INLINE void FN(store_narrow)(REAL *p, vec_f64 a) { FN(store)(p, a); }
@@ -323,21 +333,31 @@ INLINE void FN(store_narrow)(REAL *p, vec_f64 a)
 #endif
 }
 
-INLINE void FN(add)(sum_vec *acc, vec a)
+INLINE sum_vec FN(widened)(vec a)
 {
 #if defined(LEVEL_V4)
-    acc->low += _mm512_cvtps_pd(_mm512_castps512_ps256(a));
-    acc->high += _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    return (sum_vec){_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1))};
 #elif defined(LEVEL_V3)
-    acc->low += _mm256_cvtps_pd(_mm256_castps256_ps128(a));
-    acc->high += _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    return (sum_vec){_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1))};
 #elif defined(__SSE2__)
-    acc->low += _mm_cvtps_pd(a);
-    acc->high += _mm_cvtps_pd(_mm_movehl_ps(a, a));
+    return (sum_vec){_mm_cvtps_pd(a), _mm_cvtps_pd(_mm_movehl_ps(a, a))};
 #else
-    acc->low += (vec_f64){a[0], a[1]};
-    acc->high += (vec_f64){a[2], a[3]};
+    return (sum_vec){(vec_f64){a[0], a[1]}, (vec_f64){a[2], a[3]}};
 #endif
+}
+
+INLINE void FN(add)(sum_vec *acc, vec a)
+{
+    const sum_vec wide = FN(widened)(a);
+    acc->low += wide.low;
+    acc->high += wide.high;
+}
+
+INLINE void FN(store_as_f64)(double *p, vec a)
+{
+    const sum_vec wide = FN(widened)(a);
+    store_f64(p, wide.low);
+    store_f64(p + LANES_F64, wide.high);
 }
 
 INLINE double FN(total)(sum_vec acc) { return add_up_f64(acc.low + acc.high); }

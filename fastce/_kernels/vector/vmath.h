@@ -28,6 +28,7 @@
 #undef EXP_POWER
 #undef EXP_SCALE
 #undef EXP_LOWEST
+#undef NEAR
 #undef FAR
 #undef TO_INTEGER
 #undef STEPS
@@ -50,8 +51,10 @@
 #define EXP_TABLE_RECIPROCAL_LOW -0x1.73b93fcc48b35p-55 /* what 1 / EXP_TABLE_SCALE loses as a double */
 #elif EXP_TABLE_BITS == 4
 #define EXP_TABLE_SCALE 0x1.13fc91b861865p+0
+#define EXP_TABLE_RECIPROCAL_LOW 0.0
 #else
 #define EXP_TABLE_SCALE 0x1.691c89ef4b576p+0
+#define EXP_TABLE_RECIPROCAL_LOW 0.0
 #endif
 #undef STEP_HIGH_BITS
 #undef UNITS_FIELD
@@ -64,6 +67,7 @@
 #define EXP_SHIFT 64 /* see Exps */
 #define EXP_POWER 0x1p64
 #define EXP_LOWEST -752.0
+#define NEAR 300.0 /* exps this far above m do not overflow */
 #define FAR 1504.0 /* -2 EXP_LOWEST */
 #define REST_SCALE REST_SCALE_F64
 #define EXPONENT_BIAS 1023
@@ -77,6 +81,7 @@
 #define EXP_SHIFT 96
 #define EXP_POWER 0x1p96
 #define EXP_LOWEST -153.0f
+#define NEAR 19.0f
 #define FAR 306.0f
 #define REST_SCALE 1.0 /* of r in Rows: no float32 r is subnormal as a float64 */
 #define EXPONENT_BIAS 127
@@ -115,21 +120,23 @@ INLINE vec FN(power_of_two)(uvec bits)
     return (vec)(entry + (bits << (MANTISSA_BITS - EXP_TABLE_BITS)));
 }
 
-/* The exps of a row, against its maximum m or whatever else is not below its elements.
+/* The exps of a row, against a number m near its logits: its target's or its largest.
  *
  * exp(x - m) needs the rounding error of x - m, or it is off by |x - m| / 2 ULP. Instead each x is reduced as
- * it is, x = n step + t with step = ln 2 / 2^EXP_TABLE_BITS, and m as well, m = n_m step + offset:
+ * it is, x = n step + t with step = ln 2 / 2^EXP_TABLE_BITS, and m as well, m = k ln 2 + offset:
  *
- *     exp(x - m) = 2^((n - n_m) / 2^EXP_TABLE_BITS) exp(t) * exp(-offset).
+ *     exp(x - m) = 2^(n / 2^EXP_TABLE_BITS - k) exp(t) * exp(-offset).
  *
- * The last factor is the same for all of the row and is left out here. Where |m| >= FAR both are
- * reduced from m on: x - m is exact then for each x whose exp is not 0 (Sterbenz' lemma). So `base` is 0 or m.
+ * The last factor is the same for all of the row and is left out here. So the digits of an exp depend on x alone,
+ * and m moves its exponent: equal logits have equal exps, and a larger logit never the smaller one
+ * (tests/vector/test_vmath.py tries neighbours). Where |m| >= FAR both are reduced from m on: x - m is exact then
+ * for each x whose exp is not 0 (Sterbenz' lemma). So `base` is 0 or m.
  *
  *     exps(x) = exp(x - m) exp(offset) EXP_SCALE
  *
  * EXP_SCALE is EXP_POWER times the scale of the table. The power of two keeps the digits of terms that would be
- * subnormal or zero, so that a large weight can still bring them back; terms below exp(EXP_LOWEST) are +0. NaN
- * stays NaN, and so does all of a row whose m is infinite. */
+ * subnormal or zero, so that a large weight can still bring them back; terms below exp(EXP_LOWEST) are +0, those
+ * above exp(NEAR) are not numbers of use. NaN stays NaN, and so does all of a row whose m is infinite. */
 typedef struct { vec high, low; } FN(Reduced); /* a sum; low is 0 where a table makes it small enough for one REAL */
 
 typedef struct { vec base, bias, lowest; FN(Reduced) offset; FN(Units) units; } FN(Exps);
@@ -166,28 +173,19 @@ INLINE FN(Reduced) FN(reduce)(vec d, vec n, const FN(Units) *units)
 INLINE FN(Exps) FN(exps_against)(vec m, const FN(Units) *units)
 {
     const vec base = FN(keep)(FN(not_less)(FN(larger)(m, -m), FN(splat)(units->far)), m), d = m - base;
-    const vec n = FN(fma)(d, FN(splat)(units->per_step), FN(splat)(TO_INTEGER)) - TO_INTEGER;
-    return (FN(Exps)){base, TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - n, d + units->lowest,
-                      FN(reduce)(d, n, units), *units};
+    const vec doublings = FN(fma)(d, FN(splat)(units->per_step / STEPS), FN(splat)(TO_INTEGER)) - TO_INTEGER;
+    const vec n = STEPS * doublings, inverse = FN(splat)(units->inverse);
+    const FN(Reduced) offset = {FN(fma)(n, FN(splat)(-units->step_high), d) * inverse,
+                                n * FN(splat)(-units->step_low) * inverse};
+    return (FN(Exps)){base, TO_INTEGER + STEPS * (EXPONENT_BIAS + EXP_SHIFT) - n, d + units->lowest, offset, *units};
 }
 
-/* exp(t) - 1 for |t| <= 0.3467 / 2^EXP_TABLE_BITS */
-INLINE vec FN(expm1_reduced)(FN(Reduced) given)
+#if REAL_BITS == 64
+/* exp(t) - 1 for |t| <= 0.3467. */
+INLINE vec FN(expm1_wide)(FN(Reduced) given)
 {
-#if EXP_TABLE_BITS > 0
-    const vec t = given.high;
-#else
     const vec t = given.high + given.low;
-#endif
-    vec q;
-#if REAL_BITS == 64 && EXP_TABLE_BITS == 4 /* relative error of the polynomial: 0.105 * 2^-53 */
-    q = FN(splat)(0x1.6c14c8e50ea66p-10);
-    q = FN(fma)(q, t, FN(splat)(0x1.11123ae506e77p-7));
-    q = FN(fma)(q, t, FN(splat)(0x1.55555558f9facp-5));
-    q = FN(fma)(q, t, FN(splat)(0x1.555555548f40dp-3));
-    q = FN(fma)(q, t, FN(splat)(0x1.fffffffffffb9p-2));
-#elif REAL_BITS == 64 /* 0.034 * 2^-53 */
-    q = FN(splat)(0x1.ad9bf721fa0d1p-26);
+    vec q = FN(splat)(0x1.ad9bf721fa0d1p-26); /* relative error of the polynomial: 0.034 * 2^-53 */
     q = FN(fma)(q, t, FN(splat)(0x1.28ad74f67b769p-22));
     q = FN(fma)(q, t, FN(splat)(0x1.71df0f456cd4ap-19));
     q = FN(fma)(q, t, FN(splat)(0x1.a01999f901be3p-16));
@@ -197,6 +195,28 @@ INLINE vec FN(expm1_reduced)(FN(Reduced) given)
     q = FN(fma)(q, t, FN(splat)(0x1.555555555079p-5));
     q = FN(fma)(q, t, FN(splat)(0x1.555555555550bp-3));
     q = FN(fma)(q, t, FN(splat)(0x1.000000000000ap-1));
+    return given.high + FN(fma)(q, t * t, given.low);
+}
+#endif
+
+/* exp(t) - 1 for |t| <= 0.3467 / 2^EXP_TABLE_BITS */
+INLINE vec FN(expm1_reduced)(FN(Reduced) given)
+{
+#if REAL_BITS == 64 && EXP_TABLE_BITS == 0
+    return FN(expm1_wide)(given);
+#else
+#if EXP_TABLE_BITS > 0
+    const vec t = given.high;
+#else
+    const vec t = given.high + given.low;
+#endif
+    vec q;
+#if REAL_BITS == 64 /* relative error of the polynomial: 0.105 * 2^-53 */
+    q = FN(splat)(0x1.6c14c8e50ea66p-10);
+    q = FN(fma)(q, t, FN(splat)(0x1.11123ae506e77p-7));
+    q = FN(fma)(q, t, FN(splat)(0x1.55555558f9facp-5));
+    q = FN(fma)(q, t, FN(splat)(0x1.555555548f40dp-3));
+    q = FN(fma)(q, t, FN(splat)(0x1.fffffffffffb9p-2));
 #elif EXP_TABLE_BITS == 4 /* 0.027 * 2^-24 */
     q = FN(splat)(0x1.5556c6p-3f);
     q = FN(fma)(q, t, FN(splat)(0x1.00022p-1f));
@@ -215,6 +235,7 @@ INLINE vec FN(expm1_reduced)(FN(Reduced) given)
     return FN(fma)(q, t * t, t);
 #else
     return given.high + FN(fma)(q, t * t, given.low);
+#endif
 #endif
 }
 
@@ -254,29 +275,13 @@ INLINE FN(Exps) FN(near_exps)(FN(Exps) exps)
 
 INLINE vec FN(exps)(vec x, const FN(Exps) *exps) { return FN(exps_where)(EVERY_LANE, x, exps); }
 
-#if REAL_BITS == 64
-INLINE FN(Reduced) FN(negative)(FN(Reduced) t) { return (FN(Reduced)){-t.high, -t.low}; }
-#endif
-
 /* exp(-offset) - 1 of LANES_F64 rows, the first of which is in lane k. */
 INLINE vec_f64 FN(correction)(const FN(Exps) *exps, ptrdiff_t k)
 {
-#if REAL_BITS == 64
-    (void)k;
-    return FN(expm1_reduced)(FN(negative)(exps->offset));
-#else
-    REAL high[LANES_COUNT];
+    REAL high[LANES_COUNT], low[LANES_COUNT];
     FN(store)(high, exps->offset.high);
-#if EXP_TABLE_BITS > 0 /* |t| < 0.044: the first terms of Taylor's series are enough for float32 */
-    const vec_f64 t = -FN(load_wide)(high + k);
-    const vec_f64 q = fma_f64(fma_f64(t, splat_f64(1. / 24), splat_f64(1. / 6)), t, splat_f64(0.5));
-    return fma_f64(q, t * t, t);
-#else
-    REAL low[LANES_COUNT];
     FN(store)(low, exps->offset.low);
-    return expm1_reduced_f64((Reduced_f64){-FN(load_wide)(high + k), -FN(load_wide)(low + k)});
-#endif
-#endif
+    return expm1_wide_f64((Reduced_f64){-FN(load_wide)(high + k), -FN(load_wide)(low + k)});
 }
 
 #if REAL_BITS == 64
@@ -363,6 +368,36 @@ INLINE vec FN(log1p_of_sum)(vec t, vec low, int rough)
 }
 
 INLINE vec FN(log1p)(vec t, int rough) { return FN(log1p_of_sum)(t, (vec){0}, rough); }
+INLINE vec FN(log1p_of_pair)(vec t, vec low) { return FN(log1p_of_sum)(t, low, 0); }
+#else
+/* log(1 + t + low) for finite t >= 0 and a `low` below an ULP of t, or NaN.
+ *
+ * 1. u = 1 + t, c what that rounding lost; u = 2^k z, sqrt(1/2) <= z < sqrt(2).
+ * 2. f = z - 1 + c / 2^k, which is t itself where k = 0; `small` what that lacks.
+ * 3. log z = f + f^2 q(f); k ln 2 joins it in two parts.
+ *
+ * Worst error, over all float32: see tests/vector/test_vmath.py. */
+INLINE vec FN(log1p_of_pair)(vec t, vec low)
+{
+    const UINT one = 0x3f800000, sqrt_half = 0x3f3504f3, mantissa = 0x7fffff;
+    const vec u = t + 1, c = t - (u - 1);
+    const uvec bits = (uvec)u + (one - sqrt_half), exponent = bits & ~mantissa;
+    const vec k = (vec)((exponent >> MANTISSA_BITS) + ((uvec)FN(splat)(TO_INTEGER) - EXPONENT_BIAS)) - TO_INTEGER;
+    const vec unit = (vec)(2 * one - exponent), near_f = (vec)((bits & mantissa) + sqrt_half) - 1; /* unit: 2^-k */
+    const vec lost = c * unit, f = near_f + lost;
+    const vec square = f * f; /* two chains: relative error of the polynomial: 0.070 * 2^-24 */
+    vec even = FN(splat)(-0x1.380e92p-4f), odd = FN(splat)(0x1.08723ap-3f);
+    even = FN(fma)(even, square, FN(splat)(-0x1.0f5138p-3f));
+    odd = FN(fma)(odd, square, FN(splat)(0x1.226c9ap-3f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.5423fap-3f));
+    odd = FN(fma)(odd, square, FN(splat)(0x1.99a41ep-3f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.000438p-2f));
+    odd = FN(fma)(odd, square, FN(splat)(0x1.55555p-2f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.fffff8p-2f));
+    const vec q = FN(fma)(odd, f, even);
+    const vec small = FN(fma)(low, unit, FN(fma)(k, FN(splat)(LN2_LO), lost - (f - near_f)));
+    return FN(fma)(k, FN(splat)(LN2_HI), f + FN(fma)(q, square, small));
+}
 #endif
 
 /* The functions over arrays, for the tests that measure them. `base` and `n` say what the exps are against:

@@ -1,0 +1,3 @@
+cimport numpy as cnp
+
+cpdef cnp.ndarray array_of(object a)

@@ -1,0 +1,155 @@
+/* The k best of many numbers: the largest, and of equal ones those with the lower index.
+ *
+ * Numbers pass by in the order of their indices, and only those above a threshold are looked at: of a long row all but
+ * a few vectors are passed over with one comparison. A few best are a heap, whose root, the least of them, is the
+ * threshold. Many are a list with room for more; when it is full its k best stay, and the least of them is the
+ * threshold: whatever the order of the numbers, n of them cost O(n + k log k).
+ */
+#ifndef FASTCE_BEST_H
+#define FASTCE_BEST_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { FEW_BEST = 64 }; /* up to here a heap */
+
+typedef struct {
+    double x;
+    double mass; /* exp(x - m) where that is of use (sample.h) */
+    int64_t index;
+} Candidate;
+
+typedef struct {
+    Candidate *list;
+    ptrdiff_t n, k, room; /* how many there are, how many are wanted, how many the list can hold */
+    double threshold;     /* who is not above it is not among the k best */
+} Best;
+
+/* Without a branch, which half of the time would go the wrong way. */
+static inline int is_before(Candidate a, Candidate b)
+{
+    return (a.x > b.x) | ((a.x == b.x) & (a.index < b.index));
+}
+
+static inline void swap_candidates(Candidate *list, ptrdiff_t i, ptrdiff_t j)
+{
+    const Candidate a = list[i];
+    list[i] = list[j];
+    list[j] = a;
+}
+
+/* Puts one of n candidates where it belongs, those before it to its left, and returns its place. Which one is
+ * scattered: no order that a row may have makes it a bad one again and again. */
+static ptrdiff_t split_candidates(Candidate *list, ptrdiff_t n)
+{
+    swap_candidates(list, (ptrdiff_t)(((uint64_t)n * 0x9e3779b97f4a7c15u >> 20) % (uint64_t)n), n - 1);
+    const Candidate pivot = list[n - 1];
+    ptrdiff_t place = 0;
+    for (ptrdiff_t i = 0; i < n - 1; i++) {
+        const Candidate a = list[i];
+        list[i] = list[place];
+        list[place] = a;
+        place += is_before(a, pivot);
+    }
+    swap_candidates(list, place, n - 1);
+    return place;
+}
+
+/* Brings the k best of n to the front, in any order. */
+static void select_best(Candidate *list, ptrdiff_t n, ptrdiff_t k)
+{
+    while (k > 0 && k < n) {
+        const ptrdiff_t place = split_candidates(list, n);
+        if (k <= place) n = place;
+        else {
+            list += place + 1;
+            n -= place + 1;
+            k -= place + 1;
+        }
+    }
+}
+
+static void sort_candidates(Candidate *list, ptrdiff_t n)
+{
+    while (n > 16) {
+        const ptrdiff_t place = split_candidates(list, n);
+        if (place < n - place) { /* the smaller part first: few calls within calls */
+            sort_candidates(list, place);
+            list += place + 1;
+            n -= place + 1;
+        } else {
+            sort_candidates(list + place + 1, n - place - 1);
+            n = place;
+        }
+    }
+    for (ptrdiff_t i = 1; i < n; i++) {
+        const Candidate a = list[i];
+        ptrdiff_t j = i;
+        for (; j > 0 && is_before(a, list[j - 1]); j--) list[j] = list[j - 1];
+        list[j] = a;
+    }
+}
+
+/* How many candidates a list must have room for. */
+static inline ptrdiff_t room_for_best(ptrdiff_t k) { return k <= FEW_BEST ? k : 2 * k; }
+
+static inline void begin_best(Best *best, Candidate *list, ptrdiff_t k)
+{
+    best->list = list;
+    best->n = 0;
+    best->k = k;
+    best->room = room_for_best(k);
+    best->threshold = k == 0 ? INFINITY : -INFINITY;
+}
+
+/* Leaves the k best. */
+static void settle_best(Best *best)
+{
+    if (best->n < best->k) return;
+    select_best(best->list, best->n, best->k);
+    best->n = best->k;
+    double least = INFINITY;
+    for (ptrdiff_t i = 0; i < best->n; i++) least = best->list[i].x < least ? best->list[i].x : least;
+    best->threshold = least;
+}
+
+/* A candidate in place of the least of a heap. */
+static inline void replace_least(Candidate *heap, ptrdiff_t n, Candidate a)
+{
+    ptrdiff_t i = 0;
+    for (ptrdiff_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n) child += is_before(heap[child], heap[child + 1]);
+        if (!is_before(a, heap[child])) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = a;
+}
+
+static inline void add_to_best(Best *best, double x, int64_t index)
+{
+    const Candidate a = {x, 0, index};
+    if (best->k > FEW_BEST) {
+        best->list[best->n++] = a;
+        if (best->n == best->room) settle_best(best);
+        return;
+    }
+    if (best->n == best->k) replace_least(best->list, best->n, a);
+    else {
+        best->list[best->n++] = a;
+        if (best->n < best->k) return;
+        sort_candidates(best->list, best->n); /* in reverse it is a heap */
+        for (ptrdiff_t i = 0; i < best->n / 2; i++) swap_candidates(best->list, i, best->n - 1 - i);
+    }
+    best->threshold = best->list[0].x;
+}
+
+/* The k best of two lists, in the first. */
+static void merge_best(Best *best, const Best *other)
+{
+    for (ptrdiff_t i = 0; i < other->n; i++) {
+        const Candidate a = other->list[i]; /* in no order: one that ties with the least may be before it */
+        if (best->n < best->k || best->k > FEW_BEST || is_before(a, best->list[0])) add_to_best(best, a.x, a.index);
+    }
+}
+#endif

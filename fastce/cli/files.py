@@ -1,0 +1,225 @@
+"""Arrays in files, block by block: .npy, .safetensors and .npz that are not compressed are mapped."""
+
+import json
+import mmap
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from fastce.cli.common import UserError, require
+
+BLOCK_BYTES = 32 * 2**20
+PAGE = mmap.ALLOCATIONGRANULARITY
+# Names of the dtypes of safetensors; bfloat16 is none of NumPy's.
+SAFETENSORS = {
+    **{f"F{8 * n}": f"<f{n}" for n in (2, 4, 8)},
+    **{f"I{8 * n}": f"<i{n}" for n in (1, 2, 4, 8)},
+    **{f"U{8 * n}": f"<u{n}" for n in (1, 2, 4, 8)},
+    "BF16": "<V2",
+    "BOOL": "|b1",
+}
+
+
+class Array:
+    """An array in a file; what is read of it is dropped again.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+    nbytes : int
+    """
+
+    def __init__(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        if dtype.kind == "V" and dtype.itemsize == 2:  # what numpy.save makes of bfloat16
+            require("score", "ml_dtypes")
+            import ml_dtypes
+
+            dtype = np.dtype(ml_dtypes.bfloat16)
+        self.name, self.dtype, self.shape = name, dtype, shape
+        self.nbytes = dtype.itemsize * prod(shape)
+
+    @property
+    def n_rows(self) -> int:
+        """How many rows there are of the last axis."""
+        return prod(self.shape[:-1])
+
+    def whole(self) -> np.ndarray:
+        """All of it."""
+        blocks = [block for _, block in self.blocks(max(self.n_rows, 1))]
+        return blocks[0].reshape(self.shape)
+
+    def rows_at_once(self) -> int:
+        """How many rows make a block."""
+        return max(1, BLOCK_BYTES // max(1, self.dtype.itemsize * self.shape[-1]))
+
+    def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The number of the first row and the rows of one block of n rows after the other."""
+        raise NotImplementedError
+
+
+class Mapped(Array):
+    """An array that lies in a file as it is: mapped, the next block fetched while one is worked on."""
+
+    def __init__(
+        self, name: str, path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, fortran: bool
+    ) -> None:
+        super().__init__(name, dtype, shape)
+        if path.stat().st_size < offset + self.nbytes:
+            raise UserError(
+                f"{name} ends early: {path.stat().st_size} bytes, expected {offset + self.nbytes}"
+            )
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._offset, self._fortran = offset, fortran
+        self._array = np.frombuffer(self._map, self.dtype, prod(shape), offset)
+
+    def whole(self) -> np.ndarray:
+        return self._array.reshape(self.shape, order="F" if self._fortran else "C")
+
+    def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
+        whole = self.whole()
+        if self._fortran and whole.ndim > 2:
+            raise UserError(
+                f"{self.name} is in Fortran order with {whole.ndim} axes; expected C order or 2 axes"
+            )
+        rows = whole.reshape(-1, self.shape[-1])
+        if self._fortran:
+            for start in range(0, self.n_rows, n):
+                yield start, rows[start : start + n]
+            return
+        of_row = self.dtype.itemsize * self.shape[-1]
+        with ThreadPoolExecutor(1) as reader:
+            ready = reader.submit(self._touch, 0, n * of_row)
+            for start in range(0, self.n_rows, n):
+                ready.result()
+                ready = reader.submit(self._touch, (start + n) * of_row, (start + 2 * n) * of_row)
+                yield start, rows[start : start + n]
+                self._drop(start * of_row, (start + n) * of_row)
+
+    def _touch(self, first: int, end: int) -> None:
+        """Fetch some bytes of the array, a page at a time."""
+        end = min(end, self.nbytes)
+        if first < end:
+            pages = np.frombuffer(self._map, np.uint8, end - first, self._offset + first)[::4096]
+            np.bitwise_or.reduce(pages)
+
+    def _drop(self, first: int, end: int) -> None:
+        """Leave some bytes to the page cache: they count as memory of this process no longer."""
+        start = (self._offset + first + PAGE - 1) // PAGE * PAGE
+        stop = (self._offset + min(end, self.nbytes)) // PAGE * PAGE
+        if hasattr(mmap, "MADV_DONTNEED") and start < stop:
+            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+class Compressed(Array):
+    """A member of a compressed .npz, which can only be read from its beginning."""
+
+    def __init__(self, name: str, path: Path, member: str) -> None:
+        self._path, self._member = path, member
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            shape, self._fortran, dtype = _npy_header(file)
+        super().__init__(name, dtype, shape)
+
+    def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
+        if self._fortran and len(self.shape) > 1:
+            raise UserError(f"{self.name} is compressed and in Fortran order; expected C order")
+        columns = self.shape[-1] if self.shape else 1
+        with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
+            _npy_header(file)
+            for start in range(0, self.n_rows, n):
+                count = min(n, self.n_rows - start)
+                block = np.frombuffer(file.read(count * columns * self.dtype.itemsize), self.dtype)
+                yield start, block.reshape(count, columns)
+
+
+def open_array(name: str) -> Array:
+    """Open ``FILE.npy``, ``FILE.npz:key`` or ``FILE.safetensors:key``."""
+    path, key = _split(name)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                shape, fortran, dtype = _npy_header(file)
+                return Mapped(name, path, dtype, shape, file.tell(), fortran)
+        return _member_of_npz(name, path, key) if path.suffix == ".npz" else _tensor(name, path, key)
+    except (ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{name} cannot be read: {error}") from None
+
+
+def read_tokens(name: str) -> np.ndarray:
+    """Tokens from such a file, or from a text of numbers."""
+    if Path(name).suffix != ".txt":
+        return open_array(name).whole()
+    if not Path(name).exists():
+        raise UserError(f"{name} does not exist")
+    try:
+        return np.array(Path(name).read_text().split(), dtype=np.int64)
+    except (ValueError, OverflowError, UnicodeDecodeError) as error:
+        raise UserError(f"{name} is no list of integers: {error}") from None
+
+
+def _split(name: str) -> tuple[Path, str | None]:
+    """A file and the key in it, if there is one."""
+    for suffix in (".npz", ".safetensors"):
+        file, found, key = name.rpartition(f"{suffix}:")
+        if found:
+            return Path(file + suffix), key
+    path = Path(name)
+    if path.suffix not in (".npy", ".npz", ".safetensors"):
+        raise UserError(
+            f"{name} has an unknown ending; expected FILE.npy, FILE.npz:key or FILE.safetensors:key"
+        )
+    return path, None
+
+
+def _npy_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(file)
+
+
+def _chosen(name: str, key: str | None, keys: list[str]) -> str:
+    """The key, if the file has it, or its only one."""
+    if key in keys:
+        return key
+    if key is None and len(keys) == 1:
+        return keys[0]
+    given = f"has no key {key!r}" if key is not None else "holds several arrays: name one with FILE:key"
+    raise UserError(f"{name} {given}; it has {', '.join(keys) or 'none'}")
+
+
+def _member_of_npz(name: str, path: Path, key: str | None) -> Array:
+    with zipfile.ZipFile(path) as archive:
+        keys = [member.removesuffix(".npy") for member in archive.namelist()]
+        member = archive.getinfo(_chosen(name, key, keys) + ".npy")
+    if member.compress_type != zipfile.ZIP_STORED:
+        return Compressed(name, path, member.filename)
+    with path.open("rb") as file:
+        file.seek(
+            member.header_offset + 26
+        )  # the lengths of the name and of the extra field, in the local header
+        lengths = np.frombuffer(file.read(4), "<u2")
+        file.seek(int(lengths.sum()), 1)
+        shape, fortran, dtype = _npy_header(file)
+        return Mapped(name, path, dtype, shape, file.tell(), fortran)
+
+
+def _tensor(name: str, path: Path, key: str | None) -> Array:
+    """Eight bytes that say how long the header is, the header in JSON, the arrays."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size - 8:
+            raise UserError(f"{path} is no safetensors file: its header would be {length} bytes")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    tensor = header[_chosen(name, key, list(header))]
+    if tensor["dtype"] not in SAFETENSORS:
+        raise UserError(f"{name} has dtype {tensor['dtype']}; expected one of {', '.join(SAFETENSORS)}")
+    dtype, shape = np.dtype(SAFETENSORS[tensor["dtype"]]), tuple(tensor["shape"])
+    return Mapped(name, path, dtype, shape, 8 + length + tensor["data_offsets"][0], False)

@@ -1,0 +1,283 @@
+"""``python -m fastce score``: perplexity and accuracy of saved logits, or of hidden states and a head."""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastce import inference
+from fastce.cli.common import UserError, console, new_table, require, three_digits, time_text
+from fastce.cli.files import Array, open_array, read_tokens
+
+HEAD_MEMORY = 128 * 2**20  # bytes, of the logits of hidden states
+FIELDS = ("logprob", "rank", "entropy", "top_tokens", "top_logprobs")
+
+
+class Totals:
+    """What the summary needs of all tokens."""
+
+    def __init__(self) -> None:
+        self.n = self.loss = self.square = self.top1 = self.top5 = self.entropy = 0
+
+    def add(self, scores: inference.TokenLogprobs, used: np.ndarray) -> None:
+        """Count the rows that are not ignored."""
+        loss, rank = -scores.logprob[used].astype(np.float64), scores.rank[used]
+        self.n += loss.size
+        self.loss += float(loss.sum())
+        self.square += float(np.square(loss).sum())
+        self.entropy += float(scores.entropy[used].sum(dtype=np.float64))
+        self.top1 += int((rank == 1).sum())
+        self.top5 += int(((rank >= 1) & (rank <= 5)).sum())
+
+    def lines(self, n_bytes: int | None) -> Iterator[tuple[str, str]]:
+        """Name and figure of each line of the summary."""
+        yield "tokens", f"{self.n:,}"
+        if self.n == 0:
+            return
+        mean = self.loss / self.n
+        variance = max(self.square / self.n - mean**2, 0.0)
+        error = math.sqrt(variance / (self.n - 1)) if self.n > 1 else math.nan
+        perplexity = math.exp(mean) if mean < 709 else math.inf if mean == mean else math.nan
+        yield "mean loss", f"{mean:.6f} ± {error:.6f}"
+        yield "perplexity", f"{perplexity:.4f} ± {perplexity * error:.4f}"
+        yield "bits per token", f"{mean / math.log(2):.6f}"
+        if n_bytes is not None:
+            yield "bits per byte", f"{self.loss / math.log(2) / n_bytes:.6f}"
+        yield "mean entropy", f"{self.entropy / self.n:.6f}"
+        yield "top-1 accuracy", f"{self.top1 / self.n:.2%}"
+        yield "top-5 accuracy", f"{self.top5 / self.n:.2%}"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score the files that are named and print what came of it."""
+    source, head, bias, tokens = _arrays(args)
+    if args.plot:
+        require("score", "matplotlib")
+    kept: dict[str, list[np.ndarray]] = {"token": [], **{field: [] for field in FIELDS}}
+    totals, start = Totals(), time.perf_counter()
+    terminal = console()
+    with _writer(args, tokens) as writer, _progress(terminal) as progress:
+        task = progress.add_task("scoring", total=source.nbytes, speed="")
+        for first, scores in _scores(args, source, head, bias, tokens):
+            labels = tokens[first : first + len(scores.rank)]
+            used = labels != args.ignore_index
+            totals.add(scores, used)
+            if writer:
+                writer(first, labels, scores)
+            if args.plot:
+                kept["logprob"].append(scores.logprob[used])
+                kept["rank"].append(scores.rank[used])
+                kept["top_logprobs"].append(scores.top_logprobs[used, 0])
+            done = source.nbytes * (first + len(labels)) // max(source.n_rows, 1)
+            progress.update(task, completed=done, speed=_speed(done, time.perf_counter() - start))
+    seconds = time.perf_counter() - start
+    table = new_table(("",), ("",))
+    for line in totals.lines(args.bytes):
+        table.add_row(*line)
+    table.add_row("time", time_text(seconds))
+    table.add_row("read", _speed(source.nbytes, seconds))
+    terminal.print(table)
+    if args.plot and totals.n:
+        from fastce.cli.score_plot import draw
+
+        columns = (np.concatenate(kept[name]) for name in ("logprob", "rank", "top_logprobs"))
+        with _replacing(Path(args.plot)) as path:
+            draw(*columns, path, " ".join(map(str, args.files)))
+
+
+def _speed(n_bytes: int, seconds: float) -> str:
+    return f"{three_digits(n_bytes / max(seconds, 1e-9) / 1e9)} GB/s"
+
+
+def _progress(terminal: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(
+        *columns,
+        console=Console(file=sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+        refresh_per_second=4,
+    )
+
+
+def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndarray | None, np.ndarray]:
+    """Logits or hidden states, the head's weights and bias, and the tokens, all shapes checked."""
+    if bool(args.hidden) != bool(args.head) or (args.bias and not args.head):
+        raise UserError("--hidden and --head go together, and --bias with them")
+    if len(args.files) != (1 if args.hidden else 2):
+        expected = "TOKENS beside --hidden and --head" if args.hidden else "LOGITS and TOKENS"
+        raise UserError(f"{len(args.files)} files given; expected {expected}")
+    source = open_array(args.hidden or args.files[0])
+    head = open_array(args.head).whole() if args.head else None
+    bias = open_array(args.bias).whole() if args.bias else None
+    tokens = read_tokens(args.files[-1])
+    if len(source.shape) < 2:
+        raise UserError(
+            f"{source.name} has shape {source.shape}; expected at least two axes, classes on the last"
+        )
+    if head is not None and (head.ndim != 2 or head.shape[1] != source.shape[-1]):
+        raise UserError(f"{args.head} has shape {head.shape}; expected (classes, {source.shape[-1]})")
+    n_classes = source.shape[-1] if head is None else len(head)
+    if bias is not None and bias.shape != (n_classes,):
+        raise UserError(f"{args.bias} has shape {bias.shape}; expected ({n_classes},)")
+    if tokens.dtype.kind not in "iu":
+        raise UserError(f"{args.files[-1]} has dtype {tokens.dtype}; expected integers")
+    if tokens.shape != source.shape[:-1] and not (tokens.ndim == 1 and tokens.size == source.n_rows):
+        raise UserError(
+            f"{args.files[-1]} has shape {tokens.shape}; expected {source.shape[:-1]}, one token for each "
+            f"row of {source.name}, whose shape is {source.shape}"
+        )
+    if not 0 <= args.top_k <= n_classes:
+        raise UserError(
+            f"--top-k is {args.top_k}; expected a number from 0 to {n_classes}, the number of classes"
+        )
+    bad = ((tokens < 0) | (tokens >= n_classes)) & (tokens != args.ignore_index)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise UserError(
+            f"token {tokens[place]} at {list(place)} of {args.files[-1]}; expected a class in "
+            f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
+        )
+    return source, head, bias, tokens.reshape(-1)
+
+
+def _scores(
+    args: argparse.Namespace,
+    source: Array,
+    head: np.ndarray | None,
+    bias: np.ndarray | None,
+    tokens: np.ndarray,
+) -> Iterator[tuple[int, inference.TokenLogprobs]]:
+    options = {
+        "top_k": max(args.top_k, 1) if args.plot else args.top_k,
+        "temperature": args.temperature,
+        "softcap": args.softcap,
+        "ignore_index": args.ignore_index,
+        "n_threads": args.threads,
+    }
+    try:
+        for first, rows in source.blocks(source.rows_at_once()):
+            labels = tokens[first : first + len(rows)]
+            if head is None:
+                yield first, inference.token_logprobs(rows, labels, **options)
+            else:
+                yield (
+                    first,
+                    inference.score(
+                        rows,
+                        head,
+                        labels,
+                        linear_bias=bias,
+                        memory=max(HEAD_MEMORY, 16 * len(head)),
+                        **options,
+                    ),
+                )
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from None
+
+
+# ---- Files that are written -------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside the one that is wanted, which takes its place when all went well."""
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield beside
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _columns(
+    first: int, labels: np.ndarray, scores: inference.TokenLogprobs, top_k: int
+) -> dict[str, np.ndarray]:
+    """What is written of a block, by name."""
+    columns = {
+        "row": np.arange(first, first + len(labels)),
+        "token": labels,
+        "logprob": scores.logprob,
+        "rank": scores.rank,
+        "entropy": scores.entropy,
+    }
+    for i in range(top_k):
+        columns[f"top_token_{i + 1}"] = scores.top_tokens[:, i]
+        columns[f"top_logprob_{i + 1}"] = scores.top_logprobs[:, i]
+    return columns
+
+
+@contextmanager
+def _writer(args: argparse.Namespace, tokens: np.ndarray) -> Iterator:
+    """A function that takes first row, labels and scores of one block after the other, or None."""
+    if not args.output:
+        yield None
+        return
+    path = Path(args.output)
+    kinds = {".npz": _npz_writer, ".parquet": _parquet_writer, ".csv": _csv_writer}
+    if path.suffix not in kinds:
+        raise UserError(f"--output is {args.output}; expected a file ending in {', '.join(kinds)}")
+    with _replacing(path) as beside, kinds[path.suffix](beside, args.top_k) as write:
+        yield write
+
+
+@contextmanager
+def _npz_writer(path: Path, top_k: int) -> Iterator:
+    blocks: list[dict[str, np.ndarray]] = []
+    yield lambda first, labels, scores: blocks.append(_columns(first, labels, scores, top_k))
+    arrays = {
+        name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())
+    }
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+@contextmanager
+def _csv_writer(path: Path, top_k: int) -> Iterator:
+    with path.open("w") as file:
+
+        def write(first: int, labels: np.ndarray, scores: inference.TokenLogprobs) -> None:
+            columns = _columns(first, labels, scores, top_k)
+            if first == 0:
+                file.write(",".join(columns) + "\n")
+            lists = [a.astype(str).tolist() for a in columns.values()]  # no more digits than it takes
+            file.writelines(",".join(line) + "\n" for line in zip(*lists, strict=True))
+
+        yield write
+
+
+@contextmanager
+def _parquet_writer(path: Path, top_k: int) -> Iterator:
+    require("score", "pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
+    writers: list = []
+
+    def write(first: int, labels: np.ndarray, scores: inference.TokenLogprobs) -> None:
+        table = pyarrow.table(_columns(first, labels, scores, top_k))
+        if not writers:
+            writers.append(parquet.ParquetWriter(path, table.schema))
+        writers[0].write_table(table)
+
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            writer.close()

@@ -1,0 +1,166 @@
+"""Gradients of calls that are not compiled: made with the loss, handed out by backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastce.torch import _losses, _operators
+from fastce.torch._losses import no_second_derivative, scaled
+from fastce.torch._tensors import is_eager, is_eager_backward
+
+_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """A gradient, in a graph that leads to the loss's inputs and refuses to be walked."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, loss: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> None:
+        raise no_second_derivative()
+
+
+class Made(torch.autograd.Function):
+    """A loss whose gradients were made with it.
+
+    They wait as saved tensors. A backward pass that keeps the graph hands out products of its own; the last
+    one hands out the memory itself, which nobody else holds then: a leaf takes it as its `grad`, uncopied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, made: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*made)
+        return made[0]
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        in_place = not _keeps_graph() and is_eager_backward(factor)
+        loss, *grads = ctx.saved_tensors
+        grads = [scaled(grad, factor, in_place) for grad in grads]
+        if torch.is_grad_enabled():
+            grads = [grad if grad is None else NoSecondDerivative.apply(grad, loss) for grad in grads]
+        return None, *grads
+
+
+class RowLosses(torch.autograd.Function):
+    """Losses of the rows of a linear layer, with gradients made in backward, which has each row's factor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, made_of: tuple, others: tuple, of_logits: tuple, memory: int, dtype: torch.dtype, *_: Tensor
+    ) -> Tensor:
+        rest = (*of_logits, "none", None, memory, dtype, [False] * len(made_of))
+        loss, *_ = _losses.linear_cross_entropy(*made_of, *others, *rest)
+        ctx.save_for_backward(loss, *made_of, *others)
+        ctx.options = of_logits, memory
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        loss, *made_of, target, weight, sample_weight = ctx.saved_tensors
+        of_logits, memory = ctx.options
+        with torch.no_grad():
+            factor = factor.to(torch.promote_types(made_of[0].dtype, torch.float32))
+            sample_weight = factor if sample_weight is None else factor * sample_weight
+            _, *grads = _losses.linear_cross_entropy(
+                *made_of,
+                *(target, weight, sample_weight),
+                *(*of_logits, "sum", None, memory, torch.float64),
+                list(ctx.needs_input_grad[5:]),
+            )
+        if torch.is_grad_enabled():
+            grads = [grad if grad is None else NoSecondDerivative.apply(grad, loss) for grad in grads]
+        return *(None,) * 5, *grads
+
+
+class Transformed(torch.autograd.Function):
+    """The same under transforms of torch.func, which see loss and gradients as results of one function."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Callable, *args: Any) -> tuple[Tensor, ...]:
+        return operator(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output)
+        ctx.needs, ctx.n_inputs = inputs[-1], len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        loss, *made = ctx.saved_tensors
+        grads: list[Tensor | None] = [None] * ctx.n_inputs
+        for k, (grad, need) in enumerate(zip(made, ctx.needs, strict=False), start=1):
+            if need:
+                grads[k] = NoSecondDerivative.apply(scaled(grad, factor, in_place=False), loss)
+        return tuple(grads)
+
+
+class Softmax(torch.autograd.Function):
+    """Softmax or its logarithm; both can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, dim: int, log: bool) -> Tensor:
+        return (_losses if is_eager(input) else _operators).softmax(input, dim, log)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        _, ctx.dim, ctx.log = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (output,) = ctx.saved_tensors
+        if not ctx.log:
+            return torch._softmax_backward_data(grad, output, ctx.dim, output.dtype), None, None
+        if not is_eager_backward(grad):
+            return grad - output.exp() * grad.sum(ctx.dim, keepdim=True), None, None
+        return _losses.log_softmax_backward(grad, output, ctx.dim), None, None
+
+
+class LogSumExp(torch.autograd.Function):
+    """Its gradient is a softmax, made when it is asked for."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, dim: int) -> Tensor:
+        return (_losses if is_eager(input) else _operators).logsumexp(input, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        input, ctx.dim = inputs
+        ctx.save_for_backward(input)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (input,) = ctx.saved_tensors
+        if not is_eager_backward(grad):
+            return Softmax.apply(input, ctx.dim, False) * grad.unsqueeze(ctx.dim), None
+        return _losses.softmax(input, ctx.dim, False).mul_(grad.unsqueeze(ctx.dim)), None
+
+
+def _eager_apply(function: type[torch.autograd.Function]) -> Callable:
+    """Function.apply looks for transforms, and at signatures, first: which calls that are eager need not."""
+    return super(torch.autograd.function.Function, function).apply
+
+
+attach, attach_rows = map(_eager_apply, (Made, RowLosses))
+eager_softmax, eager_logsumexp = map(_eager_apply, (Softmax, LogSumExp))

@@ -1,0 +1,261 @@
+"""What each function computes, tensors in and out: the loss, and behind it the gradients that are asked for.
+
+These are the bodies of the operators, whose schemas are their annotations, and what eager calls run. Each
+takes what of its inputs has a gradient first, and ends with ``needs``: for which of those it is wanted. The
+others are None here, and empty in what the operators return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fastce
+from fastce import _kernels
+from fastce.torch._tensors import array_like, as_array, as_options, as_tensor, as_widened, n_threads
+
+Made = tuple[Tensor | None, ...]
+
+
+def class_axis(t: Tensor) -> int:
+    """PyTorch's: the second, or the only one."""
+    return 1 if t.ndim > 1 else 0
+
+
+def _loss(value: float | NDArray, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, float):
+        return torch.full((), value, dtype=dtype)
+    return torch.from_numpy(np.asarray(value)).to(dtype)
+
+
+def _with_grad(input: Tensor, logits: NDArray, function: Any, *arguments: Any, **options: Any) -> tuple:
+    """Loss and gradient, in new memory and with the strides that the operators announce."""
+    out = None if input.is_contiguous() else array_like(input, logits)
+    value, grad = function(logits, *arguments, **options, out=out)
+    return value, as_tensor(grad)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    softcap: float | None,
+    reduction: str,
+    normalizer: float | None,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> Made:
+    options = {
+        "axis": class_axis(input),
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "temperature": temperature,
+        "softcap": softcap,
+        "reduction": reduction,
+        "normalizer": normalizer,
+        "n_threads": n_threads(),
+    }
+    logits, targets, grad, target_grad = as_array(input), as_array(target), None, None
+    if needs[0]:
+        value, grad = _with_grad(input, logits, fastce.cross_entropy_and_grad, targets, **options)
+    else:
+        value = fastce.cross_entropy(logits, targets, **options)
+    if needs[1]:
+        target_grad = _grad_by_target(input, target, options)
+    return _loss(value, dtype), grad, target_grad
+
+
+def _grad_by_target(input: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
+    """Of target probabilities: minus the log-probabilities, times the factors of their terms."""
+    axis, softcap, sample_weight = options["axis"], options["softcap"], options["sample_weight"]
+    x = input.to(torch.promote_types(input.dtype, target.dtype))
+    if softcap is not None:
+        x = softcap * torch.tanh(x / softcap)
+    result = softmax(x / options["temperature"], axis, True).mul_(options["label_smoothing"] - 1)
+    if options["weight"] is not None:
+        shape = [-1 if dim == axis else 1 for dim in range(x.ndim)]
+        result *= torch.from_numpy(options["weight"]).reshape(shape)
+    rows = x.numel() // max(x.shape[axis], 1)
+    if sample_weight is not None:
+        result *= torch.from_numpy(sample_weight).unsqueeze(axis)
+        rows = float(sample_weight.sum(dtype=np.float64))
+    if options["reduction"] == "mean":
+        result /= rows if options["normalizer"] is None else options["normalizer"]
+    return torch.empty_like(target).copy_(result)
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    gamma: float,
+    ignore_index: int,
+    reduction: str,
+    normalizer: float | None,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> Made:
+    options = {
+        "gamma": gamma,
+        "axis": class_axis(input),
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
+        "ignore_index": ignore_index,
+        "reduction": reduction,
+        "normalizer": normalizer,
+        "n_threads": n_threads(),
+    }
+    logits, targets, grad = as_array(input), as_array(target), None
+    if needs[0]:
+        value, grad = _with_grad(input, logits, fastce.focal_loss_and_grad, targets, **options)
+    else:
+        value = fastce.focal_loss(logits, targets, **options)
+    return _loss(value, dtype), grad, None
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    reduction: str,
+    normalizer: float | None,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> Made:
+    options = {
+        "weight": None if weight is None else as_array(weight),
+        "pos_weight": None if pos_weight is None else as_array(pos_weight),
+        "reduction": reduction,
+        "normalizer": normalizer,
+        "n_threads": n_threads(),
+    }
+    logits, targets, grad, target_grad = as_array(input), as_array(target), None, None
+    if needs[0]:
+        function = fastce.binary_cross_entropy_with_logits_and_grad
+        value, grad = _with_grad(input, logits, function, targets, **options)
+    else:
+        value = fastce.binary_cross_entropy_with_logits(logits, targets, **options)
+    if needs[1]:  # -w (v log sigmoid(x) - log sigmoid(-x))
+        target_grad = -input.detach()
+        if pos_weight is not None:
+            target_grad += (1 - pos_weight) * torch.nn.functional.logsigmoid(input.detach())
+        if weight is not None:
+            target_grad *= weight
+        if reduction == "mean":
+            target_grad /= input.numel() if normalizer is None else normalizer
+        target_grad = torch.empty_like(target).copy_(target_grad)
+    return _loss(value, dtype), grad, target_grad
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    softcap: float | None,
+    reduction: str,
+    normalizer: float | None,
+    memory: int,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> Made:
+    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    x, w, b = (None if t is None else as_widened(t) for t in named.values())
+    arguments = (x, w, as_widened(target))
+    options = {
+        "linear_bias": b,
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "temperature": temperature,
+        "softcap": softcap,
+        "reduction": reduction,
+        "normalizer": normalizer,
+        "memory": memory,
+        "n_threads": n_threads(),
+    }
+    if True not in needs:
+        return _loss(fastce.linear_cross_entropy(*arguments, **options), dtype), None, None, None
+    wrt = tuple(name for name, need in zip(named, needs, strict=True) if need)
+    out = [
+        array_like(t, a) if need else None
+        for t, a, need in zip(named.values(), (x, w, b), needs, strict=True)
+    ]
+    value, grads = fastce.linear_cross_entropy_and_grad(*arguments, **options, wrt=wrt, out=out)
+    return _loss(value, dtype), *(None if grad is None else as_tensor(grad) for grad in grads)
+
+
+# ---- What becomes of a gradient in backward --------------------------------------------------------------
+
+
+def no_second_derivative() -> NotImplementedError:
+    return NotImplementedError(
+        "the losses of fastce.torch have first derivatives only; for a second one (a Hessian, a gradient "
+        "penalty) use the same function of torch.nn.functional"
+    )
+
+
+def scaled(grad: Tensor | None, factor: Tensor, in_place: bool) -> Tensor | None:
+    """The gradient of a loss, times that by the loss: a number, one for each row, or one for each element."""
+    if grad is None:
+        return None
+    if 0 < factor.ndim < grad.ndim:
+        factor = factor.unsqueeze(1)
+    if not in_place:
+        return (grad * factor).to(grad.dtype)
+    return grad if factor.ndim == 0 and factor.item() == 1 else grad.mul_(factor)
+
+
+# ---- Softmax and its relatives, along one axis --------------------------------------------------------
+
+
+def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
+    x = as_array(input)
+    out = array_like(input, x)
+    if x.size:
+        _kernels.kernels.softmax(x, dim, out, n_threads(), log)
+    return as_tensor(out)
+
+
+def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
+    """grad - softmax * sum(grad): the gradient of a cross-entropy whose target is minus `grad`.
+
+    One gradient a row, as from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
+    """
+    log_p, q = as_array(output), as_array(grad)
+    out = array_like(output, log_p)
+    minus = np.full(log_p.shape[dim], -1.0)
+    fastce.cross_entropy_and_grad(
+        log_p, q, axis=dim, weight=minus, reduction="sum", n_threads=n_threads(), out=out
+    )
+    return as_tensor(out)
+
+
+def logsumexp(input: Tensor, dim: int) -> Tensor:
+    x = as_array(input)
+    if not x.shape[dim]:
+        return torch.full((*input.shape[:dim], *input.shape[dim + 1 :]), -torch.inf, dtype=input.dtype)
+    value, _ = _kernels.kernels.logsumexp(x, dim, None, n_threads())
+    return torch.from_numpy(np.asarray(value)).to(input.dtype)

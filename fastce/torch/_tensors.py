@@ -1,0 +1,115 @@
+"""Tensors as arrays and back, without a copy; and which calls may look at a tensor's memory at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fastce
+from fastce._kernels.entry.dlpack import array_of
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_PLAIN = (Tensor, torch.nn.Parameter)
+transforms_active = torch._C._are_functorch_transforms_active
+_n_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Whether tensors can be computed with here and now; the operators are for all other calls.
+
+    Those are calls that are compiled, exported or traced, transformed by torch.func, or of tensors that have
+    no memory of their own (fake, meta, subclasses).
+    """
+    if torch.compiler.is_compiling() or transforms_active() or _n_dispatch_modes():
+        return False
+    return all(t is None or (type(t) in _PLAIN and t.is_cpu) for t in tensors)
+
+
+def is_eager_backward(grad: Tensor) -> bool:
+    """Whether that goes for a backward pass: the gradient given to it may stand for many at once."""
+    return is_eager(grad) and not torch.is_grad_enabled() and not _is_batched(grad)
+
+
+def check_tensors(function: str, **tensors: Tensor | None) -> None:
+    """Refuse what is no tensor, and tensors on other devices than the CPU."""
+    for name, t in tensors.items():
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"{name} is a {type(t).__name__}; expected a tensor: "
+                f"use torch.as_tensor, or fastce.{function} for arrays"
+            )
+        if t.device.type not in ("cpu", "meta"):
+            raise TypeError(
+                f"{name} is on {t.device}; fastce computes on the CPU alone: "
+                f"move it there with .cpu(), or use torch.nn.functional"
+            )
+
+
+def check_floating(t: Tensor, name: str = "input") -> None:
+    if t.dtype not in DTYPES:
+        expected = ", ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"{name} has dtype {t.dtype}; expected one of {expected}: convert it with .to")
+
+
+def check_constant(function: str, **tensors: Tensor | None) -> None:
+    """Refuse tensors that ask for a gradient which is not computed, rather than leave it out."""
+    for name, t in tensors.items():
+        if t is not None and t.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(
+                f"{name} requires a gradient, which fastce.torch.{function} does not compute: "
+                f"use {name}.detach(), or torch.nn.functional"
+            )
+
+
+def as_array(t: Tensor) -> NDArray:
+    """The memory of a tensor; bfloat16 as its bits."""
+    return array_of(t.resolve_neg() if t.is_neg() else t)
+
+
+def as_widened(t: Tensor) -> NDArray:
+    """The memory of a tensor whose blocks NumPy converts: bfloat16 as the dtype of ml_dtypes."""
+    if t.dtype is not torch.bfloat16:
+        return as_array(t)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(
+            "the linear loss of bfloat16 tensors needs ml_dtypes: pip install ml_dtypes, or use .float()"
+        ) from None
+    return as_array(t).view(ml_dtypes.bfloat16)
+
+
+def as_options(t: Tensor | None) -> NDArray | None:
+    """A tensor of weights, which are few, in a dtype of NumPy's."""
+    if t is None:
+        return None
+    return as_array(t.float() if t.dtype is torch.bfloat16 else t)
+
+
+def as_tensor(a: NDArray) -> Tensor:
+    """The memory of an array, as `as_array`."""
+    if a.dtype.kind == "V":
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(a)
+
+
+def array_like(t: Tensor, given: NDArray) -> NDArray:
+    """A new array of the shape, dtype and strides that torch.empty_like(t) has.
+
+    NumPy's own memory where that is a matter of course: it asks for huge pages, which torch's does not.
+    """
+    if t.is_contiguous():
+        return np.empty_like(given)
+    new = as_array(torch.empty_like(t))
+    return new if new.dtype == given.dtype else new.view(given.dtype)
+
+
+def n_threads() -> int | None:
+    """As torch.get_num_threads() says, but no more than fastce would take by itself."""
+    n = torch.get_num_threads()
+    return n if n < fastce.get_num_threads() else None

@@ -1,0 +1,374 @@
+"""The losses of torch.nn.functional, with its signatures: what each means, and which way it is called."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import _reduction
+from torch.nn import functional as F
+
+from fastce.linear.arguments import MEMORY
+from fastce.torch import _losses, _operators
+from fastce.torch._autograd import Transformed, attach, attach_rows
+from fastce.torch._tensors import check_constant, check_floating, check_tensors, is_eager, transforms_active
+
+__all__ = [
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "focal_loss",
+    "linear_cross_entropy",
+]
+
+
+def _needs(*tensors: Tensor | None) -> list[bool]:
+    """By which a gradient is wanted. Under a transform of torch.func a tensor does not know."""
+    if not torch.is_grad_enabled():
+        return [False] * len(tensors)
+    unknown = transforms_active()
+    return [t is not None and (t.requires_grad or (unknown and t.is_floating_point())) for t in tensors]
+
+
+def _loss_dtype(input: Tensor) -> torch.dtype:
+    """That of the input, as PyTorch has it, and float32 under autocast."""
+    if input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled("cpu"):
+        return torch.float32
+    return input.dtype
+
+
+def _loss(
+    name: str,
+    dtype: torch.dtype,
+    differentiable: tuple[Tensor | None, ...],
+    others: tuple[Tensor | None, ...],
+    *options: Any,
+) -> Tensor:
+    """A loss by the quickest way that the call allows."""
+    needs = _needs(*differentiable)
+    if not is_eager(*differentiable, *others):
+        operator = getattr(_operators, name)
+        transformed = not torch.compiler.is_compiling() and transforms_active()
+        call = partial(Transformed.apply, operator) if transformed else operator
+        return call(*differentiable, *others, *options, dtype, needs)[0]
+    made = getattr(_losses, name)(*differentiable, *others, *options, dtype, needs)
+    return attach(made, *differentiable) if True in needs else made[0]
+
+
+def _for_scalers(t: Tensor | None) -> Tensor | None:
+    """float32 for float16, whose gradient over the number of rows vanishes before a scaler multiplies it."""
+    return t.float() if t is not None and t.dtype is torch.float16 and torch.is_grad_enabled() else t
+
+
+def _reduction_of(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
+    if size_average is None and reduce is None:
+        return reduction
+    return _reduction.legacy_get_string(size_average, reduce)
+
+
+def _check(function: str, input: Tensor, target: Tensor, **constants: Tensor | None) -> None:
+    check_tensors(function, input=input, target=target, **constants)
+    check_floating(input)
+    check_constant(function, **constants)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    sample_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    normalizer: float | None = None,
+) -> Tensor:
+    r"""Softmax cross-entropy: :func:`torch.nn.functional.cross_entropy`, and the options of fastce.
+
+    Parameters
+    ----------
+    input : Tensor
+        Logits of shape (C,), (N, C) or (N, C, d1, ...), on the CPU: float32, float64, float16 or bfloat16, of
+        any strides.
+    target : Tensor
+        Class indices of any integer dtype, of the input's shape without its classes; or probabilities, of a
+        floating dtype and the input's shape, which may require a gradient too.
+    weight : Tensor, optional
+        Weight of each class, of shape (C,).
+    size_average, reduce : bool, optional
+        PyTorch's older names for `reduction`.
+    ignore_index : int, default -100
+        Rows with this label do not count.
+    reduction : {'mean', 'sum', 'none'}, default 'mean'
+        As in :func:`fastce.cross_entropy`, and as in PyTorch.
+    label_smoothing : float, default 0
+        In [0, 1].
+    sample_weight : Tensor, optional
+        Weight of each row: the input's shape without its classes.
+    z_loss, temperature, softcap, normalizer
+        As in :func:`fastce.cross_entropy`.
+
+    Returns
+    -------
+    Tensor
+        The loss, in the input's dtype; float32 for halves under autocast.
+
+    Raises
+    ------
+    IndexError
+        A label is neither a class nor `ignore_index`.
+    NotImplementedError
+        A second derivative is asked for, or a gradient by `weight` or `sample_weight`.
+    TypeError
+        A tensor that is not on the CPU, a dtype that is not listed above.
+    ValueError
+        As :func:`fastce.cross_entropy`.
+
+    Notes
+    -----
+    Where a gradient is wanted, it is made with the loss, in one pass over the logits, and backward hands
+    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies
+    by adds half an ULP.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.torch import cross_entropy
+    >>> logits = torch.tensor([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    >>> loss = cross_entropy(logits, torch.tensor([0, 2]), reduction="sum")
+    >>> loss.backward()
+    >>> logits.grad[0]
+    tensor([-4.1223e-09,  2.0612e-09,  2.0612e-09])
+    """
+    _check("cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
+    reduction = _reduction_of(reduction, size_average, reduce)
+    return _loss(
+        "cross_entropy",
+        _loss_dtype(input),
+        (_for_scalers(input), target),
+        (weight, sample_weight),
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        temperature,
+        softcap,
+        reduction,
+        normalizer,
+    )
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    sample_weight: Tensor | None = None,
+    normalizer: float | None = None,
+) -> Tensor:
+    r"""Focal loss of class indices, :math:`(1 - p_y)^\gamma (-\log p_y)`, which PyTorch has not.
+
+    Parameters
+    ----------
+    input, weight, ignore_index, reduction, sample_weight, normalizer
+        As in :func:`cross_entropy`.
+    target : Tensor
+        Class indices.
+    gamma : float, default 2
+        How fast sure rows fade; 0 is cross-entropy.
+
+    Returns
+    -------
+    Tensor
+        The loss, as :func:`cross_entropy`.
+
+    Raises
+    ------
+    IndexError, NotImplementedError, TypeError, ValueError
+        As :func:`cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.torch import focal_loss
+    >>> focal_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), reduction="none")
+    tensor([1.0900e-04, 7.0187e-01])
+    """
+    _check("focal_loss", input, target, weight=weight, sample_weight=sample_weight)
+    return _loss(
+        "focal_loss",
+        _loss_dtype(input),
+        (_for_scalers(input), target),
+        (weight, sample_weight),
+        gamma,
+        ignore_index,
+        reduction,
+        normalizer,
+    )
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    normalizer: float | None = None,
+) -> Tensor:
+    r"""Binary cross-entropy of logits: :func:`torch.nn.functional.binary_cross_entropy_with_logits`.
+
+    Parameters
+    ----------
+    input : Tensor
+        Log-odds of any shape, on the CPU: float32, float64, float16 or bfloat16, of any strides.
+    target : Tensor
+        Probabilities of the positive class in [0, 1], of the input's shape and any dtype; may require a
+        gradient.
+    weight, pos_weight : Tensor, optional
+        Factor of each element and of its positive part; they broadcast to the input.
+    size_average, reduce : bool, optional
+        PyTorch's older names for `reduction`.
+    reduction : {'mean', 'sum', 'none'}, default 'mean'
+        ``'mean'`` divides by the number of elements.
+    normalizer : float, optional
+        Replaces the denominator of the mean.
+
+    Returns
+    -------
+    Tensor
+        The loss, in the input's dtype; float32 for halves under autocast.
+
+    Raises
+    ------
+    NotImplementedError, TypeError
+        As :func:`cross_entropy`.
+    ValueError
+        A target outside [0, 1] or of another shape than the input.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.torch import binary_cross_entropy_with_logits
+    >>> logits, target = torch.tensor([-20.0, 40.0]), torch.tensor([0.0, 1.0])
+    >>> binary_cross_entropy_with_logits(logits, target, reduction="none")
+    tensor([2.0612e-09, 4.2484e-18])
+    """
+    _check("binary_cross_entropy_with_logits", input, target, weight=weight, pos_weight=pos_weight)
+    if target.shape != input.shape:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected {tuple(input.shape)}, that of the input: "
+            "use .expand_as(input) where it broadcasts"
+        )
+    reduction = _reduction_of(reduction, size_average, reduce)
+    return _loss(
+        "binary_cross_entropy_with_logits",
+        _loss_dtype(input),
+        (_for_scalers(input), target),
+        (weight, pos_weight),
+        reduction,
+        normalizer,
+    )
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    sample_weight: Tensor | None = None,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    normalizer: float | None = None,
+    memory: int = MEMORY,
+) -> Tensor:
+    r"""Cross-entropy of a linear layer's logits, not held whole: `torch.nn.functional.linear_cross_entropy`.
+
+    Parameters
+    ----------
+    input : Tensor
+        Features of shape (..., D), on the CPU, of a dtype and strides as in :func:`cross_entropy`.
+    linear_weight : Tensor
+        Weights of shape (C, D). Of shape (C, d1, ..., D), as in PyTorch, the logits are held whole.
+    target : Tensor
+        Class indices of shape (...), or probabilities of shape (..., C).
+    linear_bias : Tensor, optional
+        Bias of each class, of shape (C,).
+    weight, reduction, label_smoothing, sample_weight, z_loss, temperature, softcap, normalizer
+        As in :func:`cross_entropy`.
+    ignore_index : int, optional
+        As in :func:`cross_entropy`; None is -100.
+    options : optional
+        PyTorch's `LinearCrossEntropyOptions`, which are not needed here and not looked at.
+    memory : int, default 64 MiB
+        How many bytes a call may hold beside its arguments and results.
+
+    Returns
+    -------
+    Tensor
+        The loss, in the input's dtype; float32 for halves under autocast.
+
+    Raises
+    ------
+    IndexError, NotImplementedError, TypeError, ValueError
+        As :func:`cross_entropy` and :func:`fastce.linear_cross_entropy`.
+
+    Notes
+    -----
+    Gradients by input, weight and bias are made with the loss. With ``reduction='none'`` they are made in
+    backward, which has the factor of each row. Where probabilities require a gradient, and in compiled calls
+    with ``reduction='none'``, the logits are held whole.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.torch import linear_cross_entropy
+    >>> features, weights = torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.eye(3, 2, requires_grad=True)
+    >>> linear_cross_entropy(features, weights, torch.tensor([1, 0])).backward()
+    >>> weights.grad[1]
+    tensor([-0.1586, -0.3436])
+    """
+    _check("linear_cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
+    check_tensors("linear_cross_entropy", linear_weight=linear_weight, linear_bias=linear_bias)
+    dtype = _loss_dtype(input)
+    ignore_index = -100 if ignore_index is None else ignore_index
+    of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
+    made_of = tuple(map(_for_scalers, (input, linear_weight, linear_bias)))
+    others = (target, weight, sample_weight)
+    by_rows = reduction == "none" and True in _needs(*made_of)
+    eager = is_eager(*made_of, *others)
+    if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not eager):
+        logits = _logits(*made_of)
+        if linear_weight.ndim == 2 and target.ndim == logits.ndim > 2:
+            target = target.movedim(-1, 1)
+        return _loss("cross_entropy", dtype, (logits, target), others[1:], *of_logits, reduction, normalizer)
+    if by_rows:
+        return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)
+    return _loss("linear_cross_entropy", dtype, made_of, others, *of_logits, reduction, normalizer, memory)
+
+
+def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """Whole, with the classes where PyTorch has them: (N, C, d1, ...) of weights (C, d1, ..., D)."""
+    n_features = linear_weight.shape[-1]
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = F.linear(input, linear_weight.reshape(-1, n_features), bias)
+    if linear_weight.ndim == 2:
+        return logits.movedim(-1, 1) if logits.ndim > 2 else logits
+    return logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1])

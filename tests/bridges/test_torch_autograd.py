@@ -1,0 +1,490 @@
+"""fastce.torch in eager calls: whose memory gradients are, what backward costs, what is refused, and how."""
+
+import copy
+import gc
+import pickle
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from conftest import assert_ulp, python
+
+import fastce
+
+torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch]'")
+from torch._subclasses import FakeTensorMode  # noqa: E402
+
+import fastce.torch as ft  # noqa: E402
+
+F = torch.nn.functional
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+REDUCTIONS = ["mean", "sum", "none"]
+
+
+@pytest.fixture
+def x():
+    return torch.randn(6, 5, dtype=torch.float64, generator=torch.manual_seed(0)).requires_grad_()
+
+
+@pytest.fixture
+def y():
+    return torch.tensor([0, 4, 2, 1, 3, 2])
+
+
+LOSSES = {
+    "cross_entropy": lambda x, y, **options: ft.cross_entropy(x, y, **options),
+    "smoothed": lambda x, y, **options: ft.cross_entropy(x, y, label_smoothing=0.2, z_loss=0.1, **options),
+    "capped": lambda x, y, **options: ft.cross_entropy(x, y, softcap=2.0, temperature=0.5, **options),
+    "weighted": lambda x, y, **options: ft.cross_entropy(
+        x, y, torch.arange(1.0, 6), sample_weight=torch.arange(6) - 1.5, **options
+    ),
+    "focal_loss": lambda x, y, **options: ft.focal_loss(x, y, 1.5, **options),
+    "binary": lambda x, y, **options: ft.binary_cross_entropy_with_logits(
+        x, F.one_hot(y, 5).double(), pos_weight=torch.arange(1.0, 6), **options
+    ),
+}
+FUNCTIONS = {
+    "softmax": ft.softmax,
+    "log_softmax": ft.log_softmax,
+    "logsumexp": ft.logsumexp,
+}
+
+
+# ---- Gradients -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_gradcheck(loss, reduction, x, y):
+    assert torch.autograd.gradcheck(lambda x: loss(x, y, reduction=reduction), x, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck_of_targets(reduction, x):
+    q = torch.rand(6, 5, dtype=torch.float64, requires_grad=True)
+    w, s = torch.rand(5, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    options = {"label_smoothing": 0.1, "softcap": 3.0, "temperature": 2.0, "reduction": reduction}
+    check = torch.autograd.gradcheck
+    assert check(lambda x, q: ft.cross_entropy(x, q, w, sample_weight=s, z_loss=0.1, **options), (x, q))
+    assert check(
+        lambda x, q: ft.binary_cross_entropy_with_logits(x, q, s[:, None], pos_weight=w, reduction=reduction),
+        (x, q),
+    )
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gradcheck_of_the_softmax_family(function, dim, x):
+    assert torch.autograd.gradcheck(lambda x: function(x, dim), x, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: function(x, dim), x)
+
+
+def test_logsumexp_over_several_dimensions(x):
+    for dims in ((0, 1), (), (1, 0)):
+        assert torch.autograd.gradcheck(lambda x, dims=dims: ft.logsumexp(x, dims, True), x)
+    out = torch.empty(0, dtype=torch.float64)
+    assert ft.logsumexp(x.detach(), 1, out=out) is out
+    torch.testing.assert_close(out, torch.logsumexp(x.detach(), 1))
+    assert ft.logsumexp(torch.empty(2, 0), 1).tolist() == [-torch.inf] * 2
+    with pytest.raises(RuntimeError, match="each dimension once"):
+        ft.logsumexp(x, (0, -2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(7,), (9, 4), (3, 5, 2, 4)], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_bits_are_those_of_arrays(shape, dtype, reduction):
+    axis = min(len(shape), 2) - 1
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    y = torch.randint(shape[axis], shape[:axis] + shape[axis + 1 :])
+    value, grad = fastce.cross_entropy_and_grad(x.detach().numpy(), y.numpy(), axis=axis, reduction=reduction)
+    loss = ft.cross_entropy(x, y, reduction=reduction)
+    loss.sum().backward()
+    assert loss.dtype == dtype
+    assert np.array_equal(loss.detach().numpy(), np.asarray(value, loss.detach().numpy().dtype))
+    assert np.array_equal(x.grad.numpy(), grad)
+
+
+def test_sure_rows():
+    """What PyTorch has as 0, also through log_softmax and nll_loss."""
+    y, exact = torch.tensor([0]), np.log1p(2 * np.exp(-20.0))
+    for loss in (ft.cross_entropy, lambda x, y: F.nll_loss(ft.log_softmax(x, 1), y)):
+        x = torch.tensor([[20.0, 0.0, 0.0]], requires_grad=True)
+        value = loss(x, y)
+        value.backward()
+        assert_ulp(value.detach().numpy(), exact, 2)
+        assert_ulp(x.grad.numpy()[0, 0], -2 / (np.exp(20.0) + 2), 4)
+        assert F.cross_entropy(x, y) == 0
+    assert_ulp(ft.logsumexp(torch.tensor([0.0, -50.0]), 0).numpy(), np.exp(-50.0), 4)
+
+
+# ---- Memory --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Addresses of the gradients that the kernels have made."""
+    addresses = []
+    for name in (
+        "cross_entropy_and_grad",
+        "focal_loss_and_grad",
+        "binary_cross_entropy_with_logits_and_grad",
+    ):
+        function = getattr(fastce, name)
+
+        def noted(*args, function=function, **options):
+            result = function(*args, **options)
+            addresses.append(result[1].__array_interface__["data"][0])
+            return result
+
+        monkeypatch.setattr(fastce, name, noted)
+    return addresses
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_backward_hands_out_the_memory_of_the_forward_pass(loss, dtype, factor, x, y, made):
+    x = x.detach().to(dtype).requires_grad_()
+    (loss(x, y) * factor).backward()
+    assert made == [x.grad.data_ptr()]
+    x.grad = None
+    (loss(x, y, reduction="none") * factor).sum().backward()
+    assert made[1] == x.grad.data_ptr()
+
+
+def test_a_kept_graph_hands_out_copies(x, y, made):
+    loss = ft.cross_entropy(x, y)
+    expected = torch.autograd.grad(F.cross_entropy(x, y), x)[0]
+    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    second = torch.autograd.grad(loss, x, 3 * torch.ones_like(loss), retain_graph=True)[0]
+    first_again = first.clone()
+    last = torch.autograd.grad(loss, x)[0]
+    torch.testing.assert_close(first, expected)
+    torch.testing.assert_close(second, 3 * expected)
+    assert last.data_ptr() == made[0] not in (first.data_ptr(), second.data_ptr())
+    assert torch.equal(first, first_again)
+    assert torch.equal(first, last)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, x)
+
+
+def test_nothing_is_made_where_nobody_asks(x, y, made):
+    ft.cross_entropy(x.detach(), y)
+    with torch.no_grad():
+        assert not ft.cross_entropy(x, y).requires_grad
+    with torch.inference_mode():
+        assert ft.cross_entropy(x, y).is_inference()
+    assert not made
+    assert torch.equal(ft.cross_entropy(x.detach(), y), ft.cross_entropy(x, y).detach())
+
+
+def test_the_gradient_goes_with_the_graph(x, y):
+    def grad_of():
+        loss = ft.cross_entropy(x, y)
+        return loss, weakref.ref(loss.grad_fn.saved_tensors[1])
+
+    loss, grad = grad_of()
+    del loss
+    gc.collect()
+    assert grad() is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[::2, 1::2],
+        lambda x: x.T,
+        lambda x: x[:, :1].expand(6, 4),
+        lambda x: x[:1].expand(4, 8),
+        lambda x: x.reshape(2, 3, 2, 4).to(memory_format=torch.channels_last),
+        lambda x: torch._neg_view(x),
+    ],
+    ids=["strided", "transposed", "one column", "one row", "channels last", "negative"],
+)
+def test_strides(view, dtype):
+    x = view(torch.randn(6, 8, dtype=dtype)).requires_grad_()
+    y = torch.randint(x.shape[1], (x.shape[0], *x.shape[2:]))
+    loss = ft.cross_entropy(x, y)
+    (grad,) = torch.autograd.grad(loss, x)
+    copy = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    expected = ft.cross_entropy(copy, y)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, copy)[0])
+    torch.testing.assert_close(ft.softmax(x, 1), ft.softmax(copy, 1))
+    torch.testing.assert_close(ft.log_softmax(x, 0), ft.log_softmax(copy, 0))
+    torch.testing.assert_close(ft.logsumexp(x, 0), ft.logsumexp(copy, 0))
+
+
+def test_hooks_of_saved_tensors(x, y):
+    """As offloading and checkpoints use them."""
+    expected = torch.autograd.grad(ft.cross_entropy(x, y), x)[0]
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True).copy(), torch.from_numpy):
+        loss = ft.cross_entropy(x, y)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+    loss = torch.utils.checkpoint.checkpoint(lambda x: ft.cross_entropy(x * 2, y), x, use_reentrant=False)
+    doubled = torch.autograd.grad(loss, x)[0]
+    torch.testing.assert_close(doubled, torch.autograd.grad(F.cross_entropy(x * 2, y), x)[0])
+
+
+# ---- Halves, autocast, scaling ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_autocast(half, x, y):
+    """Losses of halves are float32 there, as PyTorch's; softmax keeps the dtype."""
+    layer, criterion = torch.nn.Linear(5, 5), ft.CrossEntropyLoss()
+    with torch.autocast("cpu", dtype=half):
+        logits = layer(x.float())
+        loss = criterion(logits, y)
+        assert (logits.dtype, loss.dtype) == (half, torch.float32)
+        assert ft.focal_loss(logits, y).dtype == torch.float32
+        for theirs, ours in (
+            (F.softmax, ft.softmax),
+            (F.log_softmax, ft.log_softmax),
+            (torch.logsumexp, ft.logsumexp),
+        ):
+            assert theirs(logits, 1).dtype == ours(logits, 1).dtype
+    loss.backward()
+    assert layer.weight.grad.dtype == torch.float32
+    assert ft.cross_entropy(logits.detach(), y).dtype == half
+
+
+def test_scaled_losses_of_float16():
+    """Gradients that float16 could not hold before they were scaled."""
+    x, y = torch.zeros(4096, 8, dtype=torch.float16, requires_grad=True), torch.zeros(4096, dtype=torch.int64)
+    (ft.cross_entropy(x, y).float() * 2**12).backward()
+    assert x.grad[0].tolist() == [-0.875, *[0.125] * 7]
+    (ft.cross_entropy(x.to(torch.float16), y).float() * 2**-12).backward()
+
+
+@pytest.mark.parametrize("function", [fastce.cross_entropy_and_grad, fastce.focal_loss_and_grad])
+def test_tensors_given_to_functions_of_arrays(function):
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="no bfloat16: pip install 'fastce[test]'")
+    x, y = torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    half = x.bfloat16()
+    loss, grad = function(half, y)
+    expected, wide = function(half.float(), y)
+    assert loss == expected
+    assert grad.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(grad, wide.astype(grad.dtype))
+    assert np.array_equal(fastce.softmax(half[:, ::2], axis=1), ft.softmax(half[:, ::2], 1).float().numpy())
+    with pytest.raises(RuntimeError, match="detach"):
+        function(x.requires_grad_(), y)
+
+
+def test_bfloat16_without_ml_dtypes():
+    done = python(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'ml_dtypes':\n            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "import torch, fastce, fastce.torch\n"
+        "x = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)\n"
+        "fastce.torch.cross_entropy(x, torch.tensor([0, 1])).backward()\n"
+        "print(x.grad[0].tolist())\n"
+        "try:\n    fastce.cross_entropy(x.detach(), [0, 1])\n"
+        "except TypeError as error:\n    print(error)\n"
+    )
+    assert "[-0.375, 0.125, 0.125, 0.125]" in done.stdout
+    assert "logits is of bfloat16" in done.stdout
+    assert "pip install ml_dtypes" in done.stdout
+
+
+# ---- The linear layer and its loss -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 7), (2, 3, 7)], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck_of_linear_cross_entropy(reduction, shape):
+    """Of labels, and of probabilities, which may ask for a gradient themselves."""
+    rows = shape[:-1]
+    x, w, b = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (shape, (5, 7), (5,)))
+    y, q = torch.randint(5, rows), torch.rand(*rows, 5, dtype=torch.float64)
+    s = torch.randn(rows, dtype=torch.float64)
+
+    def loss(x, w, b, target=y, **options):
+        return ft.linear_cross_entropy(
+            x, w, target, linear_bias=b, reduction=reduction, z_loss=0.1, **options
+        )
+
+    assert torch.autograd.gradcheck(loss, (x, w, b))
+    assert torch.autograd.gradcheck(lambda x, w, b: loss(x, w, b, sample_weight=s), (x, w, b))
+    assert torch.autograd.gradcheck(lambda w: loss(x.detach(), w, None, q), w)
+    assert torch.autograd.gradcheck(loss, (x, w, b, q.requires_grad_()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_linear_cross_entropy_is_that_of_its_logits(reduction, dtype):
+    x, w = torch.randn(40, 24).to(dtype), torch.randn(24, 300).to(dtype).T
+    x, w = x[:, ::2].requires_grad_(), w[:, ::2].requires_grad_()
+    y = torch.randint(300, (40,))
+    y[3] = -100
+    loss = ft.linear_cross_entropy(x, w, y, reduction=reduction)
+    assert loss.dtype == dtype
+    got = torch.autograd.grad(loss.sum(), (x, w))
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    expected = F.cross_entropy(wide[0] @ wide[1].T, y, reduction=reduction)
+    eps = torch.finfo(torch.float32 if dtype is torch.float16 else dtype).eps
+    close = {"rtol": 32 * max(eps, torch.finfo(dtype).eps), "atol": 32 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(loss.double(), expected, **close)
+    for grad, exact in zip(got, torch.autograd.grad(expected.sum(), wide), strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad.double(), exact, **close)
+
+
+def test_linear_cross_entropy_under_autocast():
+    criterion, x = ft.LinearCrossEntropyLoss(16, 50, bias=True), torch.randn(8, 16)
+    y = torch.randint(50, (8,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = criterion(x.bfloat16(), y)
+    loss.backward()
+    assert loss.dtype == criterion.linear.weight.grad.dtype == torch.float32
+    twin = pickle.loads(pickle.dumps(criterion))
+    assert torch.equal(twin(x, y), criterion(x, y))
+
+
+def test_linear_cross_entropy_second_derivatives():
+    x, w, y = (
+        torch.randn(4, 3, requires_grad=True),
+        torch.randn(5, 3, requires_grad=True),
+        torch.tensor([0, 1, 2, 3]),
+    )
+    for reduction in REDUCTIONS:
+        loss = ft.linear_cross_entropy(x, w, y, reduction=reduction).sum()
+        grads = torch.autograd.grad(loss, (x, w), create_graph=True)
+        with pytest.raises(NotImplementedError, match="first derivatives only"):
+            grads[1].sum().backward()
+
+
+# ---- What is refused ---------------------------------------------------------------------------------
+
+
+def test_second_derivatives(x, y):
+    for loss in LOSSES.values():
+        (grad,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+        for again in (
+            lambda grad=grad: torch.autograd.grad(grad.sum(), x, allow_unused=True),
+            grad.sum().backward,
+        ):
+            with pytest.raises(NotImplementedError, match="first derivatives only"):
+                again()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda x, y: ft.cross_entropy(x.detach().numpy(), y), TypeError, "input is a ndarray.*as_tensor"),
+        (lambda x, y: ft.cross_entropy(x, [0] * 6), TypeError, "target is a list"),
+        (lambda x, y: ft.cross_entropy(x.to(torch.int64), y), TypeError, "input has dtype torch.int64"),
+        (lambda x, y: ft.softmax(x.to(torch.int64), 1), TypeError, "input has dtype torch.int64"),
+        (lambda x, y: ft.softmax(x, 2), IndexError, "dim is 2"),
+        (lambda x, y: ft.cross_entropy(x, y + 1), IndexError, r"target\[1\] is 5.*\[0, 5\)"),
+        (lambda x, y: ft.cross_entropy(x, y, reduction="average"), ValueError, "'average'"),
+        (lambda x, y: ft.cross_entropy(x, y, x[0]), NotImplementedError, "weight requires a gradient"),
+        (lambda x, y: ft.cross_entropy(x, y > 1), TypeError, "bool"),
+        (lambda x, y: ft.cross_entropy(x, y.double()), ValueError, "target has shape"),
+        (lambda x, y: ft.binary_cross_entropy_with_logits(x, x[:, :1].detach()), ValueError, "expand_as"),
+        (
+            lambda x, y: ft.binary_cross_entropy_with_logits(x, x.detach() * 0 + 2),
+            ValueError,
+            r"target\[0, 0\] is 2",
+        ),
+    ],
+)
+def test_bad_calls(call, error, text, x, y):
+    with pytest.raises(error, match=text):
+        call(x, y)
+
+
+def test_other_devices(monkeypatch, x, y):
+    """There is none here: a tensor that says so."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+    tensor = x.detach().as_subclass(Elsewhere)
+    for call in (lambda: ft.cross_entropy(tensor, y), lambda: ft.softmax(tensor, 1)):
+        with pytest.raises(TypeError, match=r"cuda:0.*CPU alone.*\.cpu\(\)"):
+            call()
+
+
+def test_meta_and_fake_tensors_have_shapes(x, y):
+    assert ft.cross_entropy(x.to("meta"), y.to("meta")).shape == ()
+    assert ft.cross_entropy(x.to("meta"), y.to("meta"), reduction="none").shape == (6,)
+    half = x.detach().bfloat16()
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(half)
+        assert ft.log_softmax(fake, 1).shape == (6, 5)
+        assert ft.logsumexp(fake, 0).dtype == torch.bfloat16
+
+
+# ---- Modules and threads -----------------------------------------------------------------------------
+
+
+CRITERIA = {
+    "CrossEntropyLoss": lambda: ft.CrossEntropyLoss(
+        torch.arange(1.0, 6), ignore_index=2, reduction="sum", label_smoothing=0.1, z_loss=0.1, softcap=4.0
+    ),
+    "BCEWithLogitsLoss": lambda: ft.BCEWithLogitsLoss(pos_weight=torch.arange(1.0, 6)),
+    "FocalLoss": lambda: ft.FocalLoss(1.5, torch.arange(1.0, 6), reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_modules(name, x, y):
+    criterion = CRITERIA[name]()
+    target = F.one_hot(y, 5).double() if name == "BCEWithLogitsLoss" else y
+    expected = criterion(x, target)
+    for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert torch.equal(twin(x, target), expected)
+        assert repr(twin) == repr(criterion)
+    fresh = CRITERIA[name]()
+    fresh.load_state_dict(criterion.state_dict())
+    assert torch.equal(fresh(x, target), expected)
+    assert isinstance(criterion, getattr(torch.nn, name, torch.nn.Module))
+
+
+def test_threads(y):
+    """As DataParallel calls a module, forward and backward, from threads of Python at once."""
+    criterion, shape = ft.CrossEntropyLoss(), (3000, 50)
+    inputs = [torch.randn(shape) for _ in range(6)]
+    labels = torch.randint(shape[1], shape[:1])
+
+    def grad_of(x):
+        x = x.clone().requires_grad_()
+        (criterion(x, labels) * 2).backward()
+        return x.grad
+
+    expected, got = [grad_of(x) for x in inputs], [None] * len(inputs)
+
+    def work(k):
+        for _ in range(3):
+            got[k] = grad_of(inputs[k])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_no_more_threads_than_torch(monkeypatch, x, y):
+    asked = []
+    monkeypatch.setattr(
+        fastce, "cross_entropy", lambda *args, n_threads, **options: asked.append(n_threads) or 0.0
+    )
+    monkeypatch.setattr(fastce, "get_num_threads", lambda: 2)
+    for n in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
+        ft.cross_entropy(x.detach(), y)
+    assert asked == [1, None, None]
+
+
+def test_nothing_else_imports_it():
+    python("import fastce, fastce.reference, sys\nassert not {'torch', 'fastce.torch'} & set(sys.modules)")
