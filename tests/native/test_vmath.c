@@ -5,11 +5,11 @@
 
 /* The figures beside the functions in vmath.h. */
 #if defined(LEVEL_V4)
-static const double EXP_ULP[] = {0.81, 0.76}, LOG1P_ULP = 1.61;
+static const double EXP_ULP[] = {0.81, 0.76}, LOG1P_ULP = 1.61, LOG1P_ULP_F32 = 1.0;
 #elif defined(LEVEL_V3)
-static const double EXP_ULP[] = {0.87, 0.60}, LOG1P_ULP = 0.92;
+static const double EXP_ULP[] = {0.87, 0.60}, LOG1P_ULP = 0.92, LOG1P_ULP_F32 = 1.0;
 #else
-static const double EXP_ULP[] = {0.88, 0.90}, LOG1P_ULP = 0.92;
+static const double EXP_ULP[] = {0.88, 0.90}, LOG1P_ULP = 0.92, LOG1P_ULP_F32 = 1.1;
 #endif
 static const Wide LN2_HIGH = 0x1.62e42fefap-1L, LN2_LOW = 1.646594958289708128098443e-12L; /* their sum is ln 2 */
 
@@ -51,6 +51,22 @@ static void check_exps(int format, double m)
     }
 }
 
+static void check_log1p_f32(void)
+{
+    static float t[N], got[N];
+    double worst = 0;
+    for (int i = 0; i < N; i++) t[i] = (float)(i % 2 ? exp(uniform(-100, 88)) : uniform(0, 3));
+    t[0] = 0;
+    t[2] = 0x1p-149f;
+    t[4] = NAN;
+    log1p_array_f32(t, N, got);
+    snprintf(context, sizeof context, "log1p of float32");
+    for (int i = 0; i < N; i++) {
+        const Wide exact = log1pl(t[i]);
+        check("log1p", 0, i, FORMAT_F32, got[i], exact, exact, LOG1P_ULP_F32, &worst);
+    }
+}
+
 static void check_log1p(void)
 {
     static double t[N], got[N];
@@ -73,5 +89,6 @@ int main(void)
     for (int format = FORMAT_F64; format <= FORMAT_F32; format++)
         for (size_t i = 0; i < sizeof MAXIMA / sizeof *MAXIMA; i++) check_exps(format, MAXIMA[i]);
     check_log1p();
+    check_log1p_f32();
     return report("test_vmath");
 }

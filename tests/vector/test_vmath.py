@@ -12,6 +12,7 @@ EXP_ULP = {
     "v4": {np.float32: 0.76, np.float64: 0.81},
 }
 LOG1P_ULP = {"baseline": 0.92, "v3": 0.92, "v4": 1.61}
+LOG1P_OF_FLOAT32_ULP = {"baseline": 1.1, "v3": 1.0, "v4": 1.0}
 LOWEST = {np.float32: -153.0, np.float64: -752.0}
 LN2_HIGH = np.longdouble(float.fromhex("0x1.62e42fefap-1"))  # times an integer below 2**31: exact
 LN2_LOW = np.longdouble("1.646594958289708128098443e-12")  # ln 2 - LN2_HIGH
@@ -134,3 +135,29 @@ def test_log1p(level):
     error = np.abs(got - exact) / np.spacing(exact.astype(float)).astype(np.longdouble)
     assert error.max() <= LOG1P_ULP[level], t[np.argmax(error)]
     assert np.isnan(fastce._kernels.kernels.log1p(np.array([np.nan])))
+
+
+def log1p_error_of_float32(step):
+    """Largest error of log1p in ULP over every step-th float32 below 2**126, and where."""
+    worst = (0.0, 0.0)
+    for t in float32s(0, 2.0**126, step):
+        exact = np.log1p(t.astype(float))
+        got = fastce._kernels.kernels.log1p(t)
+        error = np.abs(got - exact) / np.spacing(exact.astype(np.float32)).astype(float)
+        k = int(np.argmax(error))
+        worst = max(worst, (float(error[k]), float(t[k])))
+    return worst
+
+
+def test_log1p_of_float32(level):
+    error, where = log1p_error_of_float32(1021)
+    assert error <= LOG1P_OF_FLOAT32_ULP[level], where
+    ends = fastce._kernels.kernels.log1p(np.array([0, 2.0**-149, np.nan], np.float32))
+    np.testing.assert_array_equal(ends, np.array([0, 2.0**-149, np.nan], np.float32))
+
+
+@pytest.mark.exhaustive
+def test_log1p_of_every_float32(level):
+    error, where = log1p_error_of_float32(1)
+    print(f"worst error of float32 log1p: {error:.4f} ULP at {where!r}")
+    assert error <= LOG1P_OF_FLOAT32_ULP[level], where

@@ -67,6 +67,7 @@ cdef extern from "rows/rows.h" nogil:
     void exp_array_f64(const double *, Py_ssize_t, double m, double *, double *base, double *n) noexcept
     const double exp_scale_f32, exp_scale_f64
     const int exp_steps_f32, exp_steps_f64
+    void log1p_array_f32(const float *, Py_ssize_t n, float *) noexcept
     void log1p_array_f64(const double *, Py_ssize_t n, double *) noexcept
 
 include "walk.pxi"
@@ -490,8 +491,11 @@ def scaled_exp(x, m):
 
 
 def log1p(t):
-    """log1p of a contiguous float64 vector, t >= 0."""
+    """log1p of a contiguous float32 or float64 vector, t >= 0."""
     out = np.empty_like(t)
     cdef cnp.ndarray a = t, b = out
-    log1p_array_f64(<double *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), <double *>cnp.PyArray_DATA(b))
+    if t.dtype == np.float32:
+        log1p_array_f32(<float *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), <float *>cnp.PyArray_DATA(b))
+    else:
+        log1p_array_f64(<double *>cnp.PyArray_DATA(a), cnp.PyArray_SIZE(a), <double *>cnp.PyArray_DATA(b))
     return out

@@ -92,10 +92,7 @@ cdef void run_dense_block(const Problem *p, const DenseCall *call, int block, ch
             memset(planes, 0, call.plane_bytes)
         tile.logits = planes
         tile.grad = planes if p.data[GRAD] else NULL
-        sweep(&tile, &rows, p.across)
-        epilogue(&tile, &rows)
-        if tile.grad:
-            write_gradient(&tile, &rows, p.across)
+        run_tile(&tile, &rows, p.across)
         if call.with_hessian:
             tile_logits(call.is_f64, &call.direction, &x, tile.n_rows, other)
             hessian_tile(call.is_f64, planes, call.l.n_columns, call.binary, tile.n_rows, rows.sample, call.scale,

@@ -255,15 +255,15 @@ static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *far)
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
         FN(ask_for_rows)(tile->logits, &tile->logits_layout, i, n_classes, 0);
         if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, n_classes, 1);
-#define LANES_OF(n, plain) \
+#define IN_LANES(n, plain) \
     do { \
         if (with_grad) FN(anchored_lanes)(tile, n, i, plain, 1, &given, rows); \
         else FN(anchored_lanes)(tile, n, i, plain, 0, &given, rows); \
     } while (0)
-        if (plain && n_classes == 2) LANES_OF(2, 1);
-        else if (plain) LANES_OF(n_classes, 1);
-        else LANES_OF(n_classes, 0);
-#undef LANES_OF
+        if (plain && n_classes == 2) IN_LANES(2, 1);
+        else if (plain) IN_LANES(n_classes, 1);
+        else IN_LANES(n_classes, 0);
+#undef IN_LANES
     }
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         if (given.target[i] >= 0 && n_classes != 2) x[given.target[i] * TILE + i] = given.x_y[i];
