@@ -78,9 +78,6 @@ def calls(
         Call("logsumexp", fastce.logsumexp, (x,), last),
         Call("logsumexp, b", fastce.logsumexp, (x,), {**last, "return_sign": True}, {"b": p - dtype(0.5)}),
         Call("softmax", fastce.softmax, (x,), last),
-        Call("scores", fastce.inference.token_logprobs, (x, y), {**last, "top_k": min(n_classes, 5)}),
-        Call("top k", fastce.inference.top_k, (x,), {**last, "k": (n_classes + 1) // 2}),
-        Call("greedy sample", fastce.inference.sample, (x,), {**last, "temperature": 0.0}),
         Call("log_softmax", fastce.log_softmax, (x,), last),
     ]
 

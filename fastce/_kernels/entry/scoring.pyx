@@ -111,7 +111,7 @@ cdef extern from "rows/scoring.h" nogil:
     const char *contiguous_rows(const Sampling *, const char *rows, Py_ssize_t n_rows, void *memory) noexcept
     void look_at_blocks(const Sampling *, const char *x, Py_ssize_t first, Py_ssize_t last, Sampled *, Best *,
                         int *is_nan) noexcept
-    void find_maximum(const Sampling *, Sampled *) noexcept
+    void find_row_maximum(const Sampling *, Sampled *) noexcept
     void fill_buckets(const Sampling *, const char *x, Py_ssize_t piece, Sampled *) noexcept
     void draw(const Sampling *, const char *x, Sampled *, uint64_t key, Py_ssize_t n_draws, int64_t *token,
               double *logprob) noexcept
@@ -590,7 +590,7 @@ cdef void finish_sample(Draws *job, const char *x, Sampled *row, char **at, Py_s
                         int n_threads) noexcept nogil:
     """The draws of a row whose blocks have been looked at."""
     cdef Py_ssize_t piece
-    find_maximum(&job.call, row)
+    find_row_maximum(&job.call, row)
     if is_bucketed(&job.call):
         if n_threads == 1:
             for piece in range(count_pieces(job.call.n_classes)):
