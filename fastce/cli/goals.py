@@ -17,6 +17,7 @@ import fastce
 from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.callers import CALLERS, at_once
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
+from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import best_ratio, option_cost
 from fastce.cli.rivals import Batch
@@ -120,6 +121,7 @@ def _goals() -> list[Goal]:
         Goal(f"{CALLERS} callers at once ÷ in sequence, worst shape", _callers, at_most=1.3),
         Goal("level v3 ÷ v4, slowest of the shapes", _levels, at_most=2.0),
         Goal("8192x32000 in place, bfloat16 ÷ float32", _bfloat16, at_most=0.7),
+        *(Goal(name, partial(_figure, function), **bound) for name, function, bound in figures()),
         Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
     ]
 
@@ -223,6 +225,10 @@ def _bfloat16(setting: Setting) -> tuple[float, str]:
     seconds = interleaved(calls, setting.rounds)
     source = " ÷ ".join(time_text(seconds[name]) for name in ("bfloat16", "float32"))
     return seconds["bfloat16"] / seconds["float32"], source
+
+
+def _figure(function: Callable, setting: Setting) -> tuple[float, str]:
+    return function(setting.rounds, setting.n_threads)
 
 
 def _accuracy(setting: Setting) -> tuple[float, str]:

@@ -30,10 +30,9 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
-from libc.string cimport memset
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
