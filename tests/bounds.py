@@ -39,8 +39,8 @@ def in_order(values, x):
     """Whether along the last axis equal x have equal values, a larger x not the smaller; NaN rows pass."""
     order = np.argsort(x, axis=-1, kind="stable")
     x, values = np.take_along_axis(x, order, -1), np.take_along_axis(values, order, -1)
-    step = values[..., 1:] - values[..., :-1]
-    good = np.where(x[..., 1:] == x[..., :-1], (values[..., 1:] == values[..., :-1]), ~(step < 0))
+    ties, falls = x[..., 1:] == x[..., :-1], values[..., 1:] < values[..., :-1]
+    good = ~falls & (~ties | (values[..., 1:] == values[..., :-1]))
     return bool((good | np.isnan(values).any(axis=-1, keepdims=True)).all())
 
 

@@ -66,3 +66,14 @@ def test_rows_that_are_not_numbers(level, dtype):
         assert np.isnan(grad[1:7:2].astype(float)).all()
         assert not loss[7::2].any()
         assert not grad[7::2].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_log_sum_near_0_of_a_row_with_a_far_target(level, dtype):
+    """A z-loss alone: its lse is what the maximum's own 1 leaves."""
+    for n_classes in (3, 130, 9000):
+        x = np.full((1, n_classes), -20, dtype)
+        x[0, 1] = 0
+        loss = fastce.cross_entropy(x, np.zeros_like(x), z_loss=1.0)
+        exact = np.log1p((n_classes - 1) * np.exp(np.longdouble(-20))) ** 2
+        assert abs(loss - exact) < 1e-5 * exact

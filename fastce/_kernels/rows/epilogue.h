@@ -6,8 +6,8 @@
  *     loss    -log p_y = (m - x_y) + log s           alpha =  w
  *                                                    beta  = -w r / s        p_y - 1 = -r / s
  *
- * Nothing here cancels: where the anchor m is the target's logit log s = log1p(r), elsewhere m is a larger one and
- * the loss at least log 2.
+ * Nothing here cancels: where the anchor m is the target's logit log s = log1p(r), elsewhere m is a larger one, r holds
+ * its own 1 and log s = log1p((r - 1) + e_y).
  */
 /* w * loss; a weight of 0 has no part in a loss of infinity. NaN stays, as s, the sum of all exps, has it. */
 INLINE vec weighted(vec w, vec loss, vec s)

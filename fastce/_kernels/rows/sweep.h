@@ -126,25 +126,31 @@ INLINE FN(Wide) FN(wide_sum)(FN(Wide) a, vec_f64 b)
 }
 
 /* Fills in the rows' sums, in units of the anchors' exp, from the anchors, the targets' logits and the sums of the
- * staged exps but the target's. Where it is not in the row's sums, a target has the logit -inf. */
+ * staged exps but the target's. Where it is not in the row's sums, a target has the logit -inf. An anchor that is not the
+ * target is the maximum: its own term is exactly 1 in r, whatever it was in the sum, or the row's log s could be none. */
 INLINE void FN(finish_rows_in)(const Tile *tile, const FN(Units) *units, const REAL *anchor, const REAL *at_target,
                                const double *sum, const double *error, Rows *rows)
 {
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Exps) exps = FN(exps_against)(FN(load)(anchor + i), units);
-        REAL target[LANES_COUNT];
+        REAL top[LANES_COUNT], target[LANES_COUNT];
+        FN(store)(top, FN(exps)(FN(load)(anchor + i), &exps));
         FN(store)(target, FN(exps)(FN(load)(at_target + i), &exps));
         for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
             const vec_f64 m = FN(load_wide)(anchor + i + k), x_y = FN(load_wide)(at_target + i + k);
             const mask_f64 is_anchor = not_less_f64(x_y, m) & not_less_f64(m, x_y);
             const FN(Wide) to_rest = FN(to_rest)(FN(correction)(&exps, k));
             const FN(Wide) s = FN(normalised)(load_f64(sum + i + k), load_f64(error + i + k));
-            const FN(Wide) rest = FN(wide_product)(s, to_rest);
+            const FN(Wide) whole = FN(wide_product)(s, to_rest);
+            const FN(Wide) without_top = FN(wide_product)(FN(wide_sum)(s, -FN(load_wide)(top + k)), to_rest);
+            const FN(Wide) with_one = FN(wide_sum)(without_top, splat_f64(REST_SCALE));
+            const FN(Wide) rest = {select_f64(is_anchor, whole.high, with_one.high),
+                                   select_f64(is_anchor, whole.low, with_one.low)};
             const vec_f64 e_y = FN(load_wide)(target + k);
             store_f64(rows->anchor + i + k, m);
             store_f64(rows->at_target + i + k, x_y);
-            store_f64(rows->rest + i + k, rest.high);
-            store_f64(rows->rest_low + i + k, rest.low);
+            store_f64(rows->rest + i + k, is_weighted(tile) ? whole.high : rest.high);
+            store_f64(rows->rest_low + i + k, is_weighted(tile) ? whole.low : rest.low);
             store_f64(rows->target_exp + i + k, select_f64(is_anchor, REST_SCALE + 0 * x_y,
                                                            FN(wide_product)((FN(Wide)){e_y, {0}}, to_rest).high));
             if (!tile->grad) continue;
