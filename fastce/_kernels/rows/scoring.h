@@ -89,7 +89,7 @@ static void look_at_blocks(const Sampling *call, const char *x, ptrdiff_t first,
 
 static void find_maximum(const Sampling *call, Sampled *row)
 {
-    IN_PRECISION_OF(&call->layout, find_maximum, call, row);
+    IN_PRECISION_OF(&call->layout, find_highest, call, row);
 }
 
 static void fill_buckets(const Sampling *call, const char *x, ptrdiff_t piece, Sampled *row)
