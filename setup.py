@@ -22,13 +22,17 @@ HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).rglo
 # Never -ffast-math, -Ofast or -fassociative-math: they change results, and the first two the host's FP state.
 V3 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 LEVELS = {"baseline": []}
-if sys.platform == "linux" and platform.machine() == "x86_64":
+if sys.platform in ("linux", "win32") and platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"v3": V3, "v4": [*V3, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
+# MinGW-w64's GCC takes the stack for aligned to a vector, which on Windows it is not (GCC bug 54412).
+MINGW_FLAGS = ["-Wa,-muse-unaligned-vector-move"]
 # FASTCE_BUILD_LEVELS=v3 builds one alone: sooner, while a kernel is written.
 BUILT = os.environ.get("FASTCE_BUILD_LEVELS", ",".join(LEVELS)).split(",")
 
 # -ffp-contract=off: a product and a sum are fused where the source says so and nowhere else.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# Python's own flags ask for debugging information, most of what would be in a wheel; CFLAGS=-g keeps it.
+NO_DEBUGGING = [] if "-g" in os.environ.get("CFLAGS", "").split() else ["-g0"]
 
 # What a call needs is on the stack, in memory of its thread or in the caller's arrays; all that calls share
 # are a few atomic ints in threads.h. It belongs to the process, as OpenMP's threads do, and not to one
@@ -43,7 +47,7 @@ def extension(module, source, flags=()):
         depends=HEADERS,
         include_dirs=[HERE, np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-        extra_compile_args=[*FLAGS, *flags],
+        extra_compile_args=[*FLAGS, *NO_DEBUGGING, *(MINGW_FLAGS if sys.platform == "win32" else ()), *flags],
     )
 
 
@@ -53,6 +57,8 @@ class BuildWhatTheCompilerTakes(build_ext):
     def finalize_options(self):
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+        if sys.platform == "win32":  # Microsoft's compiler does not know the vectors of GCC and Clang
+            self.compiler = self.compiler or "mingw32"
 
     def run(self):
         super().run()

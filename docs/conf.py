@@ -1,4 +1,4 @@
-"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``. Nothing built here asks another host."""
+"""Sphinx configuration: ``sphinx-build -W -b html docs docs/_build/html``. No page asks another host."""
 
 import shutil
 from importlib.util import find_spec
@@ -64,19 +64,21 @@ templates_path: list[str] = []
 html_theme = "pydata_sphinx_theme"
 html_title = f"fastce {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["fastce.css"]
 html_show_sourcelink = False
 html_theme_options = {
-    "logo": {"text": "fastce"},
+    "logo": {"text": "fastce", "image_light": "_static/favicon.svg", "image_dark": "_static/favicon.svg"},
     "show_prev_next": False,
     "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "gallery/index": []},
-    "header_links_before_dropdown": 6,
+    "header_links_before_dropdown": 4,
     "navigation_with_keys": False,
     "footer_start": ["copyright"],
     "footer_end": [],
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
+html_context = {"default_mode": "auto"}
 html_sidebars = {"**": []}
 
 # Formulas: MathJax from a Python package, of which the site carries the engine and its fonts, not the rest.

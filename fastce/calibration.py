@@ -1,4 +1,5 @@
-"""How far probabilities can be believed, and the temperature that makes them so: each in one read of the logits."""
+"""How far probabilities can be believed, and the temperature that makes them so: each in one read of the
+logits."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__ = ["ReliabilityCurve", "brier_score", "calibration_error", "fit_temperat
 
 # Inverse temperatures: the range that scikit-learn looks in.
 _LEAST, _MOST = math.exp(-10), math.exp(10)
-# An inverse temperature is right to so much, relative to it: beyond a Newton step of that size its error is of the
+# An inverse temperature is right to so much, relative to it: beyond a Newton step of that size its error
+# is of the
 # order of the square, and rounding errors of the sums are larger.
 _TOLERANCE = 1e-8
 # Numbers in the sample of the rows that the first steps make do with.
@@ -47,15 +49,18 @@ def fit_temperature(
 
     .. math::
         T = \arg\min_T \sum_i s_i \, \ell_i(x_i / T), \qquad
-        \frac{d\ell}{d\beta} = E_p[x] - x_y, \quad \frac{d^2\ell}{d\beta^2} = \mathrm{Var}_p[x], \quad \beta = 1/T
+        \frac{d\ell}{d\beta} = E_p[x] - x_y, \quad
+        \frac{d^2\ell}{d\beta^2} = \mathrm{Var}_p[x], \quad \beta = 1/T
 
     Parameters
     ----------
     logits : array_like
-        As in :func:`fastce.cross_entropy`; of probabilities, their logarithms. With the shape of `target`: one logit
+        As in :func:`fastce.cross_entropy`; of probabilities, their logarithms. With the shape of `target`:
+        one logit
         for each row, that of class 1 of two, while class 0 has 0.
     target : array_like of int
-        Class index of each row: the logits' shape without `axis`; or that of the logits, with classes 0 and 1.
+        Class index of each row: the logits' shape without `axis`; or that of the logits, with classes 0
+        and 1.
     axis : int, default -1
         The axis of the classes.
     sample_weight : array_like, optional
@@ -75,13 +80,16 @@ def fit_temperature(
     IndexError, TypeError
         As :func:`fastce.cross_entropy`.
     ValueError
-        As :func:`fastce.cross_entropy`; no rows, or none that count; a row whose loss is not finite at any temperature.
+        As :func:`fastce.cross_entropy`; no rows, or none that count; a row whose loss is not finite at any
+        temperature.
 
     Warns
     -----
     RuntimeWarning
-        The minimum is beyond the range, whose end is returned: every row's target has the largest logit, so that the
-        loss falls without end as T falls to 0; or the logits are no better than none, and T grows without end.
+        The minimum is beyond the range, whose end is returned: every row's target has the largest logit,
+        so that the
+        loss falls without end as T falls to 0; or the logits are no better than none, and T grows without
+        end.
 
     See Also
     --------
@@ -89,8 +97,10 @@ def fit_temperature(
 
     Notes
     -----
-    Newton's method for :math:`\beta`, in which the loss is convex, kept between values where the derivative has
-    different signs. One read of the logits gives both derivatives; most fits take 5 to 8. Temperature scaling is due
+    Newton's method for :math:`\beta`, in which the loss is convex, kept between values where the
+    derivative has
+    different signs. One read of the logits gives both derivatives; most fits take 5 to 8. Temperature
+    scaling is due
     to [1]_.
 
     References
@@ -175,14 +185,18 @@ def calibration_error(
     Parameters
     ----------
     logits : array_like
-        As in :func:`fastce.cross_entropy`; or probabilities, with ``from_logits=False``. Confidence is the largest
+        As in :func:`fastce.cross_entropy`; or probabilities, with ``from_logits=False``. Confidence is the
+        largest
         probability, and a row is right if the first class that has it is the target.
-        With the shape of `target`: one number for each row, for class 1 of two. Confidence is the probability of
+        With the shape of `target`: one number for each row, for class 1 of two. Confidence is the
+        probability of
         class 1 then, and a row of class 1 is right.
     target : array_like of int
-        Class index of each row: the logits' shape without `axis`; or that of the logits, with classes 0 and 1.
+        Class index of each row: the logits' shape without `axis`; or that of the logits, with classes 0
+        and 1.
     n_bins : int, default 15
-        Bins of equal width from 0 to 1. The lower edge belongs to a bin; a confidence of exactly 1 has a bin of its
+        Bins of equal width from 0 to 1. The lower edge belongs to a bin; a confidence of exactly 1 has a
+        bin of its
         own, as in torchmetrics.
     norm : {'l1', 'l2', 'max'}, default 'l1'
         ECE, RMSCE or MCE.
@@ -201,7 +215,8 @@ def calibration_error(
     IndexError, TypeError
         As :func:`fastce.cross_entropy`.
     ValueError
-        As :func:`fastce.cross_entropy`; a probability outside [0, 1]; logits without probabilities: NaN, +inf or
+        As :func:`fastce.cross_entropy`; a probability outside [0, 1]; logits without probabilities: NaN,
+        +inf or
         nothing but -inf; an `n_bins` below 1, another `norm`.
 
     See Also
@@ -263,8 +278,10 @@ def reliability_curve(
     Returns
     -------
     ReliabilityCurve
-        A named tuple: `confidence`, `accuracy` and `proportion` of shape ``(n_bins + 1,)``, the last entry that of
-        the rows whose confidence is exactly 1, and `edges` of shape ``(n_bins + 1,)``, the lower end of each bin.
+        A named tuple: `confidence`, `accuracy` and `proportion` of shape ``(n_bins + 1,)``, the last entry
+        that of
+        the rows whose confidence is exactly 1, and `edges` of shape ``(n_bins + 1,)``, the lower end of
+        each bin.
         Empty bins have proportion 0 and NaN elsewhere.
 
     Raises
@@ -326,13 +343,14 @@ def brier_score(
 
     Notes
     -----
-    The logits are read once; :math:`1 - p_y` is the sum of the other classes' probabilities, so that sure rows keep
+    The logits are read once; :math:`1 - p_y` is the sum of the other classes' probabilities, so that sure
+    rows keep
     their digits.
 
     References
     ----------
-    .. [1] G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78
-       (1950), 1-3.
+    .. [1] G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review
+       78 (1950), 1-3.
 
     Examples
     --------
@@ -367,7 +385,7 @@ def _curve(n_bins: int, rows: _Rows) -> ReliabilityCurve:
 
 def _warn_of_bound(temperature: float) -> None:
     reason = (
-        "every target has the largest logit of its row: the loss falls without end as the temperature falls to 0"
+        "every target has the largest logit of its row: the loss falls without end as the temperature does"
         if temperature < 1
         else "the loss falls without end as the temperature grows: the logits say nothing of the targets"
     )
@@ -402,8 +420,8 @@ class _Rows:
         self.shape = x.shape if binary else x.shape[:-1]
         if y.shape != self.shape:
             raise ValueError(
-                f"target has shape {y.shape} and logits have shape {np.shape(logits)}; expected the logits' shape, or "
-                f"that without the class axis {axis}"
+                f"target has shape {y.shape} and logits have shape {np.shape(logits)}; expected "
+                f"the logits' shape, or that without the class axis {axis}"
             )
         n_classes = 2 if binary else x.shape[-1]
         if n_classes == 0 and y.size:
@@ -423,7 +441,7 @@ class _Rows:
                 self.weight = np.ascontiguousarray(weight, np.float64)
             if not ((self.weight >= 0) & (self.weight < np.inf)).all():
                 raise ValueError(
-                    "sample_weight holds negative, infinite or NaN weights; expected finite ones of at least 0"
+                    "sample_weight holds negative, infinite or NaN weights; expected finite ones from 0"
                 )
             label[self.weight == 0] = -1
         self.size, self.any = x.size, bool((label >= 0).any())

@@ -99,8 +99,8 @@ def token_logprobs(
     temperature : float, default 1
         Divides the logits; between 1e-18 and 1e18.
     softcap : float, optional
-        Replaces the logits by ``softcap * tanh(logits / softcap)``, before the temperature. Ranks and the order of
-        tokens are those of the logits as given.
+        Replaces the logits by ``softcap * tanh(logits / softcap)``, before the temperature. Ranks and the
+        order of tokens are those of the logits as given.
     ignore_index : int or None, default -100
         Rows with this token are not read. None: no such value.
     n_threads : int, optional
@@ -110,9 +110,9 @@ def token_logprobs(
     -------
     TokenLogprobs
         Named tuple of arrays: ``logprob``, ``rank`` and ``entropy`` of the tokens' shape, ``top_tokens`` and
-        ``top_logprobs`` with a last axis of length `top_k`. Floats are float64 for float64 logits and float32 for
-        the others. An ignored row has logprob, rank and entropy 0, tokens -1 and their logprobs 0; a row that holds
-        NaN or +inf, or nothing but -inf, has NaN, rank 0 and tokens -1.
+        ``top_logprobs`` with a last axis of length `top_k`. Floats are float64 for float64 logits and
+        float32 for the others. An ignored row has logprob, rank and entropy 0, tokens -1 and their logprobs
+        0; a row that holds NaN or +inf, or nothing but -inf, has NaN, rank 0 and tokens -1.
 
     Raises
     ------
@@ -123,9 +123,9 @@ def token_logprobs(
 
     Notes
     -----
-    ``logprob`` is within 2 ULP (float32) or 4 ULP (float64) of the exact value, ``entropy`` within 4 or 8, for sure
-    rows too, with any temperature; with `softcap` the ULP is that of the largest term, and half as many more. Ranks
-    and top tokens are exact. vLLM's rank counts tokens that tie with the chosen one as well.
+    ``logprob`` is within 2 ULP (float32) or 4 ULP (float64) of the exact value, ``entropy`` within 4 or 8,
+    for sure rows too, with any temperature; with `softcap` the ULP is that of the largest term, and half as
+    many more. Ranks and top tokens are exact. vLLM's rank counts tokens that tie with the chosen one as well.
 
     Examples
     --------
@@ -134,11 +134,11 @@ def token_logprobs(
     >>> logits = np.array([[20.0, 0.0, 0.0], [0.0, 1.0, 2.0]], dtype=np.float32)
     >>> scores = token_logprobs(logits, [0, 1], top_k=2)
     >>> scores.logprob
-    array([-4.1223074e-09, -1.4076059e+00], dtype=float32)
+    array([-4.1223074e-09, -1.4076060e+00], dtype=float32)
     >>> scores.rank
     array([1, 2])
     >>> scores.entropy
-    array([8.6568452e-08, 8.3239561e-01], dtype=float32)
+    array([8.6568456e-08, 8.3239561e-01], dtype=float32)
     >>> scores.top_tokens
     array([[0, 1],
            [2, 1]])
@@ -178,8 +178,9 @@ def score(
     top_k, temperature, softcap, ignore_index, n_threads
         As in `token_logprobs`.
     memory : int, default 64 MiB
-        Bytes that the call may hold beyond arguments and results: blocks of logits, and of states and weights where
-        they have another dtype than the products, which are float64 if either is and else float32.
+        Bytes that the call may hold beyond arguments and results: blocks of logits, and of states and
+        weights where they have another dtype than the products, which are float64 if either is and else
+        float32.
 
     Returns
     -------
@@ -195,8 +196,8 @@ def score(
 
     Notes
     -----
-    The last bits of the products are the BLAS library's, and may depend on its threads and on the blocks. From
-    the logits on, the bounds of `token_logprobs` hold.
+    The last bits of the products are the BLAS library's, and may depend on its threads and on the blocks.
+    From the logits on, the bounds of `token_logprobs` hold.
 
     Examples
     --------
@@ -276,8 +277,8 @@ def perplexity(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> float:
     logits, tokens
         As in `token_logprobs`.
     **options
-        `axis`, `sample_weight`, `temperature`, `softcap`, `ignore_index` and `n_threads` of `fastce.cross_entropy`;
-        with a `sample_weight` the mean is weighted.
+        `axis`, `sample_weight`, `temperature`, `softcap`, `ignore_index` and `n_threads` of
+        `fastce.cross_entropy`; with a `sample_weight` the mean is weighted.
 
     Returns
     -------
@@ -288,7 +289,7 @@ def perplexity(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> float:
     --------
     >>> import numpy as np
     >>> from fastce.inference import perplexity
-    >>> perplexity(np.zeros((3, 8)), [1, 2, 3])
+    >>> round(perplexity(np.zeros((3, 8)), [1, 2, 3]), 6)
     8.0
     """
     loss = _mean_loss(logits, tokens, **options)
@@ -401,7 +402,8 @@ def sample(
     logits : array_like
         As in `token_logprobs`.
     temperature : float, default 1
-        Divides the logits. 0 takes the maximum, of equal ones that with the lowest index, whatever the filters.
+        Divides the logits. 0 takes the maximum, of equal ones that with the lowest index, whatever the
+        filters.
     top_k : int, optional
         Leaves the `top_k` largest logits, and those that are equal to the last of them.
     top_p : float in [0, 1], optional
@@ -422,8 +424,8 @@ def sample(
     -------
     Sample
         Named tuple of ``tokens`` and ``logprobs``, of the logits' shape without `axis` followed by `size`. A
-        logprob is that of the distribution the token was drawn from, after temperature and filters. A row that holds
-        NaN or +inf, or nothing but -inf, has token -1 and logprob NaN.
+        logprob is that of the distribution the token was drawn from, after temperature and filters. A row
+        that holds NaN or +inf, or nothing but -inf, has token -1 and logprob NaN.
 
     Raises
     ------
@@ -432,10 +434,11 @@ def sample(
 
     Notes
     -----
-    Filters are applied in the order of the arguments, each to the distribution that the one before it has left, as
-    transformers and vLLM do. The row of a batch takes one 64-bit key from `rng`, in C order, and draw number i of
-    that row depends on the key, i and the row alone: a batch that is drawn from in several calls with one generator
-    gives the tokens that one call would, and fewer draws are the first of more. No token of probability 0 is drawn.
+    Filters are applied in the order of the arguments, each to the distribution that the one before it has
+    left, as transformers does (vLLM has min-p before the others). The row of a batch takes one 64-bit key
+    from `rng`, in C order, and draw number i of that row depends on the key, i and the row alone: a batch
+    that is drawn from in several calls with one generator gives the tokens that one call would, and fewer
+    draws are the first of more. No token of probability 0 is drawn.
 
     Without filters a row is read once. `top_p` sorts nothing but the tokens near its threshold.
 

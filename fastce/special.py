@@ -82,6 +82,10 @@ def logsumexp(
     >>> fastce.logsumexp(np.array([[1.0, 2.0], [0.0, 0.0]]), axis=1, b=[1, -1], return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
+    if b is None and out is None and not (keepdims or return_sign):
+        usual = _kernels.kernels.usual_logsumexp(a, axis, n_threads)
+        if usual is not None:
+            return usual
     a, b = arrays.any_array(a, "a"), None if b is None else arrays.any_array(b, "b")
     if a.dtype.kind == "c" or (b is not None and b.dtype.kind == "c"):
         options = {"axis": axis, "keepdims": keepdims, "return_sign": return_sign}
@@ -164,7 +168,8 @@ def softmax(
     >>> fastce.softmax([1.0, 2.0, 3.0])
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    return _softmax(x, axis, out, n_threads, "softmax")
+    usual = _kernels.kernels.usual_softmax(x, axis, out, n_threads, False)
+    return _softmax(x, axis, out, n_threads, "softmax") if usual is None else usual
 
 
 def log_softmax(
@@ -201,7 +206,8 @@ def log_softmax(
     >>> fastce.log_softmax(np.array([20, 0, 0], dtype=np.float32))
     array([-4.1223074e-09, -2.0000000e+01, -2.0000000e+01], dtype=float32)
     """
-    return _softmax(x, axis, out, n_threads, "log_softmax")
+    usual = _kernels.kernels.usual_softmax(x, axis, out, n_threads, True)
+    return _softmax(x, axis, out, n_threads, "log_softmax") if usual is None else usual
 
 
 def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:
@@ -262,10 +268,10 @@ def _normalised(axis: Axis, n_dims: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(n_dims))
     given = axis if isinstance(axis, tuple) else (axis,)
-    axes = tuple(arrays.normalized_axis(k, n_dims) for k in given)
+    axes = tuple(arrays.normalized_axis(k, max(n_dims, 1)) for k in given)
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis is {axis}; expected each axis once")
-    return axes
+    return axes if n_dims else ()  # a scalar is a row of one
 
 
 def _as_in_memory(axes: tuple[int, ...], a: NDArray) -> tuple[int, ...]:

@@ -35,6 +35,15 @@ def bound_of(bounds, dtype, factor):
     return rounding + factor * (bounds[dtype] - rounding)
 
 
+def in_order(values, x):
+    """Whether along the last axis equal x have equal values, a larger x not the smaller; NaN rows pass."""
+    order = np.argsort(x, axis=-1, kind="stable")
+    x, values = np.take_along_axis(x, order, -1), np.take_along_axis(values, order, -1)
+    step = values[..., 1:] - values[..., :-1]
+    good = np.where(x[..., 1:] == x[..., :-1], (values[..., 1:] == values[..., :-1]), ~(step < 0))
+    return bool((good | np.isnan(values).any(axis=-1, keepdims=True)).all())
+
+
 # ---- Intervals -----------------------------------------------------------------------------------
 
 

@@ -249,9 +249,15 @@ def softmaxes(arrays, options):
     x = arrays["x"]
     dtype = logits_dtype(x)
     row = compute_dtype(dtype)
-    return {
-        name: (within_ulp(dtype, getattr(reference, name)(x, **options), SOFTMAX_ULP[dtype], subnormal=row),)
+    within = {
+        name: within_ulp(dtype, getattr(reference, name)(x, **options), SOFTMAX_ULP[dtype], subnormal=row)
         for name in ("softmax", "log_softmax")
+    }
+    p, log_p = within.values()  # a distribution
+    at_most_0 = np.where(log_p.high < np.inf, np.minimum(log_p.high, 0), log_p.high)
+    return {
+        "softmax": (Interval(np.maximum(p.low, 0), np.where(p.high < np.inf, np.minimum(p.high, 1), p.high)),),
+        "log_softmax": (Interval(log_p.low, at_most_0),),
     }
 
 

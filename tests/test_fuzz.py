@@ -9,6 +9,7 @@ import time
 import fuzz_expected
 import numpy as np
 import pytest
+from bounds import in_order
 from fuzz_memory import in_memory
 from fuzz_refusals import damages
 from fuzz_strategies import (
@@ -53,16 +54,16 @@ def function_of(name, arrays):
 
 
 def use(level):
-    for module in ("kernels", "elementwise"):
+    for module in _kernels.MODULES:
         setattr(_kernels, module, _kernels.load(level, module))
 
 
 @pytest.fixture(autouse=True)
 def restored():
-    before = _kernels.kernels, _kernels.elementwise, fastce.get_num_threads()
+    before, n_threads = {name: getattr(_kernels, name) for name in _kernels.MODULES}, fastce.get_num_threads()
     yield
-    _kernels.kernels, _kernels.elementwise = before[:2]
-    fastce.set_num_threads(before[2])
+    vars(_kernels).update(before)
+    fastce.set_num_threads(n_threads)
 
 
 def outs_of(case, name, intervals):
@@ -117,6 +118,16 @@ def call(case, name, arrays, more):
     return function_of(name, arrays)(*positional, **values, **options, **more)
 
 
+def keeps_order(values, x, axis):
+    """The elements of each softmax stand in the order of its logits."""
+    axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    rows = (
+        np.moveaxis(a, axes, range(-len(axes), 0)).reshape(-1, int(np.prod([a.shape[k] for k in axes])))
+        for a in (np.asarray(values).astype(float), x.astype(float))
+    )
+    return in_order(*rows)
+
+
 def check(case, name, intervals):
     """An execution: results within their intervals, outputs where they were wanted, all else as before."""
     outs, replaced = outs_of(case, name, intervals)
@@ -131,6 +142,8 @@ def check(case, name, intervals):
     results = call(case, name, arrays, more)
     results = results if isinstance(results, tuple) else (results,)
     assert len(results) == len(intervals)
+    if name in ("softmax", "log_softmax") and np.size(results[0]):
+        assert keeps_order(results[0], case.values()["x"], case.options.get("axis")), f"{name}: another order"
     for result, expected in zip(results, intervals, strict=True):
         assert np.shape(result) == expected.low.shape, f"{name}: {np.shape(result)}"
         wrong = expected.wrong(result)

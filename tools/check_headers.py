@@ -4,8 +4,8 @@
 
 Variants, all by default: the levels of setup.py, with its flags (where the processor has no AVX-512, v4 with
 its instructions played in C, tests/native/avx512.h); `portable`, the code for processors that simd.h has no
-intrinsics for; `arm64`, cross-compiled and run by qemu-user. CC names the compiler of all but that.
-`--install` has apt-get fetch what arm64 needs where it is missing.
+intrinsics for; `arm64`, cross-compiled and run by qemu-user; `windows` and `windows-v3`, cross-compiled and
+run by Wine. CC names the compiler of all but those. `--install` has apt-get fetch what they need.
 """
 
 import argparse
@@ -20,12 +20,18 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 CROSS, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-PACKAGES = {CROSS: ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"], EMULATOR: ["qemu-user"]}
+MINGW, WINE = "x86_64-w64-mingw32-gcc", "wine"
+PACKAGES = {
+    CROSS: ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+    EMULATOR: ["qemu-user"],
+    MINGW: ["gcc-mingw-w64-x86-64"],
+    WINE: ["wine", "wine64"],
+}
 
 
-def flags_of_setup() -> tuple[list[str], dict[str, list[str]]]:
-    """FLAGS and LEVELS of setup.py, without running what builds there; of all levels, on any platform."""
-    wanted = {"V3", "LEVELS", "FLAGS"}
+def flags_of_setup() -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """FLAGS, LEVELS and MINGW_FLAGS of setup.py, without running what builds there; as on any platform."""
+    wanted = {"V3", "LEVELS", "FLAGS", "MINGW_FLAGS"}
     found = {}
     for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
         if isinstance(node, (ast.Assign, ast.AugAssign)):
@@ -35,11 +41,12 @@ def flags_of_setup() -> tuple[list[str], dict[str, list[str]]]:
     names: dict = {}
     for _, node in sorted(found.items()):
         exec(compile(ast.Module([node], []), "setup.py", "exec"), names)
-    return names["FLAGS"], names["LEVELS"]
+    return names["FLAGS"], names["LEVELS"], names["MINGW_FLAGS"]
 
 
-def install_missing() -> None:
-    missing = [package for program in PACKAGES if not shutil.which(program) for package in PACKAGES[program]]
+def install_missing(programs: set[str]) -> None:
+    absent = [program for program in PACKAGES if program in programs and not shutil.which(program)]
+    missing = [package for program in absent for package in PACKAGES[program]]
     if missing:
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
@@ -66,12 +73,15 @@ def check(
     name: str, compiler: list[str], flags: list[str], prefix: list[str], source: Path, folder: str
 ) -> bool:
     """Compile and run one test; whether it passed."""
-    program = f"{folder}/{source.stem}-{name}"
+    program = f"{folder}/{source.stem}-{name}{'.exe' if prefix == [WINE] else ''}"
+    environment = {**os.environ, "WINEPREFIX": f"{folder}/wine", "WINEDEBUG": "-all"}
     includes = [f"-I{ROOT}/fastce/_kernels", f"-I{source.parent}"]
     command = [*compiler, "-std=gnu11", *flags, *includes, str(source), "-o", program, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
-        done = subprocess.run([*prefix, program], capture_output=True, text=True, check=False, timeout=900)
+        done = subprocess.run(
+            [*prefix, program], capture_output=True, text=True, check=False, timeout=900, env=environment
+        )
     lines = [line for line in done.stdout.splitlines() if "share of the bound" not in line]
     problem = "" if done.returncode == 0 else f"exit status {done.returncode}\n{done.stderr}"
     print(f"{name}: {' '.join(compiler)} {' '.join(flags)}\n" + "\n".join(lines) + problem, flush=True)
@@ -80,10 +90,10 @@ def check(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--install", action="store_true", help="apt-get what arm64 needs")
+    parser.add_argument("--install", action="store_true", help="apt-get what arm64 and windows need")
     parser.add_argument("variants", nargs="*")
     arguments = parser.parse_args()
-    flags, levels = flags_of_setup()
+    flags, levels, mingw_flags = flags_of_setup()
     host = os.environ.get("CC", "cc").split()
     x86 = os.uname().machine == "x86_64"
     sources = sorted(ROOT.glob("tests/native/test_*.c"))
@@ -91,11 +101,15 @@ def main() -> int:
     variants |= {name: (host, [*flags, *more], []) for name, more in levels.items() if x86 or not more}
     if x86:
         variants["portable"] = (host, [*flags, "-U__SSE2__"], [])
+        windows = [MINGW, "-static"]
+        variants["windows"] = (windows, [*flags, *mingw_flags], [WINE])
+        variants["windows-v3"] = (windows, [*flags, *mingw_flags, *levels["v3"]], [WINE])
     chosen = arguments.variants or list(variants)
     if unknown := set(chosen) - set(variants):
         parser.error(f"{', '.join(sorted(unknown))}: no such variant here; there are {', '.join(variants)}")
-    if "arm64" in chosen and arguments.install:
-        install_missing()
+    if arguments.install:
+        chosen_programs = [program for name in chosen for program in (*variants[name][0], *variants[name][2])]
+        install_missing(set(chosen_programs))
 
     jobs = []
     for name in chosen:
@@ -103,13 +117,14 @@ def main() -> int:
         if not all(map(shutil.which, [compiler[0], *prefix])):
             print(f"{name}: {compiler[0]} or {prefix} is missing; --install fetches them", file=sys.stderr)
             return 1
-        if not prefix and not runs_here(its_flags):
+        emulates = prefix == [EMULATOR]
+        if not emulates and not runs_here(its_flags):
             its_flags = emulated(its_flags)
-        if not prefix and not runs_here(its_flags):
+        if not emulates and not runs_here(its_flags):
             print(f"{name}: NOT RUN, this processor cannot", flush=True)
             continue
         jobs += [(name, compiler, its_flags, prefix, source) for source in sources]
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         passed = list(pool.map(lambda job: check(*job, folder), jobs))
     print(f"{sum(passed)} of {len(passed)} passed")
     return int(not passed or not all(passed))

@@ -1,15 +1,18 @@
-"""Open the pages of the built site in headless Chromium, as a reader would: on a desk and on a phone, light and dark.
+"""Open the built site's pages in headless Chromium, as readers do: on a desk and a phone, light and dark.
 
-    python tools/check_site.py [--install] [--pictures FOLDER] [SITE]
+    python tools/check_site.py [--install] [--pictures FOLDER] [--pages PATTERN] [SITE]
 
-SITE is docs/_build/html unless given. A page fails if the console has an error, if it asks another host for anything, if a picture does
-not load, if TeX is left in its text, if it is wider than a phone, or if one of its links inside the site leads nowhere. `--pictures`
-writes what was seen. Needs selenium, and Debian's chromium and chromium-driver, which `--install` has apt-get fetch.
+SITE is docs/_build/html unless given. A page fails if the console has an error, if it asks another host for
+anything, if a picture does not load, if TeX is left in its text, if it is wider than a phone, or if one of
+its links inside the site leads nowhere. `--pictures` writes what was seen. Needs selenium, and Debian's
+chromium and chromium-driver, which `--install` has apt-get fetch.
 """
 
 import argparse
+import base64
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +39,7 @@ const look = () => {
   done({
     text: copy.textContent,
     width: document.documentElement.scrollWidth,
-    broken: [...document.images].filter(i => i.complete && !i.naturalWidth && i.loading !== "lazy").map(i => i.src),
+    broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
     formulas: document.querySelectorAll("mjx-container").length,
     wanted: document.querySelectorAll(".math").length,
     failed: [...document.querySelectorAll("mjx-merror")].map(e => e.textContent),
@@ -64,9 +67,15 @@ class Links(HTMLParser):
             self.targets.append(target)
 
 
+def pages_of(site: Path) -> list[str]:
+    """Addresses inside the site, without the themes' own templates."""
+    found = (path.relative_to(site) for path in site.rglob("*.html"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != "_static")
+
+
 def broken_links(site: Path) -> list[str]:
     """Links from page to page that lead nowhere."""
-    pages = {path.relative_to(site).as_posix(): Links(path.read_text()) for path in site.rglob("*.html")}
+    pages = {page: Links((site / page).read_text()) for page in pages_of(site)}
     problems = []
     for page, links in pages.items():
         for target in links.targets:
@@ -110,14 +119,12 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         scheme = [{"name": "prefers-color-scheme", "value": theme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-        self.driver.get_log("performance"), self.driver.get_log("browser")  # what came before
+        for log in ("performance", "browser"):
+            self.driver.get_log(log)  # forgets what came before
         self.driver.get(address)
         seen = self.driver.execute_async_script(SEEN)
-        problems = [
-            f"console: {entry['message']}"
-            for entry in self.driver.get_log("browser")
-            if entry["level"] != "INFO"
-        ]
+        logged = self.driver.get_log("browser")
+        problems = [f"console: {entry['message']}" for entry in logged if entry["level"] == "SEVERE"]
         here = urlsplit(address).netloc
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -136,8 +143,6 @@ class Browser:
 
     def picture(self, path: Path) -> None:
         """The whole page."""
-        import base64
-
         taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         path.write_bytes(base64.b64decode(taken["data"]))
 
@@ -153,16 +158,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--install", action="store_true", help="apt-get Chromium where it is missing")
     parser.add_argument("--pictures", type=Path, help="folder for a picture of each page")
-    parser.add_argument("--pages", help="only those whose address holds this")
+    parser.add_argument("--pages", default="", help="only those whose address has this regular expression")
     parser.add_argument("site", nargs="?", type=Path, default=ROOT / "docs/_build/html")
     arguments = parser.parse_args()
     if arguments.install:
         install_missing()
     site = arguments.site
-    pages = sorted(
-        path.relative_to(site).as_posix() for path in site.rglob("*.html") if "_static" not in path.parts
-    )
-    pages = [page for page in pages if not arguments.pages or arguments.pages in page]
+    pages = pages_of(site)
+    pages = [page for page in pages if re.search(arguments.pages, page)]
     if not pages:
         parser.error(f"{site} has no such pages: build them with sphinx-build -W -b html docs {site}")
 

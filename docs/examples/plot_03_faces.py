@@ -63,7 +63,7 @@ for margin, panel in zip((0.0, 0.3), panels, strict=True):
     points, centres, loss = train(margin)
     angle = np.arccos(np.clip((points * centres[people]).sum(1), -1, 1))
     jitter = 1 + 0.05 * rng.normal(size=(len(points), 1))
-    panel.scatter(*(points * jitter).T, c=people, cmap="tab10", s=9)
+    panel.scatter(*(points * jitter).T, c=people, cmap="tab10", vmin=0, vmax=9, s=9)
     for person, (cx, cy) in enumerate(centres):
         panel.plot([0, cx], [0, cy], color=plt.cm.tab10(person / 9), linewidth=2)
     panel.set(aspect="equal", xticks=[], yticks=[], xlim=(-1.3, 1.3), ylim=(-1.3, 1.3))

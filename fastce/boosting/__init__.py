@@ -1,1 +1,1 @@
-"""Objectives for gradient boosting: `fastce.boosting.xgboost`, `.lightgbm` and `.catboost`, each for its library."""
+"""Objectives for gradient boosting: modules `xgboost`, `lightgbm` and `catboost`, each for its library."""

@@ -1,4 +1,4 @@
-"""What the objectives for all libraries share: options, the arrays they write into, the call of the kernel."""
+"""What objectives for all libraries share: options, the arrays they write into, the call of the kernel."""
 
 from __future__ import annotations
 
@@ -48,23 +48,19 @@ def class_weights(given: Mapping[int, float] | ArrayLike | None, n_classes: int)
         weights = np.ones(n_classes)
         for label, weight in given.items():
             if label not in range(n_classes):
-                raise ValueError(
-                    f"class_weight names class {label!r}; expected classes in [0, {n_classes})"
-                )
+                raise ValueError(f"class_weight names class {label!r}; expected classes in [0, {n_classes})")
             weights[int(label)] = weight
     else:
         weights = np.array(given, np.float64)
         if weights.shape != (n_classes,):
             raise ValueError(f"class_weight has shape {weights.shape}; expected ({n_classes},)")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        raise ValueError(
-            f"class_weight is {given!r}; expected numbers that are finite and not negative"
-        )
+        raise ValueError(f"class_weight is {given!r}; expected numbers that are finite and not negative")
     return weights
 
 
 class Objective:
-    """Options and arrays of an objective. Subclasses say what their library calls, and its default curvature."""
+    """Options and arrays of an objective. Subclasses say what their library calls, and its curvature."""
 
     n_classes: int
 
@@ -146,7 +142,8 @@ class Softmax(Objective):
         soft = np.asarray(labels)
         if soft.dtype.kind != "f" or soft.ndim != 2 or soft.shape[1] != self.n_classes:
             raise ValueError(
-                f"labels have shape {soft.shape} and dtype {soft.dtype}; expected (N, {self.n_classes}) floats"
+                f"labels have shape {soft.shape} and dtype {soft.dtype}; "
+                f"expected (N, {self.n_classes}) floats"
             )
         copy = type(self).__new__(type(self))
         copy.__setstate__(self.__getstate__() | {"_soft_labels": soft})
@@ -217,7 +214,9 @@ class Logistic(Objective):
     ) -> tuple[NDArray, NDArray]:
         x = np.asarray(margins)
         grad, hess = self._arrays(x.shape, "C")
-        self._write(x.reshape(-1), np.asarray(target).reshape(-1), weight, 1.0, grad.reshape(-1), hess.reshape(-1))
+        self._write(
+            x.reshape(-1), np.asarray(target).reshape(-1), weight, 1.0, grad.reshape(-1), hess.reshape(-1)
+        )
         return grad, hess
 
 
@@ -229,11 +228,11 @@ def _weights(weight: ArrayLike | None) -> NDArray | None:
     return weight if weight.size else None
 
 
-# ---- Losses and probabilities of margins --------------------------------------------------------------------
+# ---- Losses and probabilities of margins -------------------------------------------------------------------
 
 
 def softmax_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | None) -> float:
-    """Mean cross-entropy of rows of margins; `target` holds labels as numbers of any dtype, or probabilities."""
+    """Mean cross-entropy of rows of margins; `target` holds labels, of any dtype, or probabilities."""
     x, y = np.asarray(margins), np.asarray(target)
     if y.size == x.size:
         return fastce.cross_entropy(x, y.reshape(x.shape), sample_weight=_weights(weight))

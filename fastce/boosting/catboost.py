@@ -1,4 +1,4 @@
-"""Objectives and metrics for CatBoost: what ``CatBoostClassifier(loss_function=..., eval_metric=...)`` takes."""
+"""Objectives and metrics for CatBoost: ``CatBoostClassifier(loss_function=..., eval_metric=...)``."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class LogisticObjective(_objectives.Logistic):
     pos_weight : float, optional
         Multiplies the terms of class 1.
     curvature : {None, "exact", "upper", "friedman", "abs", "gauss-newton"}
-        What stands for the second derivative: p(1-p), 2p(1-p), the same, the size of the gradient; of a focal loss the
-        exact one, or multiples of its part that is never negative ("gauss-newton"). None: "exact", as CatBoost itself;
-        of a focal loss "gauss-newton".
+        What stands for the second derivative: p(1-p), 2p(1-p), the same, the size of the gradient; of a focal
+        loss the exact one, or multiples of its part that is never negative ("gauss-newton"). None: "exact",
+        as CatBoost itself; of a focal loss "gauss-newton".
 
     Notes
     -----
-    CatBoost asks for a metric: pass one of its own by name, or `logistic_loss`. It estimates leaves by Newton's method
-    for its own objective and by gradients for others: ``leaf_estimation_method="Newton"`` is what it takes itself,
-    with ``leaf_estimation_iterations=10``, for ``Logloss``.
+    CatBoost asks for a metric: pass one of its own by name, or `logistic_loss`. It estimates leaves by
+    Newton's method for its own objective and by gradients for others: ``leaf_estimation_method="Newton"`` is
+    what it takes itself, with ``leaf_estimation_iterations=10``, for ``Logloss``.
 
     Examples
     --------
@@ -89,14 +89,14 @@ class SoftmaxObjective(_objectives.Softmax):
     class_weight : (n_classes,) array or mapping, optional
         Multiplies the terms of each class, as in `fastce.cross_entropy`.
     curvature : {None, "exact", "upper", "friedman", "abs", "gauss-newton"}
-        CatBoost takes the whole matrix of second derivatives: None and "exact" give that of cross-entropy, diag(p) -
-        p p'; of a focal loss "exact" is its own and None its part that is never negative, "gauss-newton". The others
-        are diagonal matrices: 2p(1-p), C/(C-1) p(1-p), the size of the gradient.
+        CatBoost takes the whole matrix of second derivatives: None and "exact" give that of cross-entropy,
+        diag(p) - p p'; of a focal loss "exact" is its own and None its part that is never negative,
+        "gauss-newton". The others are diagonal matrices: 2p(1-p), C/(C-1) p(1-p), the size of the gradient.
 
     Notes
     -----
-    CatBoost calls the objective for every row and iteration, which takes 20 to 40 µs in Python, whoever computes: 100
-    iterations of 100,000 rows take some minutes, where its own loss takes seconds.
+    CatBoost calls the objective for every row and iteration, which takes 20 to 40 µs in Python, whoever
+    computes: 100 iterations of 100,000 rows take some minutes, where its own loss takes seconds.
 
     Examples
     --------
@@ -107,8 +107,8 @@ class SoftmaxObjective(_objectives.Softmax):
     >>> X = rng.normal(size=(100, 4))
     >>> y = np.argmax(X[:, :3], axis=1)
     >>> model = CatBoostClassifier(
-    ...     iterations=5, loss_function=SoftmaxObjective(3), eval_metric=softmax_loss, verbose=0, classes_count=3,
-    ...     leaf_estimation_method="Newton", allow_writing_files=False,
+    ...     iterations=5, loss_function=SoftmaxObjective(3), eval_metric=softmax_loss, classes_count=3,
+    ...     leaf_estimation_method="Newton", allow_writing_files=False, verbose=0,
     ... )
     >>> float(model.fit(X, y).score(X, y)) > 0.7
     True
@@ -160,8 +160,8 @@ class SoftmaxObjective(_objectives.Softmax):
 class SoftLabelObjective(SoftmaxObjective, MultiTargetCustomObjective):
     """Cross-entropy of target probabilities: the labels are a matrix, ``fit(X, Q)`` or ``Pool(X, Q)``.
 
-    Parameters and cost are those of `SoftmaxObjective`. For ``catboost.CatBoost`` or ``CatBoostRegressor``, whose
-    labels may have several columns; `predict_proba` makes probabilities of what these predict.
+    Parameters and cost are those of `SoftmaxObjective`. For ``catboost.CatBoost`` or ``CatBoostRegressor``,
+    whose labels may have several columns; `predict_proba` makes probabilities of what these predict.
     """
 
 
@@ -194,7 +194,7 @@ class SoftmaxLoss(_Metric):
     def evaluate(
         self, approxes: Sequence[ArrayLike], target: Any, weight: ArrayLike | None
     ) -> tuple[float, float]:
-        """Sum of the losses and of the weights; `target` is one array, or one of each class's probabilities."""
+        """Sum of the losses and of the weights; `target` : labels, or arrays of probabilities."""
         y = np.stack(target, axis=1) if isinstance(target, (tuple, list)) else target
         total = float(len(y) if weight is None else np.sum(weight, dtype=np.float64))
         return total * _objectives.softmax_loss(np.stack(approxes, axis=1), y, weight), total

@@ -1,4 +1,4 @@
-"""Objectives and metrics for LightGBM: what ``params["objective"]`` and ``LGBMClassifier(objective=...)`` take."""
+"""Objectives and metrics for LightGBM: ``params["objective"]`` and ``LGBMClassifier(objective=...)``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from fastce.boosting import _objectives
 from fastce.boosting._objectives import predict_proba
 
-__all__ = ["LogisticObjective", "SoftmaxObjective", "init_score", "logistic_loss", "predict_proba", "softmax_loss"]
+__all__ = [
+    "LogisticObjective",
+    "SoftmaxObjective",
+    "init_score",
+    "logistic_loss",
+    "predict_proba",
+    "softmax_loss",
+]
 
 
 class _Call:
@@ -38,15 +45,15 @@ class SoftmaxObjective(_Call, _objectives.Softmax):
     class_weight : (n_classes,) array or mapping, optional
         Multiplies the terms of each class, as in `fastce.cross_entropy`.
     curvature : {None, "exact", "upper", "friedman", "abs", "gauss-newton"}
-        What stands for the diagonal of the Hessian: p(1-p), 2p(1-p), C/(C-1) p(1-p), the size of the gradient; of a
-        focal loss the exact second derivative, or multiples of its part that is never negative ("gauss-newton").
-        None: "friedman", as LightGBM itself; of a focal loss "gauss-newton".
+        What stands for the diagonal of the Hessian: p(1-p), 2p(1-p), C/(C-1) p(1-p), the size of the
+        gradient; of a focal loss the exact second derivative, or multiples of its part that is never negative
+        ("gauss-newton"). None: "friedman", as LightGBM itself; of a focal loss "gauss-newton".
 
     Notes
     -----
-    LightGBM starts a custom objective from 0: pass ``init_score(y, n_classes)`` to its data set for its own start,
-    and add it to raw scores. The arrays that a call returns are written again by the next one in the same thread.
-    Soft labels: `with_soft_labels`.
+    LightGBM starts a custom objective from 0: pass ``init_score(y, n_classes)`` to its data set for its own
+    start, and add it to raw scores. The arrays that a call returns are written again by the next one in the
+    same thread. Soft labels: `with_soft_labels`.
 
     Examples
     --------
@@ -111,8 +118,8 @@ def init_score(
     Returns
     -------
     (N, n_classes) or (N,) array of float64
-        The logarithm of each class's share in all rows; or the logit of class 1's. It is no part of the model: add
-        a row of it to raw scores that the model predicts.
+        The logarithm of each class's share in all rows; or the logit of class 1's. It is no part of the
+        model: add a row of it to raw scores that the model predicts.
     """
     labels = np.asarray(y)
     weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
@@ -135,7 +142,7 @@ def _metric(loss: Any, y_true: Any, y_pred: Any, weight: ArrayLike | None) -> tu
 
 
 def softmax_loss(y_true: Any, y_pred: Any, weight: ArrayLike | None = None) -> tuple[str, float, bool]:
-    """Mean cross-entropy of raw scores: ``feval=`` of `lightgbm.train`, ``eval_metric=`` of ``LGBMClassifier.fit``.
+    """Mean cross-entropy of raw scores: ``lightgbm.train(feval=...)``, ``LGBMClassifier``.
 
     With objectives of this module, where metrics get raw scores; with LightGBM's own they get probabilities.
     """

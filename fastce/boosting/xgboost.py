@@ -1,4 +1,4 @@
-"""Objectives and metrics for XGBoost: what ``xgboost.train(obj=...)`` and ``XGBClassifier(objective=...)`` take."""
+"""Objectives and metrics for XGBoost: ``xgboost.train(obj=...)`` and ``XGBClassifier(objective=...)``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from fastce.boosting import _objectives
 from fastce.boosting._objectives import predict_proba
 
-__all__ = ["LogisticObjective", "SoftmaxObjective", "base_score", "logistic_loss", "predict_proba", "softmax_loss"]
+__all__ = [
+    "LogisticObjective",
+    "SoftmaxObjective",
+    "base_score",
+    "logistic_loss",
+    "predict_proba",
+    "softmax_loss",
+]
 
 
 class _Call:
@@ -43,16 +50,17 @@ class SoftmaxObjective(_Call, _objectives.Softmax):
     class_weight : (n_classes,) array or mapping, optional
         Multiplies the terms of each class, as in `fastce.cross_entropy`.
     curvature : {None, "exact", "upper", "friedman", "abs", "gauss-newton"}
-        What stands for the diagonal of the Hessian: p(1-p), 2p(1-p), C/(C-1) p(1-p), the size of the gradient; of a
-        focal loss the exact second derivative, or multiples of its part that is never negative ("gauss-newton").
-        None: what the installed XGBoost takes itself, "upper" in 3.2; of a focal loss "gauss-newton". No Hessian is
-        below 1e-16, as in XGBoost.
+        What stands for the diagonal of the Hessian: p(1-p), 2p(1-p), C/(C-1) p(1-p), the size of the
+        gradient; of a focal loss the exact second derivative, or multiples of its part that is never negative
+        ("gauss-newton"). None: what the installed XGBoost takes itself, "upper" in 3.2; of a focal loss
+        "gauss-newton". No Hessian is below 1e-16, as in XGBoost.
 
     Notes
     -----
-    Labels may be a matrix of target probabilities, ``DMatrix(X, label=Q)``; leave ``num_class`` and ``objective`` out
-    then, by which XGBoost would refuse it. The arrays that a call returns are written again by the next one in the
-    same thread. XGBoost starts a custom objective from 0.5 instead of estimating a start: see `base_score`.
+    Labels may be a matrix of target probabilities, ``DMatrix(X, label=Q)``; leave ``num_class`` and
+    ``objective`` out then, by which XGBoost would refuse it. The arrays that a call returns are written again
+    by the next one in the same thread. XGBoost starts a custom objective from 0.5 instead of estimating a
+    start: see `base_score`.
 
     Examples
     --------
@@ -92,14 +100,15 @@ class LogisticObjective(_Call, _objectives.Logistic):
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(200, 3))
     >>> y = (X[:, 0] > 0.5).astype(int)
-    >>> model = XGBClassifier(n_estimators=20, objective=LogisticObjective(gamma=2.0, pos_weight=3.0)).fit(X, y)
+    >>> objective = LogisticObjective(gamma=2.0, pos_weight=3.0)
+    >>> model = XGBClassifier(n_estimators=20, objective=objective).fit(X, y)
     >>> float(model.score(X, y))
     1.0
     """
 
 
 def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: ArrayLike | None = None) -> Any:
-    """Where XGBoost starts its own objective from: pass it as ``base_score``, as custom objectives start from 0.5.
+    """Where XGBoost starts its own objective from, to be passed as ``base_score``: others start from 0.5.
 
     Parameters
     ----------
@@ -144,7 +153,7 @@ def _metric(loss: Any, y_true: Any, y_pred: Any, sample_weight: ArrayLike | None
 
 
 def softmax_loss(y_true: Any, y_pred: Any, sample_weight: ArrayLike | None = None) -> Any:
-    """Mean cross-entropy of the margins: ``custom_metric=`` of `xgboost.train`, ``eval_metric=`` of `XGBClassifier`.
+    """Mean cross-entropy of margins: ``xgboost.train(custom_metric=...)``, ``XGBClassifier``.
 
     With objectives of this module, where metrics get margins; with XGBoost's own they may get probabilities.
     """

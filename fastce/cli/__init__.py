@@ -63,19 +63,26 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser(
         "score",
         help="perplexity and accuracy of saved logits, or of hidden states and a head",
-        description="Score tokens by saved logits, classes on the last axis and one token for each row, or by hidden "
-        "states and a head, whose logits are never held as a whole. Files: .npy, .npz:key, .safetensors:key, "
-        "float32, float64, float16 or bfloat16; tokens also .txt. They are mapped: larger than memory is fine.",
+        description="Score tokens by saved logits, classes on the last axis and one token for each row, or "
+        "by hidden states and a head, whose logits are never held as a whole. Files: .npy, .npz:key, "
+        ".safetensors:key, of float32, float64, float16 or bfloat16; tokens also .txt. They are mapped: "
+        "larger than memory is fine.",
     )
-    score.add_argument("files", nargs="*", metavar="[LOGITS] TOKENS", help="the logits, unless --hidden; the tokens")
+    score.add_argument(
+        "files", nargs="*", metavar="[LOGITS] TOKENS", help="the logits, unless --hidden; the tokens"
+    )
     score.add_argument("--hidden", metavar="FILE", help="hidden states, in place of the logits")
     score.add_argument("--head", metavar="FILE", help="the head's weights, classes x features")
     score.add_argument("--bias", metavar="FILE", help="and its bias")
     score.add_argument("--top-k", type=int, default=0, metavar="K", help="most probable tokens to write (0)")
     score.add_argument("--temperature", type=float, default=1.0, help="divides the logits (1)")
     score.add_argument("--softcap", type=float, help="c of c tanh(x / c) in place of the logits x")
-    score.add_argument("--ignore-index", type=int, default=-100, metavar="TOKEN", help="rows to leave out (-100)")
-    score.add_argument("--bytes", type=_positive, metavar="N", help="of the text that was tokenized: bits per byte")
+    score.add_argument(
+        "--ignore-index", type=int, default=-100, metavar="TOKEN", help="rows to leave out (-100)"
+    )
+    score.add_argument(
+        "--bytes", type=_positive, metavar="N", help="of the text that was tokenized: bits per byte"
+    )
     score.add_argument("--output", metavar="FILE", help="one line a token: .npz, .parquet or .csv")
     score.add_argument("--plot", metavar="FILE.png", help="losses, running perplexity, reliability")
     score.add_argument("--threads", type=_positive, help="threads (the library's default)")
@@ -93,11 +100,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     bench.add_argument(
         "--suite",
-        choices=("peers", "goals", "accuracy", "all"),
+        choices=("peers", "goals", "accuracy", "boosting", "torch", "all"),
         default="peers",
         help="peers: shapes against other libraries; goals: fastce's own limits (copy, read, "
         "class axis first, small calls, levels, bfloat16); accuracy: errors in ULP against their "
-        "bounds, at every level",
+        "bounds, at every level; boosting: objectives for trees against the libraries' own; "
+        "torch: whole steps of loss and backward in PyTorch",
     )
     bench.add_argument(
         "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"
@@ -112,7 +120,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.add_argument("--threads", type=_positive, help="threads (the library's default)")
     bench.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     bench.add_argument("--plot", metavar="FILE.png", help="draw the peers suite")
-    bench.add_argument("--json", metavar="FILE.json", help="write every time of the peers suite")
+    bench.add_argument("--json", metavar="FILE.json", help="keep the peers suite and what it ran on")
     bench.set_defaults(extra="bench", needs=("rich",))
 
 

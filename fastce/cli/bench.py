@@ -1,31 +1,20 @@
 """``python -m fastce bench``: time against a copy and other libraries, errors against bounds."""
 
 import argparse
-import json
-import math
-import platform
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 import fastce
+from fastce.cli.boosting import show_boosting
 from fastce.cli.bounds import show_bounds
-from fastce.cli.common import (
-    UserError,
-    console,
-    new_table,
-    require,
-    still_live,
-    three_digits,
-    time_text,
-)
+from fastce.cli.common import UserError, console, require, still_live
 from fastce.cli.goals import show_goals
-from fastce.cli.machine import busy_cpus, cpu_name
-from fastce.cli.measure import STREAM, Case, measure, random_batch
+from fastce.cli.machine import busy_cpus
+from fastce.cli.measure import measure, random_batch
+from fastce.cli.report import CAPTION, Run
 from fastce.cli.rivals import RIVALS
 
 SHAPES = (
@@ -49,17 +38,26 @@ def run(args: argparse.Namespace) -> None:
     rounds = args.rounds or (3 if args.quick else 10)
     n_threads = args.threads or fastce.get_num_threads()
     terminal = console()
-    _show_machine(terminal, n_threads)
-    if args.suite != "accuracy":
-        _show_setting(terminal, rivals, rounds)
+    run = Run.of_now(rivals, rounds, n_threads)
+    run.show_machine(terminal)
+    if args.suite not in ("accuracy", "boosting"):
+        run.show_setting(terminal)
+        _warn(terminal)
     if args.suite in ("peers", "all"):
-        cases = _run_peers(terminal, shapes, args.dtype, rivals, rounds, n_threads)
-        _show_summary(terminal, cases)
-        _write(args, cases)
+        _run_peers(terminal, shapes, args.dtype, run)
+        run.show_summary(terminal)
+        _write(args, run)
     if args.suite in ("goals", "all"):
         show_goals(terminal, rivals, rounds, n_threads)
     if args.suite in ("accuracy", "all"):
         show_bounds(terminal, n_threads)
+    if args.suite == "boosting":
+        show_boosting(terminal, rounds, n_threads)
+    if args.suite == "torch":
+        require("torch", "torch")
+        from fastce.cli.torch_steps import show_torch
+
+        show_torch(terminal, rounds, n_threads)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -84,21 +82,10 @@ def _chosen(names: list[str] | None) -> list[str]:
     return names or [name for name in known if RIVALS[name].installed]
 
 
-def _show_machine(terminal: Console, n_threads: int) -> None:
-    level = fastce.show_config(mode="dict")["level"]
-    terminal.print(
-        f"[bold]fastce[/] at level {level}, threads: {n_threads}, {cpu_name()}, "
-        f"Python {platform.python_version()}"
-    )
-
-
-def _show_setting(terminal: Console, rivals: list[str], rounds: int) -> None:
-    versions = [f"{name} {RIVALS[name].version}" for name in rivals]
+def _warn(terminal: Console) -> None:
     missing = [rival.name for rival in RIVALS.values() if not rival.installed]
-    terminal.print(f"against {', '.join(versions) or 'a copy only'} (NumPy {np.__version__})")
     if missing:
-        terminal.print(f"not installed: {', '.join(missing)}  (pip install 'fastce\\[bench]')")
-    terminal.print(f"best of {rounds} interleaved rounds, one process, one timing at a time\n")
+        terminal.print(f"not installed: {', '.join(missing)}  (pip install 'fastce\\[bench]')\n")
     if (busy := busy_cpus()) > BUSY:
         terminal.print(
             f"[bold]Warning:[/] other processes keep {busy:.1f} CPUs busy. Every figure below "
@@ -106,66 +93,27 @@ def _show_setting(terminal: Console, rivals: list[str], rounds: int) -> None:
         )
 
 
-def _run_peers(
-    terminal: Console,
-    shapes: list[tuple[int, int]],
-    dtypes: list[str],
-    rivals: list[str],
-    rounds: int,
-    n_threads: int,
-) -> list[Case]:
-    table = new_table(("shape", "dtype", "quantity"), ("fastce", "GB/s", "of copy", *rivals))
-    cases: list[Case] = []
+def _run_peers(terminal: Console, shapes: list[tuple[int, int]], dtypes: list[str], run: Run) -> None:
+    """Measure, and add the cases to the run."""
+    table = run.new_table()
     with still_live(terminal, table) as live:
         for shape in shapes:
             for dtype in dtypes:
                 table.caption = f"measuring {shape[0]}x{shape[1]} {dtype}"
                 live.refresh()
-                batch = random_batch(shape, dtype, n_threads)
-                for case in measure(batch, rivals, rounds, terminal.print):
-                    cases.append(case)
-                    table.add_row(*_cells(case, rivals))
-            table.add_section()
-        table.caption = (
-            "GB/s: logits read + gradient written. of copy: share of the speed at which as many "
-            "threads copy (loss alone: read) the same bytes.\n"
-            "Right of it: how many times fastce's time a library takes; the fastest one in bold."
-        )
+                batch = random_batch(shape, dtype, run.threads)
+                for case in measure(batch, run.rivals, run.rounds, terminal.print):
+                    run.cases.append(case)
+                    table.add_row(*run.cells(case))
+        table.caption = CAPTION
         live.refresh()
-    return cases
 
 
-def _cells(case: Case, rivals: list[str]) -> list[str]:
-    share = case.seconds[STREAM] / case.fastce
-    cells = [case.name, case.dtype, case.quantity, time_text(case.fastce)]
-    cells += [three_digits(case.gigabytes_per_second), f"{share:.0%}"]
-    for name in rivals:
-        if name not in case.peers:
-            cells.append("-")
-            continue
-        text = f"{three_digits(case.peers[name])}x"
-        cells.append(f"[bold]{text}[/]" if case.peers[name] == case.best_peer else text)
-    return cells
-
-
-def _show_summary(terminal: Console, cases: list[Case]) -> None:
-    if not cases[0].peers:
-        return
-    ratios = [case.best_peer for case in cases]
-    worst = min(cases, key=lambda case: case.best_peer)
-    name = min(worst.peers, key=worst.peers.get)
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    terminal.print(
-        f"\n[bold]best other library ÷ fastce: geometric mean {three_digits(mean)}, minimum "
-        f"{three_digits(worst.best_peer)}[/] ({worst.name} {worst.dtype} {worst.quantity}: {name})"
-    )
-
-
-def _write(args: argparse.Namespace, cases: list[Case]) -> None:
+def _write(args: argparse.Namespace, run: Run) -> None:
     if args.json:
-        Path(args.json).write_text(json.dumps([asdict(case) for case in cases], indent=1) + "\n")
+        run.write(Path(args.json))
     if args.plot:
         from fastce.cli.plot import draw
 
         command = shlex.join(["python", "-m", "fastce", *sys.argv[1:]])
-        draw(cases, Path(args.plot), f"{command}     {cpu_name()}")
+        draw(run.cases, Path(args.plot), f"{command}     {run.processor}")

@@ -1,4 +1,4 @@
-"""Arrays in files, block by block: .npy and .safetensors are mapped, and so are .npz that are not compressed."""
+"""Arrays in files, block by block: .npy, .safetensors and .npz that are not compressed are mapped."""
 
 import json
 import mmap
@@ -70,7 +70,9 @@ class Mapped(Array):
     ) -> None:
         super().__init__(name, dtype, shape)
         if path.stat().st_size < offset + self.nbytes:
-            raise UserError(f"{name} ends early: {path.stat().st_size} bytes, expected {offset + self.nbytes}")
+            raise UserError(
+                f"{name} ends early: {path.stat().st_size} bytes, expected {offset + self.nbytes}"
+            )
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._offset, self._fortran = offset, fortran
@@ -82,7 +84,9 @@ class Mapped(Array):
     def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
         whole = self.whole()
         if self._fortran and whole.ndim > 2:
-            raise UserError(f"{self.name} is in Fortran order with {whole.ndim} axes; expected C order or 2 axes")
+            raise UserError(
+                f"{self.name} is in Fortran order with {whole.ndim} axes; expected C order or 2 axes"
+            )
         rows = whole.reshape(-1, self.shape[-1])
         if self._fortran:
             for start in range(0, self.n_rows, n):
@@ -168,12 +172,14 @@ def _split(name: str) -> tuple[Path, str | None]:
             return Path(file + suffix), key
     path = Path(name)
     if path.suffix not in (".npy", ".npz", ".safetensors"):
-        raise UserError(f"{name} has an unknown ending; expected FILE.npy, FILE.npz:key or FILE.safetensors:key")
+        raise UserError(
+            f"{name} has an unknown ending; expected FILE.npy, FILE.npz:key or FILE.safetensors:key"
+        )
     return path, None
 
 
 def _npy_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
-    major, minor = np.lib.format.read_magic(file)
+    major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(file)
 
@@ -195,7 +201,9 @@ def _member_of_npz(name: str, path: Path, key: str | None) -> Array:
     if member.compress_type != zipfile.ZIP_STORED:
         return Compressed(name, path, member.filename)
     with path.open("rb") as file:
-        file.seek(member.header_offset + 26)  # the lengths of the name and of the extra field, in the local header
+        file.seek(
+            member.header_offset + 26
+        )  # the lengths of the name and of the extra field, in the local header
         lengths = np.frombuffer(file.read(4), "<u2")
         file.seek(int(lengths.sum()), 1)
         shape, fortran, dtype = _npy_header(file)

@@ -17,6 +17,8 @@ import fastce
 from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.callers import CALLERS, at_once
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
+from fastce.cli.inference import rival_ratio, score_ratio
+from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import best_ratio, option_cost
 from fastce.cli.rivals import Batch
@@ -62,9 +64,7 @@ def show_goals(terminal: Console, rivals: list[str], rounds: int, n_threads: int
             live.refresh()
             figure, source = goal.measure(setting)
             met = goal.at_least <= figure <= goal.at_most
-            table.add_row(
-                goal.name, goal.text(figure), goal.bound, "yes" if met else "[bold]no[/]", source
-            )
+            table.add_row(goal.name, goal.text(figure), goal.bound, "yes" if met else "[bold]no[/]", source)
         table.caption = None
         live.refresh()
 
@@ -120,6 +120,28 @@ def _goals() -> list[Goal]:
         Goal(f"{CALLERS} callers at once ÷ in sequence, worst shape", _callers, at_most=1.3),
         Goal("level v3 ÷ v4, slowest of the shapes", _levels, at_most=2.0),
         Goal("8192x32000 in place, bfloat16 ÷ float32", _bfloat16, at_most=0.7),
+        *(
+            Goal(
+                f"scores with top 5, {rows}x{classes}, ÷ losses",
+                partial(_scores, (rows, classes)),
+                at_most=1.3,
+            )
+            for rows, classes in ((256, 128256), (2048, 32000))
+        ),
+        *(
+            Goal(
+                f"{task}, {rows}x{classes}, {rival} ÷ fastce",
+                partial(_inference, task, rival, (rows, classes)),
+                at_least=bound,
+            )
+            for task, rival, rows, classes, bound in (
+                ("scores", "torch", 256, 128256, 5.0),
+                ("top 50", "torch", 256, 128256, 3.0),
+                ("top 50", "numpy", 256, 128256, 3.0),
+                ("nucleus", "torch", 64, 128256, 5.0),
+            )
+        ),
+        *(Goal(name, partial(_figure, function), **bound) for name, function, bound in figures()),
         Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
     ]
 
@@ -204,8 +226,7 @@ def _times_at_level(level: str, setting: Setting) -> dict[str, float]:
             raise UserError(f"level {level} does not run: {done.stderr.strip().splitlines()[-1]}")
         cases = json.loads(path.read_text())
     return {
-        f"{'x'.join(map(str, case['shape']))} {case['quantity']}": case["seconds"]["fastce"]
-        for case in cases
+        f"{'x'.join(map(str, case['shape']))} {case['quantity']}": case["seconds"]["fastce"] for case in cases
     }
 
 
@@ -223,6 +244,22 @@ def _bfloat16(setting: Setting) -> tuple[float, str]:
     seconds = interleaved(calls, setting.rounds)
     source = " ÷ ".join(time_text(seconds[name]) for name in ("bfloat16", "float32"))
     return seconds["bfloat16"] / seconds["float32"], source
+
+
+def _scores(shape: tuple[int, int], setting: Setting) -> tuple[float, str]:
+    scores, losses = score_ratio(shape, setting.rounds, setting.n_threads)
+    return scores / losses, f"{time_text(scores)} ÷ {time_text(losses)}"
+
+
+def _inference(task: str, rival: str, shape: tuple[int, int], setting: Setting) -> tuple[float, str]:
+    if rival not in setting.rivals:
+        return float("nan"), f"no {rival}"
+    theirs, ours = rival_ratio(task, rival, shape, setting.rounds, setting.n_threads)
+    return theirs / ours, f"{time_text(theirs)} ÷ {time_text(ours)}"
+
+
+def _figure(function: Callable, setting: Setting) -> tuple[float, str]:
+    return function(setting.rounds, setting.n_threads)
 
 
 def _accuracy(setting: Setting) -> tuple[float, str]:

@@ -9,10 +9,14 @@ CPU_TIMES = Path("/proc/stat")
 
 
 def cpu_name() -> str:
-    """Return the processor's name as the operating system gives it."""
+    """Return the processor's name as the operating system gives it, with the model that clouds leave out."""
     lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    fields = dict(tuple(map(str.strip, line.split(":", 1))) for line in reversed(lines) if ":" in line)
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    if not {"cpu family", "model"} <= fields.keys():
+        return fields["model name"]
+    return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
 
 
 def busy_cpus(seconds: float = 0.3) -> float:

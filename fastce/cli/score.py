@@ -106,7 +106,10 @@ def _progress(terminal: Console) -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(
-        *columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty(),
+        *columns,
+        console=Console(file=sys.stderr),
+        transient=True,
+        disable=not sys.stderr.isatty(),
         refresh_per_second=4,
     )
 
@@ -123,7 +126,9 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
     bias = open_array(args.bias).whole() if args.bias else None
     tokens = read_tokens(args.files[-1])
     if len(source.shape) < 2:
-        raise UserError(f"{source.name} has shape {source.shape}; expected at least two axes, classes on the last")
+        raise UserError(
+            f"{source.name} has shape {source.shape}; expected at least two axes, classes on the last"
+        )
     if head is not None and (head.ndim != 2 or head.shape[1] != source.shape[-1]):
         raise UserError(f"{args.head} has shape {head.shape}; expected (classes, {source.shape[-1]})")
     n_classes = source.shape[-1] if head is None else len(head)
@@ -133,23 +138,29 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
         raise UserError(f"{args.files[-1]} has dtype {tokens.dtype}; expected integers")
     if tokens.shape != source.shape[:-1] and not (tokens.ndim == 1 and tokens.size == source.n_rows):
         raise UserError(
-            f"{args.files[-1]} has shape {tokens.shape}; expected {source.shape[:-1]}, one token for each row of "
-            f"{source.name}, whose shape is {source.shape}"
+            f"{args.files[-1]} has shape {tokens.shape}; expected {source.shape[:-1]}, one token for each "
+            f"row of {source.name}, whose shape is {source.shape}"
         )
     if not 0 <= args.top_k <= n_classes:
-        raise UserError(f"--top-k is {args.top_k}; expected a number from 0 to {n_classes}, the number of classes")
+        raise UserError(
+            f"--top-k is {args.top_k}; expected a number from 0 to {n_classes}, the number of classes"
+        )
     bad = ((tokens < 0) | (tokens >= n_classes)) & (tokens != args.ignore_index)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise UserError(
-            f"token {tokens[place]} at {list(place)} of {args.files[-1]}; expected a class in [0, {n_classes}) "
-            f"or {args.ignore_index}: use --ignore-index"
+            f"token {tokens[place]} at {list(place)} of {args.files[-1]}; expected a class in "
+            f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
         )
     return source, head, bias, tokens.reshape(-1)
 
 
 def _scores(
-    args: argparse.Namespace, source: Array, head: np.ndarray | None, bias: np.ndarray | None, tokens: np.ndarray
+    args: argparse.Namespace,
+    source: Array,
+    head: np.ndarray | None,
+    bias: np.ndarray | None,
+    tokens: np.ndarray,
 ) -> Iterator[tuple[int, inference.TokenLogprobs]]:
     options = {
         "top_k": max(args.top_k, 1) if args.plot else args.top_k,
@@ -164,8 +175,16 @@ def _scores(
             if head is None:
                 yield first, inference.token_logprobs(rows, labels, **options)
             else:
-                yield first, inference.score(
-                    rows, head, labels, linear_bias=bias, memory=max(HEAD_MEMORY, 16 * len(head)), **options
+                yield (
+                    first,
+                    inference.score(
+                        rows,
+                        head,
+                        labels,
+                        linear_bias=bias,
+                        memory=max(HEAD_MEMORY, 16 * len(head)),
+                        **options,
+                    ),
                 )
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
@@ -187,7 +206,9 @@ def _replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def _columns(first: int, labels: np.ndarray, scores: inference.TokenLogprobs, top_k: int) -> dict[str, np.ndarray]:
+def _columns(
+    first: int, labels: np.ndarray, scores: inference.TokenLogprobs, top_k: int
+) -> dict[str, np.ndarray]:
     """What is written of a block, by name."""
     columns = {
         "row": np.arange(first, first + len(labels)),
@@ -220,7 +241,9 @@ def _writer(args: argparse.Namespace, tokens: np.ndarray) -> Iterator:
 def _npz_writer(path: Path, top_k: int) -> Iterator:
     blocks: list[dict[str, np.ndarray]] = []
     yield lambda first, labels, scores: blocks.append(_columns(first, labels, scores, top_k))
-    arrays = {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
+    arrays = {
+        name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())
+    }
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

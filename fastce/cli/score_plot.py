@@ -1,4 +1,4 @@
-"""The plot of scored tokens: their losses, the perplexity as it settles, how far the top probability can be trusted."""
+"""The plot of scored tokens: losses, the perplexity as it settles, reliability of the top probability."""
 
 from pathlib import Path
 

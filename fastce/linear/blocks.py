@@ -1,8 +1,8 @@
 """Blocks of rows through BLAS: where weights are so many that products are what takes the time.
 
-A block is as many rows as `memory` has room for logits of. Their logits are a product in one array, the row code puts their
-gradient in its place, and that goes into the two products of the gradients. A part of the classes at a time is
-widened where weights are halves, and has its sums added to those of the blocks before.
+A block is as many rows as `memory` has room for logits of. Their logits are a product in one array, the row
+code puts their gradient in its place, and that goes into the two products of the gradients. A part of the
+classes at a time is widened where weights are halves, and has its sums added to those of the blocks before.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PART_BYTES = 1 << 22  # of the weights of a part of the classes
+from fastce.linear import sparse
+
+PART_BYTES = 1 << 20  # of the gradient of the weights of a part of the classes
+WIDE_BYTES = 1 << 23  # of weights that are widened
 CACHED_BYTES = 1 << 24  # of logits that are no longer needed when their loss is known
 
 
+@np.errstate(all="ignore")
 def run(
     rows: Any,
     x: NDArray,
@@ -51,12 +55,21 @@ def run(
     """
     (n_rows, n_features), n_classes, item = x.shape, 2 if binary else len(w), dtype.itemsize
     is_sparse = not isinstance(x, np.ndarray)
+    if is_sparse and sparse.has_room(x, w, dtype, memory):
+        sparse.run(rows, x, w, bias, ignored, grads[1:], accumulate, dtype, memory, binary)
+        return
     of_x, of_w, of_bias = grads
     with_grad = any(grad is not None for grad in grads)
 
-    in_parts = w.dtype != dtype or of_w is not None
-    n_part = min(n_classes, max(1, min(PART_BYTES, memory // 4) // max(1, n_features * item))) if in_parts else 0
-    row_bytes = item * (n_classes + (n_features if not is_sparse else 0) + n_features * (of_x is not None and accumulate))
+    in_parts = w.dtype != dtype or of_w is not None or is_sparse
+    part_bytes = min(PART_BYTES if w.dtype == dtype else WIDE_BYTES, memory // 4)
+    n_part = min(n_classes, max(1, part_bytes // max(1, n_features * item))) if in_parts else 0
+    per_row = n_classes
+    if not is_sparse and (x.dtype != dtype or (with_grad and ignored is not None and ignored.any())):
+        per_row += n_features  # converted, or without those that do not count
+    if of_x is not None and (accumulate or of_x.dtype != dtype):
+        per_row += n_features
+    row_bytes = item * per_row
     room = memory - n_part * n_features * item - 8 * n_classes * (of_bias is not None)
     if room < row_bytes:
         need = row_bytes + memory - room
@@ -110,7 +123,8 @@ def _parts(w: NDArray, part: NDArray) -> Any:
 
 def _logits(x: Any, w: NDArray, bias: NDArray | None, part: NDArray, z: NDArray) -> None:
     if not isinstance(x, np.ndarray):
-        z[...] = x @ w.T.astype(z.dtype, copy=False)
+        for classes, wide in _parts(w, part):
+            z[:, classes] = x @ wide.T
     elif w.dtype == z.dtype:
         np.matmul(x, w.T, out=z)
     else:
@@ -151,17 +165,16 @@ def _without(x: Any, rows: NDArray) -> Any:
 
 
 def _add_weight_grad(g: NDArray, x: Any, part: NDArray, accumulate: bool, out: NDArray) -> None:
-    if not isinstance(x, np.ndarray):
-        whole = (x.T @ g).T
-        out[...] = out + whole if accumulate else whole
-        return
-    if not accumulate and out.dtype == g.dtype:
+    if not accumulate and out.dtype == g.dtype and isinstance(x, np.ndarray):
         np.matmul(g.T, x, out=out)
         return
     for start in range(0, len(out), len(part)):
         classes = slice(start, min(start + len(part), len(out)))
         wide = part[: classes.stop - start]
-        np.matmul(g[:, classes].T, x, out=wide)
+        if isinstance(x, np.ndarray):
+            np.matmul(g[:, classes].T, x, out=wide)
+        else:
+            wide[...] = (x.T @ g[:, classes]).T
         if accumulate:
             wide += out[classes]
         out[classes] = wide

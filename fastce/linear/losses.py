@@ -44,15 +44,15 @@ def linear_cross_entropy(
 ) -> float | NDArray:
     r"""Cross-entropy of the logits of a linear layer, which never exist as a whole.
 
-    With features :math:`x_i`, weights :math:`w_j` and biases :math:`b_j` the logits of row i are :math:`z_{ij} = w_j
-    \cdot x_i + b_j`; all else is :func:`fastce.cross_entropy` of them. A block of rows is multiplied, reduced
-    and forgotten at a time.
+    With features :math:`x_i`, weights :math:`w_j` and biases :math:`b_j` the logits of row i are
+    :math:`z_{ij} = w_j \cdot x_i + b_j`; all else is :func:`fastce.cross_entropy` of them. A block of rows
+    is multiplied, reduced and forgotten at a time.
 
     Parameters
     ----------
     input : array_like or SciPy sparse array
-        Features of shape (..., D), in a dtype and layout of :func:`fastce.cross_entropy`'s logits. Or a sparse
-        array or matrix of shape (N, D): CSR is used as it is, other formats are converted once.
+        Features of shape (..., D), in a dtype and layout of :func:`fastce.cross_entropy`'s logits. Or a
+        sparse array or matrix of shape (N, D): CSR is used as it is, other formats are converted once.
     linear_weight : array_like
         Weights of shape (C, D).
     target : array_like
@@ -72,22 +72,23 @@ def linear_cross_entropy(
     Returns
     -------
     float or ndarray
-        As :func:`fastce.cross_entropy`: float64 if the features or the weights are, else float32, for each row with
-        ``reduction='none'``.
+        As :func:`fastce.cross_entropy`: float64 if the features or the weights are, else float32, for each
+        row with ``reduction='none'``.
 
     Raises
     ------
     IndexError, TypeError
         As :func:`fastce.cross_entropy`.
     ValueError
-        As :func:`fastce.cross_entropy`; features and weights that do not match; `memory` that has no room for a row.
+        As :func:`fastce.cross_entropy`; features and weights that do not match; `memory` that has no room
+        for a row.
 
     Notes
     -----
-    Products are computed in float64 if the features or the weights are, else in float32, halves widened block by block. The
-    bounds of :func:`fastce.cross_entropy` hold for the logits as computed. Where D C is at most 65536, and for sparse
-    features, the bits of the result do not depend on the number of threads; else the last ones are those of BLAS.
-    The names of the arguments are PyTorch's [1]_.
+    Products are computed in float64 if the features or the weights are, else in float32, halves widened
+    block by block. The bounds of :func:`fastce.cross_entropy` hold for the logits as computed. Where D C is
+    at most 65536, and for sparse features, the bits of the result do not depend on the number of threads;
+    else the last ones are those of BLAS. The names of the arguments are PyTorch's [1]_.
 
     References
     ----------
@@ -104,7 +105,17 @@ def linear_cross_entropy(
     """
     call = _Call(input, linear_weight, linear_bias, memory)
     rows = call.rows(
-        target, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer, n_threads
+        target,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        temperature,
+        softcap,
+        reduction,
+        normalizer,
+        n_threads,
     )
     return call.run(rows, LinearGrad(None, None, None), False)
 
@@ -130,9 +141,10 @@ def linear_cross_entropy_and_grad(
     out: tuple[NDArray | None, NDArray | None, NDArray | None] | None = None,
     accumulate: bool = False,
 ) -> tuple[float | NDArray, LinearGrad]:
-    r"""Cross-entropy of the logits of a linear layer, and its gradient with respect to all that they are made of.
+    r"""Cross-entropy of a linear layer's logits, and its gradient by all that they are made of.
 
-    With the gradient :math:`g_{ij}` of the loss by the logits, as :func:`fastce.cross_entropy_and_grad` has it,
+    With the gradient :math:`g_{ij}` of the loss by the logits, as :func:`fastce.cross_entropy_and_grad` has
+    it,
 
     .. math::
         \frac{\partial \ell}{\partial x_i} = \sum_j g_{ij} w_j, \qquad
@@ -151,8 +163,8 @@ def linear_cross_entropy_and_grad(
         Which gradients to compute. By default those of all arguments that are given and have one: without
         `linear_bias` none of it, and none of sparse features.
     out : tuple of ndarray or None, optional
-        A `LinearGrad`, or its like, of arrays to write into, each of its argument's shape and dtype. Where it has
-        None and `wrt` names the argument an array is made.
+        A `LinearGrad`, or its like, of arrays to write into, each of its argument's shape and dtype. Where
+        it has None and `wrt` names the argument an array is made.
     accumulate : bool, default False
         Add to what `out` holds, to sum gradients over batches.
 
@@ -161,20 +173,21 @@ def linear_cross_entropy_and_grad(
     loss : float or ndarray
         As :func:`linear_cross_entropy`.
     grad : LinearGrad
-        Named tuple ``(input, linear_weight, linear_bias)``, each of its argument's shape and dtype, or None. With
-        ``reduction='none'`` of the sum of the losses.
+        Named tuple ``(input, linear_weight, linear_bias)``, each of its argument's shape and dtype, or
+        None. With ``reduction='none'`` of the sum of the losses.
 
     Raises
     ------
     IndexError, TypeError, ValueError
-        As :func:`linear_cross_entropy`, before anything is written. And ValueError for a gradient of sparse features,
-        a name that `wrt` does not have, and an array of `out` that has another shape or dtype than its argument,
-        is read-only, or overlaps an argument or another one.
+        As :func:`linear_cross_entropy`, before anything is written. And ValueError for a gradient of sparse
+        features, a name that `wrt` does not have, and an array of `out` that has another shape or dtype
+        than its argument, is read-only, or overlaps an argument or another one.
 
     Notes
     -----
-    Nothing that a row of `ignore_index` holds is used: where its features are NaN every gradient stays finite. At a target's
-    logit :math:`g_{iy}` is :math:`-r / s`, not :math:`p_y - 1`: gradients of sure rows keep their digits.
+    Nothing that a row of `ignore_index` holds is used: where its features are NaN every gradient stays
+    finite. At a target's logit :math:`g_{iy}` is :math:`-r / s`, not :math:`p_y - 1`: gradients of sure
+    rows keep their digits.
 
     Examples
     --------
@@ -192,7 +205,17 @@ def linear_cross_entropy_and_grad(
     """
     call = _Call(input, linear_weight, linear_bias, memory)
     rows = call.rows(
-        target, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer, n_threads
+        target,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        temperature,
+        softcap,
+        reduction,
+        normalizer,
+        n_threads,
     )
     grad = call.grads(wrt, out, accumulate)
     call.check_apart(grad, target, weight, sample_weight)
@@ -202,7 +225,9 @@ def linear_cross_entropy_and_grad(
 class _Call:
     """Features, weights and bias, checked."""
 
-    def __init__(self, input: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memory: int) -> None:
+    def __init__(
+        self, input: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memory: int
+    ) -> None:
         self.is_sparse = hasattr(input, "tocsr")
         self.x = arguments.as_csr(input, "input") if self.is_sparse else arrays.float_array(input, "input")
         self.w = arrays.float_array(linear_weight, "linear_weight")
@@ -215,15 +240,15 @@ class _Call:
             raise ValueError("input is a scalar; expected at least one axis, the features")
         if self.w.ndim != 2 or self.w.shape[1] != self.x.shape[-1]:
             raise ValueError(
-                f"linear_weight has shape {self.w.shape} and input {self.x.shape}; expected (C, D) and (..., D), "
-                "with the same number of features D"
+                f"linear_weight has shape {self.w.shape} and input {self.x.shape}; expected (C, D) and "
+                "(..., D), with the same number of features D"
             )
         if self.bias is not None and self.bias.shape != self.w.shape[:1]:
             raise ValueError(
-                f"linear_bias has shape {self.bias.shape}; expected {self.w.shape[:1]}, one for each class of "
-                f"linear_weight, {self.w.shape}"
+                f"linear_bias has shape {self.bias.shape}; expected {self.w.shape[:1]}, one for each class "
+                f"of linear_weight, {self.w.shape}"
             )
-        is_wide = any(a is not None and a.dtype == np.float64 for a in (self.x, self.w))
+        is_wide = any(map(arguments.is_wide, (self.x, self.w)))
         self.dtype = np.dtype(np.float64 if is_wide else np.float32)
 
     def rows(self, target: ArrayLike, *options: Any) -> Any:
@@ -243,8 +268,8 @@ class _Call:
         if self.is_sparse and "input" in wrt:
             if wrt != NAMES or given.input is not None:
                 raise ValueError(
-                    "wrt has 'input', which is sparse; expected wrt=('linear_weight', 'linear_bias'): sparse features "
-                    "have no gradient here"
+                    "wrt has 'input', which is sparse; expected wrt=('linear_weight', 'linear_bias'): sparse "
+                    "features have no gradient here"
                 )
             wrt = NAMES[1:]
         if accumulate and out is None:
@@ -253,7 +278,9 @@ class _Call:
         for name, argument, array in zip(NAMES, (self.x, self.w, self.bias), given, strict=True):
             if name not in wrt or argument is None:
                 if array is not None:
-                    raise ValueError(f"out has an array for {name}, which wrt does not name or which is not given")
+                    raise ValueError(
+                        f"out has an array for {name}, which wrt does not name or which is not given"
+                    )
                 grads.append(None)
             elif array is None:
                 make = np.zeros_like if accumulate else np.empty_like
@@ -285,7 +312,7 @@ class _Call:
         copied = of_x is not None and not np.shares_memory(of_x, grad.input) and of_x.size
         rows.check()
         if self._is_small(x):
-            rows.of_dense(x, self.w, self.bias, *flat, accumulate, False)
+            rows.of_dense(x, self.w, self.bias, *flat, accumulate, False, self.memory)
         else:
             blocks.run(rows, x, self.w, self.bias, self._ignored(), flat, accumulate, self.dtype, self.memory)
         if copied:
@@ -295,8 +322,8 @@ class _Call:
     def _is_small(self, x: Any) -> bool:
         return (
             not self.is_sparse
-            and self.w.size <= arguments.FEW_WEIGHTS
-            and (x.dtype == np.float64) == (self.dtype == np.float64)
+            and arguments.is_small(*self.w.shape, self.memory)
+            and arguments.is_wide(x) == (self.dtype == np.float64)
         )
 
     def _ignored(self) -> NDArray | None:

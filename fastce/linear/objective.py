@@ -1,4 +1,4 @@
-"""The objective of a linear classifier, as solvers see it: coefficients to loss, gradient and Hessian products."""
+"""The objective of a linear classifier as solvers see it, a function of its coefficients."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def objective(
     .. math::
         f(W) = \frac{1}{n} \sum_i s_i \ell_i(W) + \frac{\lambda}{2} \lVert W \rVert^2
 
-    with the cross-entropy :math:`\ell_i` of row i, its weight :math:`s_i` and :math:`n = \sum_i s_i`. The penalty leaves the
-    intercept out.
+    with the cross-entropy :math:`\ell_i` of row i, its weight :math:`s_i` and :math:`n = \sum_i s_i`. The
+    penalty leaves the intercept out.
 
     Parameters
     ----------
     X : array_like or SciPy sparse array
-        Features of shape (N, D), as the `input` of :func:`fastce.linear_cross_entropy`. A dense array is used where
-        it is.
+        Features of shape (N, D), as the `input` of :func:`fastce.linear_cross_entropy`. A dense array is
+        used where it is.
     target : array_like
         Classes of shape (N,), integers in [0, `n_classes`).
     n_classes : int
@@ -77,8 +77,9 @@ def objective(
 class Objective:
     """Loss, gradient and Hessian products as functions of coefficients; `objective` makes one.
 
-    `coef` and `V` have the shape `shape`, or are its C-order ravel, in any dtype and layout. Results have their form and
-    are float64. Results do not depend on the number of threads. Calls at the same time need an objective each.
+    `coef` and `V` have the shape `shape`, or are its C-order ravel, in any dtype and layout. Results have
+    their form and are float64. Results do not depend on the number of threads. Calls at the same time need
+    an objective each.
 
     Attributes
     ----------
@@ -111,7 +112,7 @@ class Objective:
         if self._X.ndim != 2:
             raise ValueError(f"X has shape {self._X.shape}; expected (N, D)")
         n_rows, self.n_features = self._X.shape
-        self.dtype = np.dtype(np.float64 if self._X.dtype == np.float64 else np.float32)
+        self.dtype = np.dtype(np.float64 if arguments.is_wide(self._X) else np.float32)
         self.binary = n_classes == 2 if binary is None else bool(binary)
         if self.binary and n_classes != 2:
             raise ValueError(f"binary is True with {n_classes} classes; expected 2")
@@ -119,7 +120,19 @@ class Objective:
         self.shape = (1 if self.binary else n_classes, self.n_features + self.fit_intercept)
         self.size = self.shape[0] * self.shape[1]
         self._rows = _kernels.kernels.LinearRows(
-            (n_rows, n_classes), self.dtype, target, None, sample_weight, None, 0.0, 0.0, 1.0, None, "mean", None, n_threads
+            (n_rows, n_classes),
+            self.dtype,
+            target,
+            None,
+            sample_weight,
+            None,
+            0.0,
+            0.0,
+            1.0,
+            None,
+            "mean",
+            None,
+            n_threads,
         )
         self._rows.check()
         self._sample_weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
@@ -129,7 +142,7 @@ class Objective:
 
     @property
     def _is_small(self) -> bool:
-        return not self._is_sparse and self.size <= arguments.FEW_WEIGHTS
+        return not self._is_sparse and arguments.is_small(self.shape[0], self.n_features, MEMORY)
 
     def _split(self, coef: ArrayLike) -> tuple[NDArray, NDArray | None]:
         """Coefficients of the features, and the intercepts."""
@@ -147,10 +160,12 @@ class Objective:
     def _sums(self, coef: ArrayLike, with_grad: bool) -> tuple[float, NDArray]:
         w, bias = self._split(coef)
         grad = np.empty(self.shape if with_grad else (0, 0))
-        of_w, of_bias = (grad[:, : self.n_features], None if bias is None else grad[:, -1]) if with_grad else (None, None)
+        of_w, of_bias = (
+            (grad[:, : self.n_features], None if bias is None else grad[:, -1]) if with_grad else (None, None)
+        )
         self._rows.divide_by(self.normalizer)
         if self._is_small:
-            self._rows.of_dense(self._X, w, bias, None, of_w, of_bias, False, self.binary)
+            self._rows.of_dense(self._X, w, bias, None, of_w, of_bias, False, self.binary, MEMORY)
         else:
             w = np.ascontiguousarray(w, self.dtype)
             grads = (None, of_w, of_bias)
@@ -175,7 +190,7 @@ class Objective:
         of_w, of_bias = product[:, : self.n_features], None if bias is None else product[:, -1]
         if self._is_small:
             self._rows.divide_by(self.normalizer)
-            self._rows.hessian_product(self._X, w, bias, v, v_bias, of_w, of_bias, self.binary)
+            self._rows.hessian_product(self._X, w, bias, v, v_bias, of_w, of_bias, self.binary, MEMORY)
         else:
             product[...] = 0
             for _, x, p, s in self._probabilities(w, bias):
@@ -208,7 +223,11 @@ class Objective:
             if self.binary:
                 z = np.concatenate([np.zeros_like(z), z], axis=1)
             _kernels.kernels.softmax(z, 1, z, None, False)
-            s = np.ones(len(z)) if self._sample_weight is None else self._sample_weight[first : first + n_block]
+            s = (
+                np.ones(len(z))
+                if self._sample_weight is None
+                else self._sample_weight[first : first + n_block]
+            )
             yield first, x, z, (s / self.normalizer).astype(self.dtype)[:, None]
 
     def _extended(self, x: Any) -> NDArray:

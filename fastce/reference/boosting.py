@@ -21,7 +21,8 @@ def softmax_derivatives(
 ) -> tuple[NDArray, NDArray]:
     """Gradient and Hessian of rows of margins, in the widest precision there is.
 
-    The formulas are those of ``elementwise`` losses of a class: a term ``q_c (1 - p_c)^gamma (-log p_c)`` for each.
+    The formulas are those of ``elementwise`` losses of a class: a term ``q_c (1 - p_c)^gamma (-log p_c)`` for
+    each.
     """
     x, q = np.asarray(margins, np.longdouble), np.asarray(target)
     n_classes = x.shape[1]
@@ -34,15 +35,14 @@ def softmax_derivatives(
     e = np.exp(x - x.max(axis=1, keepdims=True))
     total = e.sum(axis=1, keepdims=True)
     p = e / total
-    p_not = np.stack([np.delete(e, c, axis=1).sum(axis=1) for c in range(n_classes)], axis=1) / total
+    p_not = _sum_of_others(e) / total
     with np.errstate(divide="ignore", invalid="ignore"):
         minus_log = np.where(p > 0.5, -np.log1p(-p_not), -np.log(np.maximum(p, np.longdouble(1e-4000))))
         ratio = np.where(p_not > 0, minus_log / p_not, 1)
         slope = p_not**gamma * (1 + gamma * p * ratio) if gamma else np.ones_like(p)
         bend = gamma * p_not ** (gamma - 1) * (minus_log - 2 - (gamma - 1) * p * ratio) if gamma else 0 * p
     u, v = q * slope, q * np.where(p_not > 0, bend, 0) * p
-    others_u = u.sum(axis=1, keepdims=True) - u
-    others_v = v.sum(axis=1, keepdims=True) - v
+    others_u, others_v = _sum_of_others(u), _sum_of_others(v)
     grad = p * others_u - u * p_not
     hess = factor * (others_u + u) * p * p_not
     if curvature == "magnitude":
@@ -50,6 +50,11 @@ def softmax_derivatives(
     elif curvature == "whole":
         hess = hess - (p**2 * others_v + p_not**2 * v)
     return grad, np.where(hess < least, least, hess)
+
+
+def _sum_of_others(a: NDArray) -> NDArray:
+    """The sum of a row without each of its elements, not as a difference."""
+    return np.stack([np.delete(a, c, axis=1).sum(axis=1) for c in range(a.shape[1])], axis=1)
 
 
 def logistic_derivatives(

@@ -59,10 +59,29 @@ class _Probabilities:
 
 
 class LogisticRegression(_Probabilities, linear_model.LogisticRegression):
-    __doc__ = linear_model.LogisticRegression.__doc__
+    """scikit-learn's class of this name, fitted by fastce.
+
+    Parameters and attributes are those of ``sklearn.linear_model.LogisticRegression``, of which this is a
+    subclass. The solvers ``lbfgs``, ``newton-cg`` and ``newton-cholesky`` are one here; others are its own.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from fastce.sklearn import LogisticRegression
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = LogisticRegression().fit(X, y)
+    >>> round(model.score(X, y), 2)
+    0.97
+    """
+
     fit = _fit_context(prefer_skip_nested_validation=True)(logistic_regression_fit)
 
 
 class LogisticRegressionCV(_Probabilities, linear_model.LogisticRegressionCV):
-    __doc__ = linear_model.LogisticRegressionCV.__doc__
+    """scikit-learn's class of this name, fitted by fastce.
+
+    Parameters and attributes are those of ``sklearn.linear_model.LogisticRegressionCV``, of which this is a
+    subclass. The solvers ``lbfgs``, ``newton-cg`` and ``newton-cholesky`` are one here; others are its own.
+    """
+
     fit = _fit_context(prefer_skip_nested_validation=True)(logistic_regression_cv_fit)

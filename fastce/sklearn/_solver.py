@@ -2,16 +2,23 @@
 
 Design
 ------
-A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner as its first Hessian. What remains for the memory of
-   steps is what the preconditioner misses. SciPy's L-BFGS-B takes none, and its first step ignores the scale of the
+A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner as its first Hessian. What remains for
+the memory of
+   steps is what the preconditioner misses. SciPy's L-BFGS-B takes none, and its first step ignores the
+   scale of the
    variables that one would transform; its Newton-CG and trust-region methods take none either.
-B. The preconditioner: for few coefficients the Hessian itself, again at each step; else the blocks of the classes on
-   the diagonal, from a sample of the rows, where they are small; else the Hessian's diagonal; and where that has not
-   been enough for PATIENCE steps, the curvature of each class times the matrix X'X of a sample, which knows of
+B. The preconditioner: for few coefficients the Hessian itself, again at each step; else the blocks of the
+classes on
+   the diagonal, from a sample of the rows, where they are small; else the Hessian's diagonal; and where
+   that has not
+   been enough for PATIENCE steps, the curvature of each class times the matrix X'X of a sample, which
+   knows of
    columns that go together.
 C. Where rows are many, the first steps see a sample of them: they end within its noise of the solution.
-D. It stops where scikit-learn does, |gradient| <= tol, but goes BEYOND steps on unless the preconditioner expects less
-   of one than GAIN of the objective: scikit-learn's last step often leads well below tol, and its objective is not to
+D. It stops where scikit-learn does, |gradient| <= tol, but goes BEYOND steps on unless the preconditioner
+expects less
+   of one than GAIN of the objective: scikit-learn's last step often leads well below tol, and its
+   objective is not to
    be lower.
 E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is good.
 """
@@ -33,7 +40,10 @@ __all__ = ["Solution", "minimize"]
 GAIN, BEYOND = 1e-9, 2
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
-SMALL, SMALL_WORK = 100, 2e7  # coefficients, and rows times their square, of a Hessian that is made at each step
+SMALL, SMALL_WORK = (
+    100,
+    2e7,
+)  # coefficients, and rows times their square, of a Hessian that is made at each step
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
@@ -181,7 +191,8 @@ class Problem:
         return Problem(f, X, target, n_classes, weight, fit_intercept, l2)
 
     def best(self, w: NDArray, n_iter: int) -> Preconditioner:
-        """What costs about as much as EARLY passes over X at first, and LATE ones when they have not been enough."""
+        """What costs about as much as EARLY passes over X at first, and LATE ones when they have not been
+        enough."""
         (n_classes, _), (n_rows, n_columns) = self.objective.shape, self.X.shape
         passes = LATE if n_iter else EARLY
         if not sparse.issparse(self.X) and n_columns <= WIDEST:
@@ -198,7 +209,8 @@ class Problem:
         return lambda g: g / diagonal
 
     def of_blocks(self, w: NDArray) -> Preconditioner:
-        """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which compete for the same
+        """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which
+        compete for the same
         probability, L_k L_l' times the correlation of their probabilities."""
         f = self.objective
         p, weight = self._probabilities(w)
@@ -214,7 +226,8 @@ class Problem:
         return solve
 
     def of_columns(self, w: NDArray) -> Preconditioner:
-        """X'X weighted by the rows' curvature, times the mean of p_k (1 - p_k) and -p_k p_l for each two classes."""
+        """X'X weighted by the rows' curvature, times the mean of p_k (1 - p_k) and -p_k p_l for each two
+        classes."""
         f = self.objective
         p, weight = self._probabilities(w)
         h = p * (1 - p) * weight
@@ -233,7 +246,9 @@ class Problem:
         """Of each row and class, in float64, and the rows' weights by their sum."""
         f = self.objective
         z = f.logits(w)
-        p = fastce.softmax(np.hstack([z, np.zeros_like(z)]) if f.shape[0] == 1 else z, axis=1)[:, : f.shape[0]]
+        p = fastce.softmax(np.hstack([z, np.zeros_like(z)]) if f.shape[0] == 1 else z, axis=1)[
+            :, : f.shape[0]
+        ]
         weight = np.ones(len(z)) if self.sample_weight is None else self.sample_weight
         return p.astype(np.float64), weight[:, None] / f.normalizer
 
@@ -255,7 +270,8 @@ class Problem:
 
 
 def _shrunk(matrix: NDArray, n_rows: int) -> NDArray:
-    """Nearer to its diagonal by what a sample of so many rows is off: OAS (Chen, Wiesel, Eldar, Hero, 2010) of the
+    """Nearer to its diagonal by what a sample of so many rows is off: OAS (Chen, Wiesel, Eldar, Hero,
+    2010) of the
     correlations."""
     n = len(matrix)
     scale = np.sqrt(np.maximum(np.diag(matrix), _TINY))
@@ -267,7 +283,8 @@ def _shrunk(matrix: NDArray, n_rows: int) -> NDArray:
 
 
 def _inverse_between(p: NDArray, weight: NDArray) -> NDArray:
-    """Of the correlations of classes in the mean of diag(p) - p p'. All logits may rise together: along that, and what
+    """Of the correlations of classes in the mean of diag(p) - p p'. All logits may rise together: along
+    that, and what
     is nearly that, FLOOR stands for the curvature."""
     covariance = -(p * weight).T @ p
     covariance[np.diag_indices(len(covariance))] = np.maximum((p * (1 - p) * weight).sum(axis=0), _TINY)
@@ -277,7 +294,8 @@ def _inverse_between(p: NDArray, weight: NDArray) -> NDArray:
 
 
 def _cholesky(matrix: NDArray) -> NDArray:
-    """The factor of a positive definite matrix, or of one that rounding errors or columns that go together have made
+    """The factor of a positive definite matrix, or of one that rounding errors or columns that go together
+    have made
     singular, with its diagonal enlarged until it is not."""
     diagonal = np.diag(matrix).copy()
     # Along a direction of no curvature a step must not be endless.

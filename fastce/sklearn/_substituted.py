@@ -1,7 +1,9 @@
 """scikit-learn's own `fit`, with another minimiser.
 
-Parameters, checks, encodings, warnings, callbacks and attributes are those of the installed version because they are its
-code: its functions run here with a few names in their module replaced by ours, those of the minimisers. What scikit-learn
+Parameters, checks, encodings, warnings, callbacks and attributes are those of the installed version
+because they are its
+code: its functions run here with a few names in their module replaced by ours, those of the minimisers.
+What scikit-learn
 has in its module is not touched.
 """
 
@@ -22,14 +24,22 @@ from fastce.sklearn._solver import Solution, minimize
 __all__ = ["logistic_regression_cv_fit", "logistic_regression_fit"]
 
 
-def _solved(w0: NDArray, linear_loss: Any, args: tuple, tol: float, max_iter: int, callback: Any = None) -> Solution:
-    """The minimum of scikit-learn's linear loss; coefficients in its order, classes first, for the caller and back."""
+def _solved(
+    w0: NDArray, linear_loss: Any, args: tuple, tol: float, max_iter: int, callback: Any = None
+) -> Solution:
+    """The minimum of scikit-learn's linear loss; coefficients in its order, classes first, for the caller
+    and back."""
     X, y, sample_weight, l2 = args[:4]
     n_classes = max(2, linear_loss.base_loss.n_classes)
     n_rows = 1 if n_classes == 2 and w0.size == X.shape[1] + linear_loss.fit_intercept else n_classes
 
     def as_theirs(w: NDArray) -> NDArray:
-        return w.reshape(n_rows, -1).ravel(order="F").astype(w0.dtype)
+        w = w.reshape(n_rows, -1)
+        if (
+            n_rows > 1
+        ):  # all logits may rise together: of equal solutions the one whose sum over the classes is 0
+            w = w - w.mean(axis=0)
+        return w.ravel(order="F").astype(w0.dtype)
 
     solution = minimize(
         X,
@@ -52,6 +62,8 @@ def _scipy_minimize(
     """In place of ``scipy.optimize.minimize``, with what L-BFGS-B says."""
     max_iter = options["maxiter"]
     coef, loss, n_iter, converged = _solved(x0, fun.__self__, args, options["gtol"], max_iter, callback)
+    if callback and not max_iter:  # SciPy looks at the limit after its first iteration
+        callback(coef)
     if options.get("iprint", -1) >= 1:
         print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
     status = 0 if converged else 1 if n_iter == max_iter else 2
@@ -62,7 +74,15 @@ def _scipy_minimize(
 
 
 def _newton_cg(
-    grad_hess: Any, func: Any, grad: Any, x0: NDArray, args: tuple, tol: float, maxiter: int, verbose: int = 0, **_: Any
+    grad_hess: Any,
+    func: Any,
+    grad: Any,
+    x0: NDArray,
+    args: tuple,
+    tol: float,
+    maxiter: int,
+    verbose: int = 0,
+    **_: Any,
 ) -> tuple[NDArray, int]:
     coef, loss, n_iter, converged = _solved(x0, func.__self__, args, tol, maxiter)
     if verbose:
@@ -78,19 +98,31 @@ def _newton_cg(
 
 class _NewtonCholeskySolver:
     def __init__(
-        self, *, coef: NDArray, linear_loss: Any, l2_reg_strength: float, tol: float, max_iter: int, verbose: int, **_: Any
+        self,
+        *,
+        coef: NDArray,
+        linear_loss: Any,
+        l2_reg_strength: float,
+        tol: float,
+        max_iter: int,
+        verbose: int,
+        **_: Any,
     ) -> None:
         self.arguments = coef, linear_loss, l2_reg_strength, tol, max_iter
         self.verbose, self.iteration = verbose, 0
 
     def solve(self, X: Any, y: NDArray, sample_weight: NDArray | None) -> NDArray:
         coef, linear_loss, l2, tol, max_iter = self.arguments
-        coef, loss, self.iteration, converged = _solved(coef, linear_loss, (X, y, sample_weight, l2), tol, max_iter)
+        coef, loss, self.iteration, converged = _solved(
+            coef, linear_loss, (X, y, sample_weight, l2), tol, max_iter
+        )
         if self.verbose:
             print(f"fastce: {self.iteration} iterations, loss {loss:.10g}")
         if not converged:
             warnings.warn(
-                f"Newton solver did not converge after {self.iteration} iterations.", ConvergenceWarning, stacklevel=2
+                f"Newton solver did not converge after {self.iteration} iterations.",
+                ConvergenceWarning,
+                stacklevel=2,
             )
         return coef
 
@@ -98,7 +130,11 @@ class _NewtonCholeskySolver:
 def _with(function: Any, name: str, **names: Any) -> Any:
     """The function, looking up names of its module here first; importable from here under `name`."""
     copy = FunctionType(
-        function.__code__, vars(theirs) | names, function.__name__, function.__defaults__, function.__closure__
+        function.__code__,
+        vars(theirs) | names,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     copy.__kwdefaults__, copy.__doc__ = function.__kwdefaults__, function.__doc__
     copy.__module__, copy.__qualname__ = __name__, name

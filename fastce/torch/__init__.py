@@ -8,19 +8,20 @@ from fastce.torch.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
     focal_loss,
-    log_softmax,
-    logsumexp,
-    softmax,
+    linear_cross_entropy,
 )
-from fastce.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss
+from fastce.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, FocalLoss, LinearCrossEntropyLoss
+from fastce.torch.special import log_softmax, logsumexp, softmax
 
 __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "FocalLoss",
+    "LinearCrossEntropyLoss",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "focal_loss",
+    "linear_cross_entropy",
     "log_softmax",
     "logsumexp",
     "softmax",

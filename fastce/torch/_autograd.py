@@ -36,8 +36,8 @@ class NoSecondDerivative(torch.autograd.Function):
 class Made(torch.autograd.Function):
     """A loss whose gradients were made with it.
 
-    They wait as saved tensors. A backward pass that keeps the graph hands out products of its own; the last one
-    hands out the memory itself, which nobody else holds then: a leaf takes it for its `grad` without a copy.
+    They wait as saved tensors. A backward pass that keeps the graph hands out products of its own; the last
+    one hands out the memory itself, which nobody else holds then: a leaf takes it as its `grad`, uncopied.
     """
 
     @staticmethod
@@ -55,8 +55,39 @@ class Made(torch.autograd.Function):
         return None, *grads
 
 
+class RowLosses(torch.autograd.Function):
+    """Losses of the rows of a linear layer, with gradients made in backward, which has each row's factor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, made_of: tuple, others: tuple, of_logits: tuple, memory: int, dtype: torch.dtype, *_: Tensor
+    ) -> Tensor:
+        rest = (*of_logits, "none", None, memory, dtype, [False] * len(made_of))
+        loss, *_ = _losses.linear_cross_entropy(*made_of, *others, *rest)
+        ctx.save_for_backward(loss, *made_of, *others)
+        ctx.options = of_logits, memory
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
+        loss, *made_of, target, weight, sample_weight = ctx.saved_tensors
+        of_logits, memory = ctx.options
+        with torch.no_grad():
+            factor = factor.to(torch.promote_types(made_of[0].dtype, torch.float32))
+            sample_weight = factor if sample_weight is None else factor * sample_weight
+            _, *grads = _losses.linear_cross_entropy(
+                *made_of,
+                *(target, weight, sample_weight),
+                *(*of_logits, "sum", None, memory, torch.float64),
+                list(ctx.needs_input_grad[5:]),
+            )
+        if torch.is_grad_enabled():
+            grads = [grad if grad is None else NoSecondDerivative.apply(grad, loss) for grad in grads]
+        return *(None,) * 5, *grads
+
+
 class Transformed(torch.autograd.Function):
-    """The same under the transforms of torch.func, which see a loss and its gradients as results of one function."""
+    """The same under transforms of torch.func, which see loss and gradients as results of one function."""
 
     generate_vmap_rule = True
 
@@ -131,4 +162,5 @@ def _eager_apply(function: type[torch.autograd.Function]) -> Callable:
     return super(torch.autograd.function.Function, function).apply
 
 
-attach, eager_softmax, eager_logsumexp = map(_eager_apply, (Made, Softmax, LogSumExp))
+attach, attach_rows = map(_eager_apply, (Made, RowLosses))
+eager_softmax, eager_logsumexp = map(_eager_apply, (Softmax, LogSumExp))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fastce
 from fastce import _kernels
-from fastce.torch._tensors import array_like, as_array, as_options, as_tensor, n_threads
+from fastce.torch._tensors import array_like, as_array, as_options, as_tensor, as_widened, n_threads
 
 Made = tuple[Tensor | None, ...]
 
@@ -161,6 +161,52 @@ def binary_cross_entropy_with_logits(
     return _loss(value, dtype), grad, target_grad
 
 
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    target: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    softcap: float | None,
+    reduction: str,
+    normalizer: float | None,
+    memory: int,
+    dtype: torch.dtype,
+    needs: list[bool],
+) -> Made:
+    named = {"input": input, "linear_weight": linear_weight, "linear_bias": linear_bias}
+    x, w, b = (None if t is None else as_widened(t) for t in named.values())
+    arguments = (x, w, as_widened(target))
+    options = {
+        "linear_bias": b,
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
+        "ignore_index": ignore_index,
+        "label_smoothing": label_smoothing,
+        "z_loss": z_loss,
+        "temperature": temperature,
+        "softcap": softcap,
+        "reduction": reduction,
+        "normalizer": normalizer,
+        "memory": memory,
+        "n_threads": n_threads(),
+    }
+    if True not in needs:
+        return _loss(fastce.linear_cross_entropy(*arguments, **options), dtype), None, None, None
+    wrt = tuple(name for name, need in zip(named, needs, strict=True) if need)
+    out = [
+        array_like(t, a) if need else None
+        for t, a, need in zip(named.values(), (x, w, b), needs, strict=True)
+    ]
+    value, grads = fastce.linear_cross_entropy_and_grad(*arguments, **options, wrt=wrt, out=out)
+    return _loss(value, dtype), *(None if grad is None else as_tensor(grad) for grad in grads)
+
+
 # ---- What becomes of a gradient in backward --------------------------------------------------------------
 
 
@@ -196,7 +242,7 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
 def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
     """grad - softmax * sum(grad): the gradient of a cross-entropy whose target is minus `grad`.
 
-    One gradient a row, as it comes from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
+    One gradient a row, as from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
     """
     log_p, q = as_array(output), as_array(grad)
     out = array_like(output, log_p)

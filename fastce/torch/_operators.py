@@ -1,13 +1,14 @@
 """The same functions as operators of torch.library: what compiled, exported and transformed calls see.
 
-They are ``torch.ops.fastce.cross_entropy`` and so on, and not meant to be called: the functions of `fastce.torch`
-know what to ask them for.
+They are ``torch.ops.fastce.cross_entropy`` and so on, and not meant to be called: the functions of
+`fastce.torch` know what to ask them for.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,15 +23,16 @@ def _moved(t: Tensor, dim: int | None, size: int) -> Tensor:
     return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
+def _sample(i: int, argument: Any, dim: int | None) -> Any:
+    return argument.select(dim, i) if isinstance(dim, int) else argument
+
+
 def _vmap_one_by_one(operator: Callable) -> None:
     """One call after the other: each has a loss of its own, and with it a mean of its own."""
 
     @operator.register_vmap
     def _(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        each = [
-            operator(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
+        each = [operator(*map(partial(_sample, i), args, in_dims)) for i in range(info.batch_size)]
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
         return tuple(torch.stack(results) for results in zip(*each, strict=True)), (0,) * len(each[0])
@@ -55,8 +57,13 @@ _scaled.register_autograd(_refuse)
 _vmap_one_by_one(_scaled)
 
 
-def _loss_operator(compute: Callable[..., tuple], n_grads: int = 2, by_element: bool = False) -> Callable:
-    """A loss and `n_grads` gradients by the first inputs; those that are not needed are empty."""
+def _loss_operator(
+    compute: Callable[..., tuple], losses_like: Callable[[Tensor], list[int]], n_grads: int = 2
+) -> Callable:
+    """A loss and `n_grads` gradients by the first inputs; those that are not needed are empty.
+
+    `losses_like`: the shape of the losses that ``reduction='none'`` leaves, given that of the first input.
+    """
     signature = inspect.signature(compute, eval_str=True)
     reduction_at = list(signature.parameters).index("reduction")
 
@@ -71,10 +78,10 @@ def _loss_operator(compute: Callable[..., tuple], n_grads: int = 2, by_element: 
     @operator.register_fake
     def _(*args: Any) -> tuple[Tensor, ...]:
         input, dtype, needs = args[0], args[-2], args[-1]
-        shape = list(input.shape) if args[reduction_at] == "none" else []
-        if shape and not by_element:
-            del shape[_losses.class_axis(input)]
-        grads = (torch.empty_like(t) if need else input.new_empty(0) for t, need in zip(args, needs, strict=False))
+        shape = losses_like(input) if args[reduction_at] == "none" else []
+        grads = [
+            torch.empty_like(t) if need else input.new_empty(0) for t, need in zip(args, needs, strict=False)
+        ]
         return input.new_empty(shape, dtype=dtype), *grads
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -89,7 +96,9 @@ def _loss_operator(compute: Callable[..., tuple], n_grads: int = 2, by_element: 
         for k, grad in enumerate(made):
             if factor is not None and ctx.needs_input_grad[k]:
                 if not ctx.needs[k]:
-                    raise RuntimeError(f"the gradient by input {k} was not asked for; call fastce.torch instead")
+                    raise RuntimeError(
+                        f"the gradient by input {k} was not asked for: call the function of fastce.torch"
+                    )
                 grads[k] = _scaled(grad, factor, loss)
         return tuple(grads)
 
@@ -97,9 +106,17 @@ def _loss_operator(compute: Callable[..., tuple], n_grads: int = 2, by_element: 
     return operator
 
 
-cross_entropy = _loss_operator(_losses.cross_entropy)
-focal_loss = _loss_operator(_losses.focal_loss)
-binary_cross_entropy_with_logits = _loss_operator(_losses.binary_cross_entropy_with_logits, by_element=True)
+def _without_classes(input: Tensor) -> list[int]:
+    axis = _losses.class_axis(input)
+    return [n for dim, n in enumerate(input.shape) if dim != axis]
+
+
+cross_entropy = _loss_operator(_losses.cross_entropy, _without_classes)
+focal_loss = _loss_operator(_losses.focal_loss, _without_classes)
+binary_cross_entropy_with_logits = _loss_operator(
+    _losses.binary_cross_entropy_with_logits, lambda input: list(input.shape)
+)
+linear_cross_entropy = _loss_operator(_losses.linear_cross_entropy, lambda input: list(input.shape[:-1]), 3)
 
 
 # ---- Softmax and its relatives -------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastce
-from fastce._kernels.entry.dlpack import BFLOAT16_BITS, array_of
+from fastce._kernels.entry.dlpack import array_of
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -20,8 +20,8 @@ _is_batched = torch._C._functorch.is_legacy_batchedtensor
 def is_eager(*tensors: Tensor | None) -> bool:
     """Whether tensors can be computed with here and now; the operators are for all other calls.
 
-    Those are calls that are compiled, exported or traced, transformed by torch.func, or of tensors that have no
-    memory of their own (fake, meta, subclasses).
+    Those are calls that are compiled, exported or traced, transformed by torch.func, or of tensors that have
+    no memory of their own (fake, meta, subclasses).
     """
     if torch.compiler.is_compiling() or transforms_active() or _n_dispatch_modes():
         return False
@@ -29,7 +29,7 @@ def is_eager(*tensors: Tensor | None) -> bool:
 
 
 def is_eager_backward(grad: Tensor) -> bool:
-    """Whether that goes for a backward pass, with the gradient it is given: one of many at once has no memory."""
+    """Whether that goes for a backward pass: the gradient given to it may stand for many at once."""
     return is_eager(grad) and not torch.is_grad_enabled() and not _is_batched(grad)
 
 
@@ -71,6 +71,19 @@ def as_array(t: Tensor) -> NDArray:
     return array_of(t.resolve_neg() if t.is_neg() else t)
 
 
+def as_widened(t: Tensor) -> NDArray:
+    """The memory of a tensor whose blocks NumPy converts: bfloat16 as the dtype of ml_dtypes."""
+    if t.dtype is not torch.bfloat16:
+        return as_array(t)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(
+            "the linear loss of bfloat16 tensors needs ml_dtypes: pip install ml_dtypes, or use .float()"
+        ) from None
+    return as_array(t).view(ml_dtypes.bfloat16)
+
+
 def as_options(t: Tensor | None) -> NDArray | None:
     """A tensor of weights, which are few, in a dtype of NumPy's."""
     if t is None:
@@ -80,7 +93,7 @@ def as_options(t: Tensor | None) -> NDArray | None:
 
 def as_tensor(a: NDArray) -> Tensor:
     """The memory of an array, as `as_array`."""
-    if a.dtype == BFLOAT16_BITS:
+    if a.dtype.kind == "V":
         return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(a)
 
@@ -90,7 +103,10 @@ def array_like(t: Tensor, given: NDArray) -> NDArray:
 
     NumPy's own memory where that is a matter of course: it asks for huge pages, which torch's does not.
     """
-    return np.empty_like(given) if t.is_contiguous() else as_array(torch.empty_like(t))
+    if t.is_contiguous():
+        return np.empty_like(given)
+    new = as_array(torch.empty_like(t))
+    return new if new.dtype == given.dtype else new.view(given.dtype)
 
 
 def n_threads() -> int | None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastce.linear.arguments import MEMORY
 from fastce.torch import _losses, _operators
-from fastce.torch._autograd import LinearRows, Transformed, attach
+from fastce.torch._autograd import Transformed, attach, attach_rows
 from fastce.torch._tensors import check_constant, check_floating, check_tensors, is_eager, transforms_active
 
 __all__ = [
@@ -39,10 +39,13 @@ def _loss_dtype(input: Tensor) -> torch.dtype:
 
 
 def _loss(
-    name: str, differentiable: tuple[Tensor | None, ...], others: tuple[Tensor | None, ...], *options: Any
+    name: str,
+    dtype: torch.dtype,
+    differentiable: tuple[Tensor | None, ...],
+    others: tuple[Tensor | None, ...],
+    *options: Any,
 ) -> Tensor:
     """A loss by the quickest way that the call allows."""
-    dtype = _loss_dtype(differentiable[0])
     needs = _needs(*differentiable)
     if not is_eager(*differentiable, *others):
         operator = getattr(_operators, name)
@@ -130,8 +133,8 @@ def cross_entropy(
     Notes
     -----
     Where a gradient is wanted, it is made with the loss, in one pass over the logits, and backward hands
-    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies by adds
-    half an ULP.
+    it out. Accuracy is that of :func:`fastce.cross_entropy_and_grad`; a factor that backward multiplies
+    by adds half an ULP.
 
     Examples
     --------
@@ -147,7 +150,8 @@ def cross_entropy(
     reduction = _reduction_of(reduction, size_average, reduce)
     return _loss(
         "cross_entropy",
-        (input, target),
+        _loss_dtype(input),
+        (_for_scalers(input), target),
         (weight, sample_weight),
         ignore_index,
         label_smoothing,
@@ -200,7 +204,14 @@ def focal_loss(
     """
     _check("focal_loss", input, target, weight=weight, sample_weight=sample_weight)
     return _loss(
-        "focal_loss", (input, target), (weight, sample_weight), gamma, ignore_index, reduction, normalizer
+        "focal_loss",
+        _loss_dtype(input),
+        (_for_scalers(input), target),
+        (weight, sample_weight),
+        gamma,
+        ignore_index,
+        reduction,
+        normalizer,
     )
 
 
@@ -261,7 +272,12 @@ def binary_cross_entropy_with_logits(
         )
     reduction = _reduction_of(reduction, size_average, reduce)
     return _loss(
-        "binary_cross_entropy_with_logits", (input, target), (weight, pos_weight), reduction, normalizer
+        "binary_cross_entropy_with_logits",
+        _loss_dtype(input),
+        (_for_scalers(input), target),
+        (weight, pos_weight),
+        reduction,
+        normalizer,
     )
 
 
@@ -283,7 +299,7 @@ def linear_cross_entropy(
     normalizer: float | None = None,
     memory: int = MEMORY,
 ) -> Tensor:
-    r"""Cross-entropy of a linear layer's logits, never held whole: :func:`torch.nn.functional.linear_cross_entropy`.
+    r"""Cross-entropy of a linear layer's logits, not held whole: `torch.nn.functional.linear_cross_entropy`.
 
     Parameters
     ----------
@@ -317,8 +333,8 @@ def linear_cross_entropy(
     Notes
     -----
     Gradients by input, weight and bias are made with the loss. With ``reduction='none'`` they are made in
-    backward, which has the factor of each row. Where probabilities require a gradient, and in compiled calls with
-    ``reduction='none'``, the logits are held whole.
+    backward, which has the factor of each row. Where probabilities require a gradient, and in compiled calls
+    with ``reduction='none'``, the logits are held whole.
 
     Examples
     --------
@@ -329,18 +345,30 @@ def linear_cross_entropy(
     >>> weights.grad[1]
     tensor([-0.1586, -0.3436])
     """
-    tensors = {"linear_weight": linear_weight, "linear_bias": linear_bias}
     _check("linear_cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
-    check_tensors("linear_cross_entropy", **tensors)
+    check_tensors("linear_cross_entropy", linear_weight=linear_weight, linear_bias=linear_bias)
+    dtype = _loss_dtype(input)
     ignore_index = -100 if ignore_index is None else ignore_index
-    rules = (label_smoothing, z_loss, temperature, softcap)
-    input, linear_weight, linear_bias = map(_for_scalers, (input, linear_weight, linear_bias))
-    by_rows = reduction == "none" and True in _needs(input, linear_weight, linear_bias)
-    eager = is_eager(input, linear_weight, linear_bias, target, weight, sample_weight)
-    if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not eager):
-        ...
-    made_of = (input, linear_weight, linear_bias)
+    of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
+    made_of = tuple(map(_for_scalers, (input, linear_weight, linear_bias)))
     others = (target, weight, sample_weight)
+    by_rows = reduction == "none" and True in _needs(*made_of)
+    eager = is_eager(*made_of, *others)
+    if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not eager):
+        logits = _logits(*made_of)
+        if linear_weight.ndim == 2 and target.ndim == logits.ndim > 2:
+            target = target.movedim(-1, 1)
+        return _loss("cross_entropy", dtype, (logits, target), others[1:], *of_logits, reduction, normalizer)
     if by_rows:
-        return LinearRows.apply(*made_of, *others, ignore_index, *rules, memory, dtype)
-    return _loss("linear_cross_entropy", made_of, others, ignore_index, *rules, reduction, normalizer, memory)
+        return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)
+    return _loss("linear_cross_entropy", dtype, made_of, others, *of_logits, reduction, normalizer, memory)
+
+
+def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """Whole, with the classes where PyTorch has them: (N, C, d1, ...) of weights (C, d1, ..., D)."""
+    n_features = linear_weight.shape[-1]
+    bias = None if linear_bias is None else linear_bias.flatten()
+    logits = F.linear(input, linear_weight.reshape(-1, n_features), bias)
+    if linear_weight.ndim == 2:
+        return logits.movedim(-1, 1) if logits.ndim > 2 else logits
+    return logits.reshape(*input.shape[:-1], *linear_weight.shape[:-1])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastce.torch import functional
 
-__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "FocalLoss"]
+__all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "FocalLoss", "LinearCrossEntropyLoss"]
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -119,4 +118,38 @@ class FocalLoss(nn.modules.loss._WeightedLoss):
         """The loss of a batch."""
         return functional.focal_loss(
             input, target, self.gamma, self.weight, self.ignore_index, self.reduction
+        )
+
+
+class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
+    """:class:`torch.nn.LinearCrossEntropyLoss`: a linear layer and its loss, without the logits as a whole.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As `torch.nn.LinearCrossEntropyLoss`: in_features, num_classes, out_features, bias, device, dtype,
+        reduction, weight, ignore_index, label_smoothing, options.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.torch import LinearCrossEntropyLoss
+    >>> criterion = LinearCrossEntropyLoss(8, 1000, bias=True)
+    >>> criterion(torch.zeros(4, 8), torch.arange(4)).shape
+    torch.Size([])
+    """
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch of features."""
+        shape, bias = (self.num_classes, *self.out_features), self.linear.bias
+        return functional.linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*shape, self.linear.in_features),
+            target,
+            linear_bias=None if bias is None else bias.reshape(shape),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
         )

@@ -1,4 +1,4 @@
-"""Softmax and its relatives: the functions of torch.nn.functional and torch.logsumexp, with their signatures."""
+"""Softmax and its relatives: those of torch.nn.functional and torch.logsumexp, with their signatures."""
 
 from __future__ import annotations
 

@@ -26,6 +26,14 @@ PAIRS = {
         lambda x: ft.binary_cross_entropy_with_logits(x, Q.to(x.dtype), reduction="none"),
         lambda x: F.binary_cross_entropy_with_logits(x, Q.to(x.dtype), reduction="none"),
     ),
+    "linear": (
+        lambda x: ft.linear_cross_entropy(x, Q.to(x.dtype) - 0.5, Y % 6),
+        lambda x: F.linear_cross_entropy(x, Q.to(x.dtype) - 0.5, Y % 6),
+    ),
+    "linear, row losses": (
+        lambda x: ft.linear_cross_entropy(x, Q.to(x.dtype) - 0.5, Y % 6, reduction="none"),
+        lambda x: F.linear_cross_entropy(x, Q.to(x.dtype) - 0.5, Y % 6, reduction="none"),
+    ),
     "softmax": (lambda x: ft.softmax(x, 0), lambda x: F.softmax(x, 0)),
     "log_softmax": (lambda x: ft.log_softmax(x, 1), lambda x: F.log_softmax(x, 1)),
     "logsumexp": (lambda x: ft.logsumexp(x, (0, 1)), lambda x: torch.logsumexp(x, (0, 1))),
@@ -51,10 +59,12 @@ def value_and_grad(function, x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @both
 def test_compiled(ours, theirs, dtype, x):
-    """Without a break in the graph. PyTorch's losses of bfloat16 are rounded on the way: ours stand for them."""
+    """Without a break in the graph. PyTorch rounds losses of bfloat16 on the way: ours stand for them."""
     x = x.detach().to(dtype).requires_grad_()
     compiled = torch.compile(lambda x: ours(x * 2) * 3, fullgraph=True, backend="aot_eager")
-    for got, expected in zip(value_and_grad(compiled, x), value_and_grad(lambda x: ours(x * 2) * 3, x), strict=True):
+    for got, expected in zip(
+        value_and_grad(compiled, x), value_and_grad(lambda x: ours(x * 2) * 3, x), strict=True
+    ):
         torch.testing.assert_close(got, expected)
     with torch.no_grad():
         expected = ours if dtype is torch.bfloat16 else theirs
@@ -104,8 +114,33 @@ OPERANDS = {
         None,
         *(-100, 0.1, 0.0, 1.0, None, "none"),
     ),
-    "cross_entropy of probabilities": lambda x: (leaf(x), leaf(Q), None, None, -100, 0.0, 0.0, 1.0, 3.0, "sum"),
+    "cross_entropy of probabilities": lambda x: (
+        leaf(x),
+        leaf(Q),
+        None,
+        None,
+        -100,
+        0.0,
+        0.0,
+        1.0,
+        3.0,
+        "sum",
+    ),
     "focal_loss": lambda x: (leaf(x), Y, None, None, 2.0, -100, "none"),
+    "linear_cross_entropy": lambda x: (
+        leaf(x),
+        leaf(Q),
+        None,
+        Y,
+        None,
+        None,
+        -100,
+        0.0,
+        0.0,
+        1.0,
+        None,
+        "mean",
+    ),
     "binary_cross_entropy_with_logits": lambda x: (leaf(x), leaf(Q), None, Q[0], "none"),
 }
 
@@ -113,9 +148,11 @@ OPERANDS = {
 @pytest.mark.parametrize("name", OPERANDS)
 def test_opcheck(name, x):
     given = OPERANDS[name](x)
-    needs = [t.requires_grad for t in given[:2]]
+    linear = name.startswith("linear")
+    needs = [t is not None and t.requires_grad for t in given[: 3 if linear else 2]]
     operator = getattr(_operators, name.split(",")[0].split()[0])
-    torch.library.opcheck(operator, (*given, None, torch.float64, needs))
+    rest = (None, 2**20) if linear else (None,)
+    torch.library.opcheck(operator, (*given, *rest, torch.float64, needs))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""PyTorch's own samples of these functions and modules, OpInfo and ModuleInfo: values and gradients are PyTorch's.
+"""PyTorch's own samples of these functions and modules, OpInfo and ModuleInfo: values and gradients are its.
 
 What differs stands in docs/torch.md, and here as what is left out, or as another answer that is checked.
 """
@@ -25,15 +25,18 @@ FUNCTIONS = {
         F.binary_cross_entropy_with_logits,
         ft.binary_cross_entropy_with_logits,
     ),
+    "nn.functional.linear_cross_entropy": (F.linear_cross_entropy, ft.linear_cross_entropy),
     "softmax": (F.softmax, ft.softmax),
     "log_softmax": (F.log_softmax, ft.log_softmax),
     "logsumexp": (torch.logsumexp, ft.logsumexp),
 }
+pytestmark = pytest.mark.once  # of levels other tests know
 HALVES = (torch.float16, torch.bfloat16)
 SAMPLED = [op for op in op_db if op.name in FUNCTIONS]
 MODULES = {
     "nn.CrossEntropyLoss": ft.CrossEntropyLoss,
     "nn.BCEWithLogitsLoss": ft.BCEWithLogitsLoss,
+    "nn.LinearCrossEntropyLoss": ft.LinearCrossEntropyLoss,
 }
 CRITERIA = [module for module in module_db if module.name in MODULES]
 
@@ -81,7 +84,7 @@ def widened(value):
 
 
 def assert_close(got, expected, exact):
-    """To PyTorch's own tolerances; a half no further from what float64 gives than PyTorch's, but for its rounding."""
+    """To PyTorch's own tolerances; a half no further from float64's than PyTorch's, but for its rounding."""
     if expected is None:
         assert got is None
         return
@@ -93,7 +96,8 @@ def assert_close(got, expected, exact):
     error, their_error = ((a.double() - exact).abs() for a in (got, expected))
     allowed = torch.finfo(got.dtype).eps * exact.abs() + torch.finfo(got.dtype).smallest_normal
     allowed = allowed + their_error.nan_to_num().max() if got.numel() else allowed
-    assert ((error <= allowed) | (got.double() == exact) | (got.isnan() & exact.isnan())).all(), (got, expected)
+    right = (error <= allowed) | (got.double() == exact) | (got.isnan() & exact.isnan())
+    assert right.all(), (got, expected)
 
 
 def check(ours, theirs, input, args, kwargs):
@@ -129,6 +133,7 @@ def test_modules(info, dtype):
         made, given = sample.constructor_input, sample.forward_input
         theirs, ours = (cls(*made.args, **made.kwargs) for cls in (info.module_cls, MODULES[info.name]))
         assert repr(ours) == repr(theirs)
+        ours.load_state_dict(theirs.state_dict())
         input, *args = given.args
         check(ours, theirs, input, tuple(args), given.kwargs)
         n_samples += 1

@@ -201,7 +201,10 @@ def test_errors(problem, capsys):
         (("logits.npy",), "1 files given; expected LOGITS and TOKENS"),
         (("--hidden", "logits.npy", "tokens.npy"), "--head go together"),
         (("--hidden", "logits.npy", "--head", "wide.npy", "logits.npy", "tokens.npy"), "2 files given"),
-        (("--hidden", "logits.npy", "--head", "logits.npy", "--bias", "wide.npy", "tokens.npy"), "expected (300,)"),
+        (
+            ("--hidden", "logits.npy", "--head", "logits.npy", "--bias", "wide.npy", "tokens.npy"),
+            "expected (300,)",
+        ),
         (("--hidden", "logits.npy", "--head", "x.npz:a", "wide.npy"), "expected integers"),
         (("logits.npy", "tokens.npy", "--output", "out.txt"), "expected a file ending in .npz"),
         (("logits.npy", "tokens.npy", "--output", "no/out.csv"), "cannot be written"),

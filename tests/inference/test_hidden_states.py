@@ -12,7 +12,10 @@ from fastce.inference import bits_per_token, perplexity, score, token_logprobs
 
 def problem(n=(5, 7), n_features=16, n_classes=300, dtype=np.float64, seed=0):
     rng = np.random.default_rng(seed)
-    hidden, head = rng.normal(size=(*n, n_features)).astype(dtype), rng.normal(size=(n_classes, n_features)).astype(dtype)
+    hidden, head = (
+        rng.normal(size=(*n, n_features)).astype(dtype),
+        rng.normal(size=(n_classes, n_features)).astype(dtype),
+    )
     return hidden, head, rng.normal(size=n_classes), rng.integers(n_classes, size=n)
 
 

@@ -23,8 +23,8 @@ FILTERS = [
 
 
 def assert_drawn_from(p, tokens):
-    """Nothing of probability 0 is drawn, and the rest is as often as a chi-square test lets it be: one of a million
-    right samplers would fail."""
+    """Nothing of probability 0 is drawn, and the rest is as often as a chi-square test lets it be: one of a
+    million right samplers would fail."""
     p = p.astype(np.float64)
     counts = np.bincount(tokens.reshape(-1), minlength=p.size)
     assert not counts[p == 0].any()
@@ -77,7 +77,8 @@ def test_filters_leave_what_the_twin_leaves(level, x, top_k, top_p, min_p, tempe
     near += [sampled_distribution(x, **(filters | {"min_p": q})) for q in _around(min_p)]
     candidates = [p, *(a.astype(np.float64) for a in near)]
     fits = [
-        (q[drawn.tokens] > 0).all() and np.allclose(drawn.logprobs, np.log(q, where=q > 0, out=0 * q)[drawn.tokens])
+        (q[drawn.tokens] > 0).all()
+        and np.allclose(drawn.logprobs, np.log(q, where=q > 0, out=0 * q)[drawn.tokens])
         for q in candidates
     ]
     assert any(fits)

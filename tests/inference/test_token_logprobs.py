@@ -10,8 +10,8 @@ import fastce
 from fastce.inference import token_logprobs
 from fastce.reference import inference as reference
 
-# Log-probabilities have the bounds of the losses. A term of an entropy has the errors of its exp, its difference and
-# its product, and four are added in the precision of the logits.
+# Log-probabilities have the bounds of the losses. A term of an entropy has the errors of its exp, its
+# difference and its product, and four are added in the precision of the logits.
 LOGPROB_ULP = {"float32": 2, "float64": 4}
 ENTROPY_ULP = {"float32": 4, "float64": 8}
 
@@ -51,8 +51,8 @@ def test_softcap(dtype):
     found, exact = token_logprobs(x, y, **options), reference.token_logprobs(x, y, **options)
     np.testing.assert_array_equal(found.rank, exact.rank)
     np.testing.assert_array_equal(found.top_tokens, exact.top_tokens)
-    # A logit of 30 / 0.7 is rounded before its exp is taken: half an ULP of it, in the logarithm and times the
-    # distance, at most 60 / 0.7, in the entropy.
+    # A logit of 30 / 0.7 is rounded before its exp is taken: half an ULP of it, in the logarithm and times
+    # the distance, at most 60 / 0.7, in the entropy.
     eps = np.finfo(dtype).eps
     assert np.abs(found.logprob - exact.logprob).max() < 4 * 43 * eps
     assert np.abs(found.entropy - exact.entropy).max() < 4 * 43 * 12 * eps
@@ -163,6 +163,27 @@ def test_ties(level, x, k, y):
     assert_scores(token_logprobs(x, y, top_k=k), reference.token_logprobs(x, y, top_k=k))
 
 
+@given(data=st.data())
+def test_random_calls(level, data):
+    """Any shape, axis, order, dtype, kind of rows and temperature."""
+    draw = data.draw
+    dtype = draw(st.sampled_from(DTYPES))
+    n_classes = draw(st.integers(1, 300) | st.sampled_from([1024, 8200]))
+    batch = tuple(draw(st.lists(st.integers(0, 4), max_size=2)))
+    kinds = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=3))
+    x, y = nasty(dtype, int(np.prod(batch)), n_classes, tuple(kinds), seed=draw(st.integers(0, 99)))
+    x, y = x.reshape(*batch, n_classes), y.reshape(batch)
+    axis = draw(st.integers(0, len(batch)))
+    x = np.asarray(np.moveaxis(x, -1, axis), order=draw(st.sampled_from("CFK")))
+    options = {
+        "axis": axis - draw(st.sampled_from([0, len(batch) + 1])),
+        "top_k": draw(st.integers(0, min(n_classes, 100))),
+        "temperature": draw(st.sampled_from([1.0, 1.0, 0.7, 40.0])),
+    }
+    found = token_logprobs(x, y, **options, n_threads=draw(st.sampled_from([None, 1, 3])))
+    assert_scores(found, reference.token_logprobs(x, y, **options))
+
+
 def test_sure_rows_keep_their_digits(level):
     """Where log s and p - 1 would have none left: the right token, and a wrong one."""
     x = np.array([[60.0, 0, 0], [0, 60.0, 0]])
@@ -186,7 +207,11 @@ def test_shapes():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"tokens": [[0, 1], [7, 0]]}, IndexError, r"tokens\[1, 0\] is 7; expected a class index in \[0, 5\)"),
+        (
+            {"tokens": [[0, 1], [7, 0]]},
+            IndexError,
+            r"tokens\[1, 0\] is 7; expected a class index in \[0, 5\)",
+        ),
         ({"tokens": [[0, 1], [-1, 0]]}, IndexError, r"tokens\[1, 0\] is -1.*or ignore_index=-100"),
         ({"tokens": [[0, 1], [-100, 0]], "ignore_index": None}, IndexError, r"is -100; expected .*\[0, 5\)$"),
         ({"tokens": [[0.0, 1], [0, 0]]}, TypeError, "tokens has dtype float64"),

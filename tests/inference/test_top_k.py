@@ -51,7 +51,9 @@ def test_special_values():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize(("k", "error"), [(4, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("k", "error"), [(4, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
 def test_refusals(k, error):
     with pytest.raises(error, match=f"k is {k}; expected an int"):
         top_k(np.zeros((2, 3)), k)

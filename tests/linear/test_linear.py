@@ -1,5 +1,7 @@
 """linear_cross_entropy: the twin, both ways, every option, bits, what is refused."""
 
+import tracemalloc
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -10,9 +12,18 @@ from fastce import reference
 from fastce.linear import arguments
 
 WAYS = {"kernels": 1 << 16, "blas": 0}
-SHAPES = [(1, 1, 2), (3, 5, 1), (64, 8, 3), (65, 17, 10), (200, 64, 7), (300, 33, 113), (7, 300, 40), (130, 3, 300)]
-# Of sums of n products in float32 or float64, in units of eps times the sum of their sizes: n for products added up
-# one after the other. Random signs make it about the root of that.
+SHAPES = [
+    (1, 1, 2),
+    (3, 5, 1),
+    (64, 8, 3),
+    (65, 17, 10),
+    (200, 64, 7),
+    (300, 33, 113),
+    (7, 300, 40),
+    (130, 3, 300),
+]
+# Of sums of n products in float32 or float64, in units of eps times the sum of their sizes: n for products
+# added up one after the other. Random signs make it about the root of that.
 LOGIT = 2.0
 
 
@@ -52,7 +63,9 @@ def check(x, w, y, dtype, b=None, eps=None, **options):
     size = np.abs(exact).max(initial=1) if options.get("reduction") != "none" else 1 + np.abs(exact)
     assert_close(loss, exact, logit * size, computed, "loss")
     assert_close(alone, exact, logit * size, computed, "loss alone")
-    rows = np.abs(reference.cross_entropy_and_grad(x.astype(float) @ w.T.astype(float), y, **options)[1]).astype(float)
+    rows = np.abs(
+        reference.cross_entropy_and_grad(x.astype(float) @ w.T.astype(float), y, **options)[1]
+    ).astype(float)
     rows = rows.reshape(-1, len(w)) + 1 / (len(rows) * len(w))
     x2 = wide[0].reshape(-1, x.shape[-1])
     scales = ((rows @ wide[1]).reshape(x.shape), rows.T @ x2, rows.sum(axis=0))
@@ -133,11 +146,15 @@ def test_batch_axes_and_layouts(way):
     rng = np.random.default_rng(5)
     x, w, b, y = problem((60, 10, 4))
     loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b)
-    shaped, shaped_grad = fastce.linear_cross_entropy_and_grad(x.reshape(3, 4, 5, 10), w, y.reshape(3, 4, 5), linear_bias=b)
+    shaped, shaped_grad = fastce.linear_cross_entropy_and_grad(
+        x.reshape(3, 4, 5, 10), w, y.reshape(3, 4, 5), linear_bias=b
+    )
     assert shaped == loss
     assert bits(shaped_grad.input) == bits(grad.input)
     one = fastce.linear_cross_entropy(x[0], w, y[0], linear_bias=b)
-    assert one == pytest.approx(float(reference.linear_cross_entropy(x[0], w, y[0], linear_bias=b)), rel=1e-14)
+    assert one == pytest.approx(
+        float(reference.linear_cross_entropy(x[0], w, y[0], linear_bias=b)), rel=1e-14
+    )
     wide = rng.normal(size=(120, 30))
     wide[::2, ::3] = x
     other_w = np.zeros((4, 25))
@@ -161,7 +178,9 @@ def test_rows_do_not_depend_on_their_place():
         x, w, b, y = problem((200, 37, 12), dtype)
         loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b, reduction="none")
         order = np.random.default_rng(0).permutation(200)[:77]
-        part, part_grad = fastce.linear_cross_entropy_and_grad(x[order], w, y[order], linear_bias=b, reduction="none")
+        part, part_grad = fastce.linear_cross_entropy_and_grad(
+            x[order], w, y[order], linear_bias=b, reduction="none"
+        )
         assert bits(part) == bits(loss[order])
         assert bits(part_grad.input) == bits(grad.input[order])
 
@@ -232,13 +251,22 @@ def test_out_and_accumulate(dtype, way):
     )
     fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b, out=odd)
     for a, e in zip(odd, grad, strict=True):
-        np.testing.assert_allclose(a, e, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-7 * np.abs(e).max())
+        np.testing.assert_allclose(
+            a, e, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-7 * np.abs(e).max()
+        )
 
 
 def test_wrt(way):
     x, w, b, y = problem((30, 7, 4))
     whole = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b)[1]
-    for wrt in ((), ("input",), ("linear_weight",), ("linear_bias",), ("input", "linear_bias"), "linear_weight"):
+    for wrt in (
+        (),
+        ("input",),
+        ("linear_weight",),
+        ("linear_bias",),
+        ("input", "linear_bias"),
+        "linear_weight",
+    ):
         grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b, wrt=wrt)[1]
         for name, a, e in zip(grad._fields, grad, whole, strict=True):
             assert (a is None) == (name not in wrt)
@@ -286,12 +314,14 @@ def test_refusals():
         f(x, np.empty((0, 6)), y)
     with pytest.raises(ValueError, match="accumulate is True without out"):
         g(x, w, y, accumulate=True)
-    with pytest.raises(ValueError, match=r"out.linear_weight has shape \(3, 5\).*expected those of linear_weight"):
+    with pytest.raises(
+        ValueError, match=r"out.linear_weight has shape \(3, 5\).*expected those of linear_weight"
+    ):
         g(x, w, y, out=(None, np.empty((3, 5)), None))
-    with pytest.raises(ValueError, match="out.input overlaps input"):
+    with pytest.raises(ValueError, match=r"out\.input overlaps input"):
         g(x, w, y, out=(x, None, None))
-    with pytest.raises(ValueError, match="out.linear_weight overlaps out.input"):
-        buffer = np.empty((20, 6))
+    buffer = np.empty((20, 6))
+    with pytest.raises(ValueError, match=r"out\.linear_weight overlaps out\.input"):
         g(x, w, y, out=(buffer, buffer[:3], None))
     with pytest.raises(ValueError, match="out has an array for linear_bias"):
         g(x, w, y, out=(None, None, b))
@@ -306,5 +336,24 @@ def test_memory_has_room_for_a_row(monkeypatch):
         assert loss == pytest.approx(exact[0], rel=1e-14)
         for a, e in zip(grad[:2], exact[1], strict=False):
             np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-15)
-    with pytest.raises(ValueError, match=r"memory is 1000; expected at least \d+ bytes, which one row of 300 logits"):
+    with pytest.raises(
+        ValueError, match=r"memory is 1000; expected at least \d+ bytes, which one row of 300 logits"
+    ):
         fastce.linear_cross_entropy(x, w, y, memory=1000)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("shape", [(6000, 64, 5000), (100_000, 20, 300)], ids=str)
+def test_peak_memory(shape):
+    """Beside arguments and results: `memory`, and 16 MiB that Python and the sums of blocks may take."""
+    x, w, b, y = problem(shape, np.float32)
+    out = fastce.LinearGrad(np.zeros_like(x), np.zeros_like(w), np.zeros_like(b))
+    memory = 1 << 24
+    for accumulate in (False, True):
+        tracemalloc.start()
+        fastce.linear_cross_entropy_and_grad(
+            x, w, y, linear_bias=b, out=out, accumulate=accumulate, memory=memory
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < memory + (1 << 24)

@@ -114,7 +114,7 @@ static void release(Batch *b)
 
 /* ---- The walk: what run_block and run_split do in walk.pxi --------------------------------- */
 
-typedef enum { CONTIGUOUS, UNALIGNED, STRIDED, SWAPPED_BACKWARD, COLUMNS, SWAPPED_COLUMNS, N_PLACES } Place;
+typedef enum { CONTIGUOUS, MISALIGNED, STRIDED, SWAPPED_BACKWARD, COLUMNS, SWAPPED_COLUMNS, N_PLACES } Place;
 
 typedef struct { char *memory, *first; Layout layout; } Array;
 
@@ -125,7 +125,7 @@ static Array place(Place where, int format, ptrdiff_t n_rows, ptrdiff_t n)
     Array a = {memory((size_t)(3 * item * (n_rows + 3) * (n + 3))), NULL, {format, 0, item, item * n}};
     a.first = a.memory;
     a.layout.swapped = where == SWAPPED_BACKWARD || where == SWAPPED_COLUMNS;
-    if (where == UNALIGNED) a.first++;
+    if (where == MISALIGNED) a.first++;
     if (where == STRIDED) a.layout.class_stride = 3 * item;
     if (where == STRIDED) a.layout.row_stride = 3 * item * n;
     if (where == SWAPPED_BACKWARD) {

@@ -82,6 +82,10 @@ def test_scalars(value):
         got = getattr(fastce, name)(value)
         assert np.ndim(got) == 0
         assert got == expected or (np.isnan(got) and np.isnan(expected))
+        for axis in (0, -1, (0,)):  # a row of one, for SciPy and PyTorch as well
+            assert bits(getattr(fastce, name)(value, axis=axis)) == bits(got)
+        with pytest.raises(np.exceptions.AxisError):
+            getattr(fastce, name)(value, axis=1)
 
 
 EDGES = [

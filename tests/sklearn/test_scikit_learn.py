@@ -7,14 +7,27 @@ import pytest
 
 from fastce.sklearn import LogisticRegression, LogisticRegressionCV, _substituted
 
-pytestmark = pytest.mark.once  # what is tested is the solver; its sums are tested at each level
-
 theirs = importlib.import_module("sklearn.linear_model.tests.test_logistic")
+# What is tested is the solver; its sums are tested at each level.
+# scikit-learn lets warnings pass, but for those that its tests turn into errors.
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("default"), theirs.pytestmark]
 COLLECTED = {
     f"test_of_scikit_learn_{name.removeprefix('test_')}": test
     for name, test in vars(theirs).items()
     if name.startswith("test_") and inspect.isfunction(test)
 }
+# Of how scikit-learn's newton-cholesky resorts to its lbfgs at a singular Hessian. Ours has nothing to
+# resort to: it
+# converges, also where that test wants a warning.
+del COLLECTED["test_of_scikit_learn_newton_cholesky_fallback_to_lbfgs"]
+CLASSES = {theirs.LogisticRegression: LogisticRegression, theirs.LogisticRegressionCV: LogisticRegressionCV}
+for test in COLLECTED.values():
+    for mark in getattr(test, "pytestmark", []):
+        if mark.name == "parametrize":  # also instead of generators, which pytest deprecates
+            values = [
+                CLASSES.get(value, value) if inspect.isclass(value) else value for value in mark.args[1]
+            ]
+            object.__setattr__(mark, "args", (mark.args[0], values, *mark.args[2:]))
 globals().update(COLLECTED)  # pytest finds them here, with their parameters
 OURS = {
     "LogisticRegression": LogisticRegression,
@@ -30,6 +43,12 @@ def ours(monkeypatch):
     for name, replacement in OURS.items():
         assert hasattr(theirs, name)
         monkeypatch.setattr(theirs, name, replacement)
+
+
+@pytest.fixture
+def global_random_seed():
+    """scikit-learn's own fixture, with its default."""
+    return 42
 
 
 def test_scikit_learn_has_tests():

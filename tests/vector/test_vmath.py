@@ -64,6 +64,39 @@ def test_exp_of_every_float32(level):
     assert worst[0] <= EXP_ULP[level][np.float32], worst
 
 
+def test_exp_of_neighbours_keeps_their_order(level):
+    """A larger float32 never has the smaller exp, nor one that m changes but by a power of two."""
+    kernels, rng = fastce._kernels.kernels, np.random.default_rng(6)
+    small = np.exp(rng.uniform(-20, 0, 30))
+    starts = np.concatenate([rng.uniform(-150, 19, 150), rng.uniform(-1, 1, 150), small])
+    seams = (rng.integers(-200, 25, 150) + 0.5) * np.log(2) / kernels.EXP_STEPS["float32"]
+    for start in np.concatenate([starts, seams]).astype(np.float32):
+        x = np.arange(2000, dtype=np.int32) - 1000 + start.view(np.int32)
+        x = np.sort(x.view(np.float32))
+        exps = kernels.scaled_exp(x, 0)[0]
+        assert (np.diff(exps) >= 0).all(), start
+        moved = kernels.scaled_exp(x, -2.5)[0]
+        assert len(np.unique(moved / exps)) == 1
+        assert np.frexp(moved[0] / exps[0])[0] == 0.5
+
+
+@pytest.mark.exhaustive
+def test_exp_of_every_float32_keeps_their_order(level):
+    for m in (305.99, 153.0, -0.0, -153.0, -305.99):
+        for x in float32s(m + LOWEST[np.float32], m):
+            exps = fastce._kernels.kernels.scaled_exp(np.sort(x), np.float32(m))[0]
+            assert (np.diff(exps) >= 0).all()
+
+
+def test_exp_of_float64_neighbours_keeps_their_order(level):
+    """At the seams of the table, where two polynomials meet, and elsewhere."""
+    kernels, rng = fastce._kernels.kernels, np.random.default_rng(7)
+    seams = (rng.integers(-1200, 100, 3000) + 0.5) * np.log(2) / kernels.EXP_STEPS["float64"]
+    for start in np.concatenate([seams, rng.uniform(-700, 50, 1000), rng.uniform(-1, 1, 1000)]):
+        x = np.arange(200, dtype=np.int64) - 100 + start.view(np.int64)
+        assert (np.diff(kernels.scaled_exp(np.sort(x.view(np.float64)), 0)[0]) >= 0).all(), start
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("m", [0, 0.1, -3.7, 60.3, 305.9, 306, -306, 1503.9, 1504, 1e4, -1e6])
 def test_exp_below_any_maximum(level, dtype, m):

@@ -1,6 +1,6 @@
 /* First and second derivatives for boosted trees: what rows of classes and single margins share, and the latter.
  *
- * Included once, after binary.h of both precisions. A row with target probabilities q_c (hard ones are 0 and 1), each
+ * Included once, after binary.h of float64. A row with target probabilities q_c (hard ones are 0 and 1), each
  * smoothed to (1 - eps) q_c + eps / C and multiplied by its weights, has the loss
  *
  *     sum_c q_c (1 - p_c)^gamma (-log p_c)
@@ -45,17 +45,7 @@ typedef struct {
     Operand margin, target, weight, grad, hess; /* no weights: data is NULL */
 } Logistic;
 
-/* Results in float64, a strip of them, to an array of float32 or float64. */
-static void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src)
-{
-    if (to->format == FORMAT_F64) {
-        write_f64(to, first, n, src);
-        return;
-    }
-    float narrow[STRIP];
-    for (ptrdiff_t i = 0; i < n; i += LANES_F64) store_narrow_f32(narrow + i, load_f64(src + i));
-    write_f32(to, first, n, narrow);
-}
+static void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src);
 
 /* The strip from element `first` on. Returns whether some target is not in [0, 1]; then nothing is written. */
 static int logistic_strip(const Logistic *s, ptrdiff_t first, ptrdiff_t n)
@@ -78,7 +68,7 @@ static int logistic_strip(const Logistic *s, ptrdiff_t first, ptrdiff_t n)
         vec_f64 of_1 = s->pos_weight * label, of_0 = 1 - label, rest = zero;
         if (o->gamma > 0) {
             const Focal one_of = focal_of(p, q, o->gamma), other = focal_of(q, p, o->gamma);
-            if (o->curvature == WHOLE) rest = p * p * of_0 * other.bend + q * q * of_1 * one_of.bend;
+            if (o->curvature == WHOLE) rest = p * (p * of_0 * other.bend) + q * (q * of_1 * one_of.bend);
             of_1 *= one_of.slope;
             of_0 *= other.slope;
         }

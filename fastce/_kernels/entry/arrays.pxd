@@ -14,3 +14,4 @@ cdef int check_batch_shape(cnp.ndarray a, str name, cnp.ndarray logits, int axis
 cdef int check_out(object given, cnp.ndarray logits, str name=*, str of=*) except -1
 cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name, str out_name=*) except -1
 cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept
+cdef bint are_apart(cnp.ndarray a, cnp.ndarray b) noexcept

@@ -217,7 +217,7 @@ cdef bint same_memory(cnp.ndarray a, cnp.ndarray b) noexcept:
 
 cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name, str out_name="out") except -1:
     """Refuse an `out` that shares memory with an input, or may: where finding out would take long."""
-    if cnp.PyArray_SIZE(out) == 0 or first_byte(out) >= end_byte(a) or first_byte(a) >= end_byte(out):
+    if cnp.PyArray_SIZE(out) == 0 or are_apart(out, a):
         return 0
     verb = "overlaps"
     try:
@@ -229,6 +229,11 @@ cdef int check_apart(cnp.ndarray out, cnp.ndarray a, str name, str out_name="out
         f"{out_name} {verb} {name} in memory; expected separate arrays"
         + (f", or {out_name}=logits to overwrite all of it" if name == "logits" else "")
     )
+
+
+cdef bint are_apart(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """One ends before the other begins."""
+    return first_byte(a) >= end_byte(b) or first_byte(b) >= end_byte(a)
 
 
 cdef char *first_byte(cnp.ndarray a) noexcept:

@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""What calibration asks of rows of logits or probabilities: their scores, and the loss's derivatives by the temperature.
+"""What calibration asks of rows of logits or probabilities: scores, and the loss's derivatives by the temperature.
 
 Design
 ------

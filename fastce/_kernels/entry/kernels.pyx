@@ -30,10 +30,9 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
-from cython.parallel cimport prange, threadid
+from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
-from libc.string cimport memset
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
@@ -41,6 +40,7 @@ from fastce._kernels.entry.arrays cimport (
     FORMAT_F64,
     FORMAT_NONE,
     Format,
+    are_apart,
     as_array,
     as_floats,
     as_labels,
@@ -382,9 +382,55 @@ def nll_loss(log_probs, target, axis, weight, sample_weight, ignore_index, reduc
                         normalizer, n_threads, 0, None, None)
 
 
-# ---- Softmax, its logarithm and that of its sum: arrays that were checked ------------------------
+# ---- Softmax, its logarithm and that of its sum ---------------------------------------------------
 
-def softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
+cdef int usual_axis(object a, object axis) except -2:
+    """The class axis of a native array with elements that the kernels read; -1: not that, or more than one axis."""
+    cdef Py_ssize_t number
+    if type(a) is not cnp.ndarray or not cnp.PyArray_SIZE(a) or is_swapped(a) or format_of(a) == FORMAT_NONE:
+        return -1
+    cdef int n_dims = cnp.PyArray_NDIM(a)
+    if axis is None:
+        return 0 if n_dims == 1 else -1
+    if type(axis) is not int or not -n_dims <= axis < n_dims:
+        return -1
+    number = axis
+    return <int>(number + n_dims if number < 0 else number)
+
+
+cdef bint usual_out(object given, cnp.ndarray x) except -1:
+    """An array like x that takes its place or is nowhere near it."""
+    if type(given) is not cnp.ndarray:
+        return False
+    cdef cnp.ndarray out = given
+    if not (cnp.PyArray_SAMESHAPE(out, x) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(x) and not is_swapped(out)):
+        return False
+    return (cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_IS_C_CONTIGUOUS(out)
+            and (same_memory(out, x) or are_apart(out, x)))
+
+
+def usual_softmax(x, axis, out, n_threads, bint log):
+    """The softmax or its logarithm of an array along an axis; None where the arguments are not as they usually are."""
+    cdef int number = usual_axis(x, axis)
+    if number < 0 or not (out is None or usual_out(out, x)):
+        return None
+    if out is None:
+        out = PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
+    softmax(x, number, out, n_threads, log)
+    return out
+
+
+def usual_logsumexp(a, axis, n_threads):
+    """The same for logsumexp without options."""
+    cdef int number = usual_axis(a, axis)
+    if number < 0 or format_of(a) > FORMAT_F32:
+        return None
+    cdef cnp.ndarray loss = new_losses(a, number)
+    log_sums(a, number, None, loss, None, n_threads)
+    return loss if cnp.PyArray_NDIM(loss) else loss[()]
+
+
+cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
     """Write the softmax of x along an axis, or its logarithm, into out, which may be x."""
     cdef int threads = checked_n_threads(n_threads)
     cdef Partials partials
@@ -398,8 +444,13 @@ def softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
 
 def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
     """log |sum of b exp(a)| along an axis and the sign of the sum, in the dtype that is computed in; b may be None."""
-    cdef int threads = checked_n_threads(n_threads)
     cdef cnp.ndarray loss = new_losses(a, axis), sign = np.empty_like(loss)
+    log_sums(a, axis, b, loss, sign, n_threads)
+    return loss, sign
+
+
+cdef int log_sums(cnp.ndarray a, int axis, cnp.ndarray b, cnp.ndarray loss, cnp.ndarray sign, n_threads) except -1:
+    cdef int threads = checked_n_threads(n_threads)
     cdef Partials partials
     cdef Problem p
     begin_problem(&p, LOG_SUM_EXP)
@@ -408,10 +459,11 @@ def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
         add_operand(&p, Q, b, axis)
         p.formula.by_element = True
     add_losses(&p, loss)
-    add_operand(&p, SIGN, sign, -1)
+    if sign is not None:
+        add_operand(&p, SIGN, sign, -1)
     lay_out(&p)
     run_releasing_gil(&p, False, threads, &partials)
-    return loss, sign
+    return 0
 
 
 include "linear.pxi"

@@ -5,8 +5,8 @@ Design
 ------
 A. A call is one `Batch` and one `Gathering` or `Sampling`: plain structs, filled with the GIL held, after which nothing
    can fail. What threads need besides their stack is allocated before, once for all of them.
-B. Batch axes are walked in the order of the logits' strides, the innermost in tiles of rows: as many as a panel has where a
-   class is far from the next (gather.h), else so many that each thread has its share.
+B. Batch axes are walked in the order of the logits' strides, the innermost in tiles of rows: as many as a panel has
+   where a class is far from the next (gather.h), else so many that each thread has its share.
 C. No result depends on any other row's; hence tiles may be as the threads want them. Few rows of many classes are
    read piece by piece by all threads; pieces depend on the number of classes alone and are merged in their order.
 D. Labels are read once, into memory of the call: what was checked is what is used.
@@ -17,7 +17,6 @@ import numpy as np
 
 cimport numpy as cnp
 from cython.parallel cimport prange
-from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 
@@ -112,7 +111,7 @@ cdef extern from "rows/scoring.h" nogil:
     const char *contiguous_rows(const Sampling *, const char *rows, Py_ssize_t n_rows, void *memory) noexcept
     void look_at_blocks(const Sampling *, const char *x, Py_ssize_t first, Py_ssize_t last, Sampled *, Best *,
                         int *is_nan) noexcept
-    void find_maximum(const Sampling *, Sampled *) noexcept
+    void find_row_maximum(const Sampling *, Sampled *) noexcept
     void fill_buckets(const Sampling *, const char *x, Py_ssize_t piece, Sampled *) noexcept
     void draw(const Sampling *, const char *x, Sampled *, uint64_t key, Py_ssize_t n_draws, int64_t *token,
               double *logprob) noexcept
@@ -410,7 +409,7 @@ cdef int read_tokens(Job *job, cnp.ndarray tokens, object ignore_index) except -
     cdef Batch rows = job.batch
     cdef Labels labels
     cdef LabelCounts counts = LabelCounts(0, 0)
-    cdef Py_ssize_t number, first, n
+    cdef Py_ssize_t number, n
     cdef char *at[N_ARRAYS]
     labels.size = <int>cnp.PyArray_ITEMSIZE(tokens)
     labels.is_signed = cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(tokens))
@@ -568,8 +567,7 @@ cdef void put_draws(Draws *job, char **at, Py_ssize_t i, const double *logprob) 
 cdef void sample_tiles(Draws *job, int thread, int n_threads) noexcept nogil:
     """A thread's share of the tiles."""
     cdef Environment host = enter_environment()
-    cdef Py_ssize_t n_tiles = job.batch.n_tiles, inner = job.batch.n_dims - 1, number, n_rows, i, piece
-    cdef Py_ssize_t n_classes = job.call.n_classes, step
+    cdef Py_ssize_t n_tiles = job.batch.n_tiles, number, n_rows, i, step, n_classes = job.call.n_classes
     cdef Sampled *row = job.row + thread
     cdef double *logprob = job.logprob + thread * job.n_draws
     cdef char *at[N_ARRAYS]
@@ -592,7 +590,7 @@ cdef void finish_sample(Draws *job, const char *x, Sampled *row, char **at, Py_s
                         int n_threads) noexcept nogil:
     """The draws of a row whose blocks have been looked at."""
     cdef Py_ssize_t piece
-    find_maximum(&job.call, row)
+    find_row_maximum(&job.call, row)
     if is_bucketed(&job.call):
         if n_threads == 1:
             for piece in range(count_pieces(job.call.n_classes)):

@@ -20,6 +20,13 @@ typedef struct {
 /* A tile's rows of features as reals, `stride` reals apart. Those of ignored rows are 0. */
 typedef struct { const void *rows; ptrdiff_t stride; } Features;
 
+/* Rows of a CSR matrix, and how many reals a row of logits or of weights, those of a feature, takes. */
+typedef struct {
+    const void *row_starts, *indices, *data;
+    int long_indices; /* int64, else int32 */
+    ptrdiff_t padded;
+} Sparse;
+
 /* A float64 to an element of an array. */
 static void put_sum(double sum, const Layout *to, int accumulate, char *at)
 {
@@ -62,7 +69,8 @@ static void put_sum(double sum, const Layout *to, int accumulate, char *at)
 /* Calls the function of the precision that is computed in. */
 #define IN_PRECISION(is_f64, name, ...) ((is_f64) ? name##_f64(__VA_ARGS__) : name##_f32(__VA_ARGS__))
 
-static Features features(int is_f64, const Linear *l, ptrdiff_t first, ptrdiff_t n_rows, const int64_t *label, void *packed)
+static Features features(int is_f64, const Linear *l, ptrdiff_t first, ptrdiff_t n_rows, const int64_t *label,
+                         void *packed)
 {
     return IN_PRECISION(is_f64, features, l, first, n_rows, label, packed);
 }
@@ -72,7 +80,8 @@ static void tile_logits(int is_f64, const Linear *l, const Features *x, ptrdiff_
     IN_PRECISION(is_f64, tile_logits, l, x, n_rows, z);
 }
 
-static void add_weight_grad(int is_f64, const Linear *l, const Features *x, ptrdiff_t n_rows, const void *g, double *sums)
+static void add_weight_grad(int is_f64, const Linear *l, const Features *x, ptrdiff_t n_rows, const void *g,
+                            double *sums)
 {
     IN_PRECISION(is_f64, add_weight_grad, l, x, n_rows, g, sums);
 }
@@ -101,8 +110,20 @@ static void pack_weights(int is_f64, const Linear *l, const char *w, const Layou
     IN_PRECISION(is_f64, pack_weights, l, w, from, dst);
 }
 
-static void hessian_tile(int is_f64, const void *p, ptrdiff_t n_columns, int binary, ptrdiff_t n_rows, const double *sample,
-                         double scale, void *t)
+static void sparse_logits(int is_f64, const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const void *w,
+                          const void *bias, void *z)
+{
+    IN_PRECISION(is_f64, sparse_logits, x, first, n_rows, w, bias, z);
+}
+
+static void add_sparse_grad(int is_f64, const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const void *g,
+                            const char *used, int64_t from, int64_t to, double *sums)
+{
+    IN_PRECISION(is_f64, add_sparse_grad, x, first, n_rows, g, used, from, to, sums);
+}
+
+static void hessian_tile(int is_f64, const void *p, ptrdiff_t n_columns, int binary, ptrdiff_t n_rows,
+                         const double *sample, double scale, void *t)
 {
     if (binary) IN_PRECISION(is_f64, hessian_binary, p, n_rows, sample, scale, t);
     else IN_PRECISION(is_f64, hessian_rows, p, n_columns, n_rows, sample, scale, t);

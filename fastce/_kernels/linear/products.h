@@ -7,10 +7,11 @@
  *     weights'      dw_cd += sum_i g_ic x_id            a feature in every lane
  *     features'     dx_id  = sum_c g_ic w_cd            a feature in every lane
  *
- * Each keeps a block of accumulators in registers, with as many operands as the block has rows and columns for all of its
- * products. A logit depends on its row and its class alone, not on their place. Sums over rows leave REAL at the end of a
- * tile. The last vector of a row overlaps the one before where the features are no multiple of LANES: packed weights are 0
- * there, and sums of gradients are not used. So nothing is touched outside of a row, and there is no other path for its end.
+ * Each keeps a block of accumulators in registers, with as many operands as the block has rows and columns for all of
+ * its products. A logit depends on its row and its class alone, not on their place. Sums over rows leave REAL at the end
+ * of a tile. The last vector of a row overlaps the one before where the features are no multiple of LANES: packed weights
+ * are 0 there, and sums of gradients are not used. So nothing is touched outside of a row, and there is no other path for
+ * its end.
  */
 
 /* Columns whose accumulators for two vectors each fit in the registers beside their operands. */
@@ -172,13 +173,15 @@ static void FN(add_weight_grad)(const Linear *l, const Features *x, ptrdiff_t n_
     for (ptrdiff_t v = 0; v < n_vectors; v += 2) {
         const ptrdiff_t feature[2] = {FN(feature_of)(l, v), FN(feature_of)(l, v + 1)};
         double *to = sums + v * LANES;
+#define ADD_OF(columns, vectors) \
+    FN(add_outer)((const REAL *)x->rows, x->stride, g + first * TILE, n_rows, to + first * l->padded, l->padded, columns, \
+                  feature, vectors)
 #define ADD(columns) \
-    if (v + 1 < n_vectors) \
-        FN(add_outer)((const REAL *)x->rows, x->stride, g + first * TILE, n_rows, to + first * l->padded, l->padded, columns, feature, 2); \
-    else \
-        FN(add_outer)((const REAL *)x->rows, x->stride, g + first * TILE, n_rows, to + first * l->padded, l->padded, columns, feature, 1)
+    if (v + 1 < n_vectors) ADD_OF(columns, 2); \
+    else ADD_OF(columns, 1)
         IN_GROUPS(l->n_columns, first, ADD)
 #undef ADD
+#undef ADD_OF
     }
 }
 
@@ -222,7 +225,8 @@ static void FN(tile_input_grad)(const Linear *l, ptrdiff_t n_rows, const REAL *g
     for (ptrdiff_t v = 0; v < n_vectors; v += 2) {
         REAL *to = dx + v * LANES;
 #define ADD(rows) \
-    if (v + 1 < n_vectors) FN(add_weighted)(w + v * LANES, l->padded, g + first, l->n_columns, to + first * l->padded, rows, 2); \
+    if (v + 1 < n_vectors) \
+        FN(add_weighted)(w + v * LANES, l->padded, g + first, l->n_columns, to + first * l->padded, rows, 2); \
     else FN(add_weighted)(w + v * LANES, l->padded, g + first, l->n_columns, to + first * l->padded, rows, 1)
         IN_GROUPS(n_rows, first, ADD)
 #undef ADD

@@ -26,7 +26,11 @@ typedef struct {
     double threshold;     /* who is not above it is not among the k best */
 } Best;
 
-static inline int is_before(Candidate a, Candidate b) { return a.x > b.x || (a.x == b.x && a.index < b.index); }
+/* Without a branch, which half of the time would go the wrong way. */
+static inline int is_before(Candidate a, Candidate b)
+{
+    return (a.x > b.x) | ((a.x == b.x) & (a.index < b.index));
+}
 
 static inline void swap_candidates(Candidate *list, ptrdiff_t i, ptrdiff_t j)
 {
@@ -44,7 +48,7 @@ static ptrdiff_t split_candidates(Candidate *list, ptrdiff_t n)
     ptrdiff_t place = 0;
     for (ptrdiff_t i = 0; i < n - 1; i++) {
         const Candidate a = list[i];
-        list[i] = list[place]; /* without a branch, which half of the time would go the wrong way */
+        list[i] = list[place];
         list[place] = a;
         place += is_before(a, pivot);
     }

@@ -13,7 +13,9 @@
 #include "vector/formats.h"
 #include "elements/operands.h"
 #include "elements/binary.h"
+#include "elements/curvature.h"
 #include "rows/margins.h"
+#include "rows/curvature.h"
 #undef REAL_BITS
 
 #define REAL_BITS 32
@@ -23,33 +25,46 @@
 #include "elements/operands.h"
 #include "elements/binary.h"
 #include "rows/margins.h"
-#include "elements/curvature.h"
 #include "rows/curvature.h"
 #undef REAL_BITS
 
-/* Rows of some tiles. Scratches of many classes are of the heap. */
+/* ---- What float64 has in float32 ------------------------------------------------------------------- */
+
+static void store_floats(float *p, vec_f64 a) { store_narrow_f32(p, a); }
+
+/* Results in float64, a strip of them, to an array of float32 or float64. */
+static void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src)
+{
+    if (to->format == FORMAT_F64) {
+        write_f64(to, first, n, src);
+        return;
+    }
+    float narrow[STRIP];
+    for (ptrdiff_t i = 0; i < n; i += LANES_F64) store_narrow_f32(narrow + i, load_f64(src + i));
+    write_f32(to, first, n, narrow);
+}
+
+static void deliver_plane(const float *plane, const Matrix *to, ptrdiff_t first, ptrdiff_t n_rows, ptrdiff_t n_classes)
+{
+    const Layout *layout = &to->layout;
+    char *at = to->data + first * layout->row_stride;
+    if (is_column(layout)) return;
+    if (is_whole_f32(layout) && layout->class_stride == sizeof(float))
+        plane_to_rows_f32(plane, at, layout->row_stride, n_rows, n_classes);
+    else
+        for (ptrdiff_t c = 0; c < n_classes; c++)
+            put_f32(plane + c * TILE, layout->format, layout->swapped, layout->row_stride, n_rows,
+                    at + c * layout->class_stride);
+}
+
+/* ---- Blocks of tiles and of strips ------------------------------------------------------------------ */
+
 static int run_softmax(const Softmax *s, ptrdiff_t begin, ptrdiff_t end)
 {
-    enum { ON_STACK = 16 }; /* classes */
-    double scratch[PLANES * ON_STACK * TILE / 2];
-    const ptrdiff_t plane = s->n_classes * TILE, at_once = rows_at_once(s);
-    double *planes = s->n_classes <= ON_STACK ? scratch : malloc(PLANES * plane * sizeof(float));
-    if (!planes) return NO_MEMORY;
-    float *floats = (float *)(planes + plane);
-    Tile tile;
-    tile.margins = planes;
-    tile.staged = floats;
-    tile.hess = floats + plane;
-    tile.u = floats + 2 * plane;
-    tile.v = floats + 3 * plane;
     const Environment host = enter_environment();
-    int state = WELL;
-    for (ptrdiff_t k = begin; k < end && state == WELL; k++) {
-        const ptrdiff_t first = k * at_once, n = s->n - first < at_once ? s->n - first : at_once;
-        state = softmax_tile(s, first, n, &tile);
-    }
+    const int wide = s->margins.layout.format == FORMAT_F64;
+    const int state = wide ? run_tiles_f64(s, begin, end) : run_tiles_f32(s, begin, end);
     leave_environment(host);
-    if (planes != scratch) free(planes);
     return state;
 }
 

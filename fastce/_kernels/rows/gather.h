@@ -296,7 +296,9 @@ static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best,
         FN(transform)(transformed, n, call->formula);
         x = transformed;
         ahead = 0;
-        top = FN(chunk_max)(x, n);
+        Best none;
+        begin_best(&none, NULL, 0);
+        top = FN(survey)(x, n, start, piece, &none, 1);
     }
     if (top > piece->so_far.anchor) {
         FN(close_sums)(piece);

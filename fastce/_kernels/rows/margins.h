@@ -1,7 +1,7 @@
 /* The exps of a tile's margins and what their rows sum to, for boosted trees.
  *
- * Included once per REAL_BITS, after transpose.h. Every lane holds a row, the classes pass one by one. Exps are
- * staged in float32, which derivatives are wanted in, times 2^96 and a factor of the row that cancels.
+ * Included once per REAL_BITS, after binary.h. Every lane holds a row, the classes pass one by one. Exps are staged
+ * with the factors that vmath.h leaves in them, which cancel.
  *
  * A probability near 1 is the maximum's, and only there 1 - p would cancel: so the sum is made without the maximum,
  * and 1 - p of the maximum is that rest by the sum.
@@ -16,9 +16,6 @@ typedef struct {
     char *data;
     Layout layout;
 } Matrix;
-
-/* Of each row of a tile: the maximum's staged exp, 1 / sum, and what the others have of the sum. */
-typedef struct { float top[TILE], inverse[TILE], rest[TILE]; } RowSums;
 
 static void store_floats(float *p, vec_f64 a);
 
@@ -45,6 +42,9 @@ static void FN(plane_to_rows)(const REAL *, char *, ptrdiff_t, ptrdiff_t, ptrdif
 
 #include "vector/transpose.h"
 
+/* Of each row of a tile: the maximum's exp, 1 / sum in two parts, and what the others have of the sum. */
+typedef struct { REAL top[TILE], inverse[TILE], inverse_low[TILE], rest[TILE]; } FN(RowSums);
+
 INLINE int FN(is_whole)(const Layout *layout) { return layout->format == REAL_FORMAT && !layout->swapped; }
 
 /* Where a tile's margins can be read class by class, the rows of one adjacent; they may have to be moved for that.
@@ -66,9 +66,19 @@ static const char *FN(margins_of)(const Matrix *from, ptrdiff_t first, ptrdiff_t
     return (const char *)plane;
 }
 
+INLINE vec_f64 FN(part_of_sum)(sum_vec acc, int part)
+{
+#if REAL_BITS == 64
+    (void)part;
+    return acc.sum + acc.error;
+#else
+    return part ? acc.high : acc.low;
+#endif
+}
+
 /* LANES rows, of which the first n are there. */
-INLINE void FN(sweep_lanes)(const char *at, ptrdiff_t step, ptrdiff_t n, ptrdiff_t n_classes, float *staged,
-                            RowSums *rows, ptrdiff_t i)
+INLINE void FN(sweep_lanes)(const char *at, ptrdiff_t step, ptrdiff_t n, ptrdiff_t n_classes, REAL *staged,
+                            FN(RowSums) *rows, ptrdiff_t i)
 {
     const vec one = FN(splat)(1);
     vec m = FN(take)((const REAL *)at, n, 0);
@@ -81,34 +91,24 @@ INLINE void FN(sweep_lanes)(const char *at, ptrdiff_t step, ptrdiff_t n, ptrdiff
         const vec e = FN(exps)(FN(take)((const REAL *)(at + c * step), n, 0), &exps);
         const FN(mask) is_top = FN(not_less)(e, top); /* or NaN */
         tops += FN(keep)(is_top, one);
-#if REAL_BITS == 64 /* a plain sum has digits enough for a float32 */
-        others.sum += e - FN(keep)(is_top, e);
-        store_floats(staged + c * TILE + i, e * (0x1p96 / EXP_SCALE));
-#else
         FN(add)(&others, e - FN(keep)(is_top, e));
         FN(store)(staged + c * TILE + i, e);
-#endif
     }
     for (int part = 0; part < N_PARTS; part++) {
         const vec_f64 exp_of_top = FN(widen)(top, part), count = FN(widen)(tops, part);
-#if REAL_BITS == 64
-        const double scale = 0x1p96 / EXP_SCALE;
-        const vec_f64 sum_of_others = others.sum;
-#else
-        const double scale = 1;
-        const vec_f64 sum_of_others = part ? others.high : others.low;
-#endif
-        const vec_f64 inverse = 1 / (sum_of_others + count * exp_of_top);
+        const vec_f64 sum_of_others = FN(part_of_sum)(others, part), sum = sum_of_others + count * exp_of_top;
         const ptrdiff_t to = i + part * LANES_F64;
-        store_floats(rows->top + to, exp_of_top * scale);
-        store_floats(rows->inverse + to, inverse * (1 / scale));
-        store_floats(rows->rest + to, (sum_of_others + (count - 1) * exp_of_top) * inverse);
+        const vec_f64 inverse = 1 / sum;
+        FN(store_narrow)(rows->inverse + to, inverse);
+        FN(store_narrow)(rows->inverse_low + to, inverse - FN(load_wide)(rows->inverse + to));
+        FN(store_narrow)(rows->rest + to, (sum_of_others + (count - 1) * exp_of_top) * inverse);
     }
+    FN(store)(rows->top + i, top);
 }
 
 /* `staged` may be the plane of the margins itself. */
 static void FN(sweep_margins)(const char *margins, ptrdiff_t step, ptrdiff_t n_rows, ptrdiff_t n_classes,
-                              float *staged, RowSums *rows)
+                              REAL *staged, FN(RowSums) *rows)
 {
     ptrdiff_t i = 0;
     for (; i + LANES <= n_rows; i += LANES)

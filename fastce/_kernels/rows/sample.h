@@ -306,7 +306,7 @@ static void FN(draw_from_list)(const Sampling *call, Sampled *row, ptrdiff_t n, 
 }
 
 /* The largest logit of the row, once its blocks have been looked at. */
-static void FN(find_highest)(const Sampling *call, Sampled *row)
+static void FN(find_row_maximum)(const Sampling *call, Sampled *row)
 {
     const ptrdiff_t n_blocks = count_blocks(call->n_classes);
     row->m = -INFINITY;

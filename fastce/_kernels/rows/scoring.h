@@ -87,9 +87,9 @@ static void look_at_blocks(const Sampling *call, const char *x, ptrdiff_t first,
     IN_PRECISION_OF(&call->layout, look_at_blocks, call, (const void *)x, first, last, row, best, is_nan);
 }
 
-static void find_maximum(const Sampling *call, Sampled *row)
+static void find_row_maximum(const Sampling *call, Sampled *row)
 {
-    IN_PRECISION_OF(&call->layout, find_highest, call, row);
+    IN_PRECISION_OF(&call->layout, find_row_maximum, call, row);
 }
 
 static void fill_buckets(const Sampling *call, const char *x, ptrdiff_t piece, Sampled *row)

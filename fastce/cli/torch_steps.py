@@ -1,0 +1,125 @@
+"""Whole steps in PyTorch, loss and backward, against its own: ``python -m fastce bench --suite torch``."""
+
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from time import perf_counter
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.nn import functional as F
+
+import fastce
+import fastce.torch as ours
+from fastce.cli.common import new_table, still_live, three_digits, time_text
+from fastce.cli.timing import interleaved
+
+SHAPES = {(65536, 10): 2.5, (8192, 1000): 3.0, (1024, 32000): 5.0, (4, 21, 512, 512): 4.0}
+LINEAR = (1024, 512, 32000)
+SMALL_CALLS = 300
+
+
+def show_torch(terminal: Console, rounds: int, n_threads: int) -> None:
+    """Print each step's time, PyTorch's, and how many times it that is."""
+    torch.set_num_threads(n_threads)
+    fastce.set_num_threads(n_threads)
+    table = new_table(
+        ("step",), ("fastce", "torch", "torch ÷ fastce", "goal", "kernel alone", "of which bridge")
+    )
+    with still_live(terminal, table) as live:
+        for shape, goal in SHAPES.items():
+            table.caption = f"measuring {shape}"
+            live.refresh()
+            table.add_row(*_cells(str(shape), *_losses(shape, rounds), goal))
+        table.add_row(*_cells("linear " + "×".join(map(str, LINEAR)), *_linear(rounds), 1.0))
+        for name, calls in _small().items():
+            seconds = {key: median(_times(call, rounds)) for key, call in calls.items()}
+            table.add_row(
+                *_cells(f"(1, 10) {name}", seconds["fastce"], seconds["torch"], seconds["kernel"], 1.0)
+            )
+        table.caption = (
+            "Steps of float32: loss and backward, with new memory for the gradient. kernel alone: the "
+            "function of arrays, which makes a gradient as well."
+        )
+        live.refresh()
+
+
+def _cells(name: str, own: float, theirs: float, kernel: float, goal: float) -> list[str]:
+    ratio = f"{theirs / own:.2f}"
+    return [name, time_text(own), time_text(theirs), ratio, f"≥ {three_digits(goal)}", time_text(kernel),
+            time_text(max(own - kernel, 0.0))]  # fmt: skip
+
+
+def _step(function: Callable[..., Tensor], leaves: tuple[Tensor, ...], *rest: Tensor) -> None:
+    for leaf in leaves:
+        leaf.grad = None
+    function(*leaves, *rest).backward()
+
+
+def _losses(shape: tuple[int, ...], rounds: int) -> tuple[float, float, float]:
+    x = torch.randn(shape, requires_grad=True)
+    y = torch.randint(shape[1], (shape[0], *shape[2:]))
+    logits, labels = x.detach().numpy(), y.numpy()
+    seconds = interleaved(
+        {
+            "fastce": partial(_step, ours.cross_entropy, (x,), y),
+            "torch": partial(_step, F.cross_entropy, (x,), y),
+            "kernel": partial(fastce.cross_entropy_and_grad, logits, labels, axis=1),
+        },
+        rounds,
+    )
+    return seconds["fastce"], seconds["torch"], seconds["kernel"]
+
+
+def _linear(rounds: int) -> tuple[float, float, float]:
+    """PyTorch's chunked one, the quickest it has."""
+    n_rows, n_features, n_classes = LINEAR
+    x = torch.randn(n_rows, n_features, requires_grad=True)
+    w = (torch.randn(n_classes, n_features) / n_features**0.5).requires_grad_()
+    y = torch.randint(n_classes, (n_rows,))
+    chunked = partial(F.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions())
+    arrays = x.detach().numpy(), w.detach().numpy(), y.numpy()
+    seconds = interleaved(
+        {
+            "fastce": partial(_step, ours.linear_cross_entropy, (x, w), y),
+            "torch": partial(_step, chunked, (x, w), y),
+            "kernel": partial(fastce.linear_cross_entropy_and_grad, *arrays),
+        },
+        min(rounds, 3),
+    )
+    return seconds["fastce"], seconds["torch"], seconds["kernel"]
+
+
+def _small() -> dict[str, dict[str, Callable[[], object]]]:
+    x, y = torch.randn(1, 10, requires_grad=True), torch.tensor([3])
+    logits, labels = x.detach().numpy(), y.numpy()
+    constant = x.detach()
+    return {
+        "loss": {
+            "fastce": partial(ours.cross_entropy, constant, y),
+            "torch": partial(F.cross_entropy, constant, y),
+            "kernel": partial(fastce.cross_entropy, logits, labels),
+        },
+        "loss with a graph": {
+            "fastce": partial(ours.cross_entropy, x, y),
+            "torch": partial(F.cross_entropy, x, y),
+            "kernel": partial(fastce.cross_entropy_and_grad, logits, labels),
+        },
+        "loss and backward": {
+            "fastce": partial(_step, ours.cross_entropy, (x,), y),
+            "torch": partial(_step, F.cross_entropy, (x,), y),
+            "kernel": partial(fastce.cross_entropy_and_grad, logits, labels),
+        },
+    }
+
+
+def _times(call: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of a call that is too short for a clock, in each of some rounds."""
+    times = []
+    for _ in range(rounds):
+        begin = perf_counter()
+        for _ in range(SMALL_CALLS):
+            call()
+        times.append((perf_counter() - begin) / SMALL_CALLS)
+    return times

@@ -1,0 +1,66 @@
+"""Runs of the benchmark: kept in files and read again, and shown by the README and the page of benchmarks."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastce.cli.measure import Case
+from fastce.cli.report import Run
+
+pytestmark = pytest.mark.once  # times nothing
+
+ROOT = Path(__file__).parents[2]
+RUNS = sorted((ROOT / "docs" / "benchmarks").glob("*.json"))
+
+
+def test_pages_show_their_runs():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/benchmarks.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_page_that_shows_something_else_is_named(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("benchmarks", ROOT / "tools/benchmarks.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "docs/benchmarks.md"):
+        text = (ROOT / page).read_text()
+        (tmp_path / page).write_text(text.replace("8192", "8193") if page == "README.md" else text)
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks.py", "--check"])
+    assert tool.main() == 1
+    assert capsys.readouterr().out.startswith("README.md is not what its run says")
+    assert "8193" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_read_and_written(path, tmp_path):
+    run = Run.read(path)
+    run.write(tmp_path / "run.json")
+    assert (tmp_path / "run.json").read_text() == path.read_text()
+    assert len(run.cases) == 24
+
+
+def test_summary():
+    seconds = {"fastce": 1.0, "stream": 0.5, "numpy": 8.0, "torch": 2.0}
+    cases = [
+        Case((2, 3), "float32", "loss", seconds),
+        Case((2, 3), "float32", "loss+grad", seconds | {"torch": 32.0}),
+    ]
+    run = Run(
+        "a processor",
+        "v3",
+        2,
+        3,
+        "2026-01-01",
+        {"fastce": "0", "Python": "3", "NumPy": "2", "numpy": "2", "torch": "2"},
+        cases,
+    )
+    assert run.rivals == ["numpy", "torch"]
+    assert run.mean_of_best() == pytest.approx(4.0)  # of 2 and 8
+    assert run.cells(cases[0])[5:] == ["50%", "8.00x", "[bold]2.00x[/]"]

@@ -1,0 +1,68 @@
+"""Which anchor a row has is decided by its own numbers: no bit depends on neighbours, splits, threads."""
+
+import numpy as np
+import pytest
+from conftest import DTYPES, GRAD_ULP, LOSS_ULP, assert_ulp, bits, compute_dtype
+
+import fastce
+from fastce import reference
+
+
+def near_and_far(dtype, n_classes, n_rows=24):
+    """Rows whose target is the maximum, near it, about what the format holds, and far from it, in any order."""
+    rng = np.random.default_rng(n_classes)
+    x, y = rng.normal(size=(n_rows, n_classes)), rng.integers(0, n_classes, n_rows)
+    gaps = [0, 3, 18.9, 19.1, 60, 250, 299, 301, 900, np.inf]
+    for i, gap in enumerate(np.resize(gaps, n_rows)):
+        x[i, y[i]] = -gap
+        x[i, y[i] - 1] = 0.0 if gap else -1.0
+    order = rng.permutation(n_rows)
+    return x.astype(dtype)[order], y[order]
+
+
+OPTIONS = [{}, {"temperature": 0.3}, {"temperature": 7.0}]
+
+
+@pytest.mark.parametrize("n_classes", [113, 1000, 9000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_near_and_far_rows(level, dtype, n_classes):
+    x, y = near_and_far(dtype, n_classes)
+    row = compute_dtype(dtype)
+    for options in OPTIONS:
+        given = {"reduction": "none", **options}
+        loss, grad = fastce.cross_entropy_and_grad(x, y, **given)
+        exact_loss, exact_grad = reference.cross_entropy_and_grad(x, y, **given)
+        assert_ulp(loss, exact_loss, LOSS_ULP[row])
+        assert_ulp(grad, exact_grad, GRAD_ULP[dtype])
+        assert bits(fastce.cross_entropy(x, y, **given)) == bits(loss)
+        in_place = x.copy()
+        fastce.cross_entropy_and_grad(in_place, y, out=in_place, **given)
+        assert bits(in_place) == bits(grad)
+        for i in range(len(x)):  # each by itself, and with threads that share it
+            for n_threads in (1, 4):
+                alone = fastce.cross_entropy_and_grad(
+                    x[i : i + 1], y[i : i + 1], n_threads=n_threads, **given
+                )
+                assert bits(alone[0]) == bits(loss[i])
+                assert bits(alone[1]) == bits(grad[i])
+        back = fastce.cross_entropy_and_grad(x[::-1], y[::-1], **given)
+        assert bits(back[0][::-1]) == bits(loss)
+        assert bits(back[1][::-1]) == bits(grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_are_not_numbers(level, dtype):
+    """NaN, infinities and ignored rows among others leave those as they are."""
+    for n_classes in (130, 9000):
+        x, y = near_and_far(dtype, n_classes, 12)
+        alone = fastce.cross_entropy_and_grad(x, y, reduction="none")
+        spoilt, labels = np.repeat(x, 2, axis=0), np.repeat(y, 2)
+        spoilt[1::2][0, 3], spoilt[1::2][1, 7], spoilt[1::2][2] = np.nan, np.inf, -np.inf
+        labels[7::2] = -100
+        loss, grad = fastce.cross_entropy_and_grad(spoilt, labels, reduction="none")
+        assert bits(loss[::2]) == bits(alone[0])
+        assert bits(grad[::2]) == bits(alone[1])
+        assert np.isnan(loss[1:7:2]).all()
+        assert np.isnan(grad[1:7:2].astype(float)).all()
+        assert not loss[7::2].any()
+        assert not grad[7::2].any()

@@ -1,0 +1,150 @@
+"""fastce.sklearn's estimators: scikit-learn's conventions, its minimum, in fewer steps, also where it
+warns."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn import linear_model
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.naive_bayes import GaussianNB
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fastce.calibration import fit_temperature
+from fastce.linear import objective
+from fastce.sklearn import LogisticRegression, LogisticRegressionCV, TemperatureScaling
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.filterwarnings("default")
+@parametrize_with_checks([LogisticRegression(), LogisticRegression(solver="newton-cg"), TemperatureScaling()])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def value(model, X, y, C):
+    """The objective, in float64, that scikit-learn's class minimises."""
+    label = np.searchsorted(model.classes_, y)
+    f = objective(X.astype(np.float64), label, len(model.classes_), l2=1 / (C * X.shape[0]))
+    return f.loss(np.hstack([model.coef_, model.intercept_[:, None]]))
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "newton-cholesky"])
+@pytest.mark.parametrize("load", [load_iris, load_digits, load_breast_cancer])
+@pytest.mark.parametrize("C", [0.01, 1])
+def test_no_higher_than_scikit_learn(load, C, solver):
+    X, y = load(return_X_y=True)
+    if solver == "newton-cholesky" and load is load_digits:
+        X = X[:, 16:24]
+    ours = LogisticRegression(C=C, solver=solver).fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theirs = linear_model.LogisticRegression(C=C, solver="lbfgs").fit(X, y)
+    assert value(ours, X, y, C) <= value(theirs, X, y, C) * (1 + 1e-7)
+    assert ours.coef_.shape == theirs.coef_.shape
+    assert ours.n_iter_.dtype == theirs.n_iter_.dtype
+    assert ours.n_iter_.shape == theirs.n_iter_.shape
+
+
+def hard(kind, rng):
+    X = rng.normal(size=(4000, 20))
+    W = rng.normal(size=(20, 4))
+    if kind == "unscaled":
+        y = (X @ W + rng.gumbel(size=(4000, 4))).argmax(axis=1)
+        return X * 10 ** rng.uniform(-3, 3, 20), y, 1.0
+    if kind == "separable":
+        return X, (X @ W).argmax(axis=1), 1e6
+    W = rng.normal(size=(20, 200)) / 2
+    y = (X @ W + rng.gumbel(size=(4000, 200))).argmax(axis=1)
+    return X * 10 ** rng.uniform(-1, 1, 20), np.unique(y, return_inverse=True)[1], 1.0
+
+
+@pytest.mark.parametrize("kind", ["unscaled", "separable", "200 classes"])
+def test_hard_cases_converge(kind, rng):
+    X, y, C = hard(kind, rng)
+    ours = LogisticRegression(C=C).fit(X, y)  # a warning would be an error
+    if kind == "separable":  # scikit-learn's stops without a warning at this tolerance, in fewer steps
+        theirs = linear_model.LogisticRegression(C=C).fit(X, y)
+    else:
+        with pytest.warns(ConvergenceWarning):
+            theirs = linear_model.LogisticRegression(C=C).fit(X, y)
+        assert ours.n_iter_[0] < theirs.n_iter_[0]
+    assert value(ours, X, y, C) <= value(theirs, X, y, C) * (1 + 1e-7)
+
+
+def test_sparse_and_float32(rng):
+    X = sparse.random(300, 40, 0.2, format="csr", random_state=0, dtype=np.float32)
+    y = rng.integers(0, 3, 300)
+    dense, csr = LogisticRegression(tol=1e-6).fit(X.toarray(), y), LogisticRegression(tol=1e-6).fit(X, y)
+    assert dense.coef_.dtype == csr.coef_.dtype == csr.predict_proba(X).dtype == np.float32
+    np.testing.assert_allclose(dense.coef_, csr.coef_, atol=1e-4)
+    wide = LogisticRegression(tol=1e-6).fit(X.toarray().astype(np.float64), y)
+    assert wide.coef_.dtype == np.float64
+    np.testing.assert_allclose(dense.coef_, wide.coef_, atol=1e-4)
+
+
+def test_a_sample_of_many_rows_leads_to_the_same_minimum(rng):
+    X = rng.normal(size=(20000, 4))
+    y = (X @ rng.normal(size=4) + rng.logistic(size=20000) > 0).astype(int)
+    ours = LogisticRegression(tol=1e-8).fit(X, y)
+    theirs = linear_model.LogisticRegression(tol=1e-8, solver="newton-cholesky").fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-6)
+    assert ours.n_iter_[0] <= 8
+
+
+def test_pickle(rng):
+    X, y = load_iris(return_X_y=True)
+    model = LogisticRegression().fit(X, y)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert (loaded.predict_proba(X) == model.predict_proba(X)).all()
+
+
+def test_log_probabilities_keep_their_digits():
+    model = LogisticRegression().fit([[-1.0], [1.0]], [0, 1])
+    log_p = model.predict_log_proba([[1e4]])
+    assert np.isfinite(log_p).all()
+    z = model.decision_function([[1e4]])[0]
+    assert log_p[0, 0] == pytest.approx(-z, rel=1e-15)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_cv():
+    X, y = load_iris(return_X_y=True)
+    ours = LogisticRegressionCV(Cs=3, cv=3).fit(X, y)
+    theirs = linear_model.LogisticRegressionCV(Cs=3, cv=3, max_iter=2000).fit(X, y)
+    assert ours.C_[0] == theirs.C_[0]
+    np.testing.assert_allclose(ours.scores_[0], theirs.scores_[0], atol=0.03)
+
+
+def test_other_solvers_are_scikit_learns():
+    X, y = load_iris(return_X_y=True)
+    ours = LogisticRegression(solver="saga", random_state=0, max_iter=5000).fit(X, y)
+    theirs = linear_model.LogisticRegression(solver="saga", random_state=0, max_iter=5000).fit(X, y)
+    assert (ours.coef_ == theirs.coef_).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_temperature_of_a_fitted_classifier(classes):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < classes, 1:2], np.array(["a", "b", "c"])[y[y < classes]]
+    fitted = LogisticRegression().fit(X[::2], y[::2])
+    model = TemperatureScaling(fitted).fit(X[1::2], y[1::2])
+    assert model.estimator_ is fitted
+    z = fitted._logits(X[1::2])
+    assert model.temperature_ == fit_temperature(z, np.searchsorted(model.classes_, y[1::2]))
+    np.testing.assert_allclose(np.log(model.predict_proba(X)), model.predict_log_proba(X), rtol=1e-12)
+    bayes = TemperatureScaling(GaussianNB().fit(X[::2], y[::2])).fit(X[1::2], y[1::2])
+    assert bayes.predict_proba(X).shape == (len(X), classes)
+
+
+def test_temperature_refuses():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match="logits is 'margins'; expected 'auto'"):
+        TemperatureScaling(logits="margins").fit(X, y)
+    fitted = LogisticRegression().fit(X[y < 2], y[y < 2])
+    with pytest.raises(ValueError, match=r"y\[100\] is .*expected one of the classifier's classes"):
+        TemperatureScaling(fitted).fit(X, y)

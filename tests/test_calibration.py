@@ -1,0 +1,145 @@
+"""Calibration against plain formulas, scikit-learn's temperature and torchmetrics' bins."""
+
+import numpy as np
+import pytest
+from scipy import special
+from sklearn.calibration import _TemperatureScaling
+
+from fastce import calibration
+
+
+def batch(rng, n, n_classes, dtype=np.float64):
+    z = rng.normal(size=(n, n_classes)) * 2
+    y = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+    return z.astype(dtype), y
+
+
+@pytest.mark.parametrize("scale", [0.01, 1, 5, 300])
+@pytest.mark.parametrize("n_classes", [2, 3, 37, 1000])
+def test_temperature_is_scikit_learns(rng, n_classes, scale, level):
+    z, y = batch(rng, 500, n_classes)
+    weight = rng.uniform(0, 2, 500)
+    theirs = 1 / _TemperatureScaling().fit(z * scale, y, sample_weight=weight).beta_
+    assert calibration.fit_temperature(z * scale, y, sample_weight=weight) == pytest.approx(theirs, rel=1e-6)
+    narrow = calibration.fit_temperature((z * scale).astype(np.float32), y, sample_weight=weight)
+    assert narrow == pytest.approx(theirs, rel=1e-6)
+
+
+def test_the_derivative_is_zero_there(rng, level):
+    z, y = batch(rng, 400, 20)
+    T = calibration.fit_temperature(z, y)
+    p = special.softmax(z / T, axis=1)
+    slope = (p * z).sum(axis=1) - z[np.arange(400), y]
+    assert abs(slope.mean()) < 1e-9
+
+
+def test_a_sample_of_the_rows_changes_nothing(rng, monkeypatch):
+    z, y = batch(rng, 4000, 50)
+    whole = calibration.fit_temperature(z, y)
+    monkeypatch.setattr(calibration, "_FEW", 1000)
+    assert calibration.fit_temperature(z, y) == pytest.approx(whole, rel=1e-12)
+
+
+def test_ends_of_the_range():
+    x = np.eye(4) * 3
+    with pytest.warns(RuntimeWarning, match="every target has the largest logit"):
+        assert calibration.fit_temperature(x, [0, 1, 2, 3]) == pytest.approx(np.exp(-10))
+    with pytest.warns(RuntimeWarning, match="say nothing of the targets"):
+        assert calibration.fit_temperature(-x, [0, 1, 2, 3]) == pytest.approx(np.exp(10))
+    assert calibration.fit_temperature(np.ones((3, 4)), [0, 1, 2]) == 1
+
+
+def test_layouts_ignored_rows_and_threads(rng, level):
+    z, y = batch(rng, 300, 12, np.float32)
+    expected = calibration.fit_temperature(z, y), calibration.brier_score(z, y)
+    planes = np.ascontiguousarray(z.reshape(10, 30, 12).transpose(0, 2, 1))
+    got = [
+        f(planes, y.reshape(10, 30), axis=1) for f in (calibration.fit_temperature, calibration.brier_score)
+    ]
+    assert tuple(got) == expected
+    more = np.vstack([z, np.full((5, 12), np.nan, np.float32)])
+    assert calibration.brier_score(more, np.append(y, [-100] * 5)) == pytest.approx(expected[1], rel=1e-14)
+    one, three = (
+        calibration.fit_temperature(np.tile(z, (40, 1)), np.tile(y, 40), n_threads=n) for n in (1, 3)
+    )
+    assert one == three
+
+
+def bins(confidence, right, n_bins):
+    """torchmetrics' bins: the lower edge belongs to each, and 1 has its own."""
+    edges = np.linspace(0, 1, n_bins + 1, dtype=confidence.dtype)
+    for low, high in zip(edges, [*edges[1:], np.inf], strict=True):
+        inside = (confidence >= low) & (confidence < high)
+        if inside.any():
+            yield inside.mean(), abs(right[inside].mean() - confidence[inside].astype(np.float64).mean())
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 15])
+@pytest.mark.parametrize("n_classes", [2, 3, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_error_by_its_formula(rng, dtype, n_classes, n_bins, level):
+    z, y = batch(rng, 600, n_classes, dtype)
+    z[:3] *= 1000
+    p = special.softmax(z.astype(np.float64), axis=1).astype(dtype)
+    share, distance = np.transpose(list(bins(p.max(axis=1), p.argmax(axis=1) == y, n_bins)))
+    expected = {
+        "l1": (share * distance).sum(),
+        "l2": np.sqrt((share * distance**2).sum()),
+        "max": distance.max(),
+    }
+    for norm, error in expected.items():
+        for given, from_logits in ((z, True), (p, False)):
+            got = calibration.calibration_error(given, y, n_bins=n_bins, norm=norm, from_logits=from_logits)
+            # A confidence may be rounded across an edge of a bin: none of these is within an ULP of one.
+            assert got == pytest.approx(error, abs=8 * float(np.finfo(dtype).eps))
+    one_hot = np.eye(n_classes)[y]
+    exact = special.softmax(z.astype(np.float64), axis=1)
+    brier = np.square(exact - one_hot).sum(axis=1).mean()
+    assert calibration.brier_score(z, y) == pytest.approx(brier, rel=16 * float(np.finfo(dtype).eps))
+
+
+def test_one_number_for_class_1(rng, level):
+    z = rng.normal(size=500) * 3
+    y = (rng.random(500) < special.expit(z)).astype(int)
+    two = np.stack([np.zeros(500), z], axis=1)
+    assert calibration.fit_temperature(z * 4, y) == pytest.approx(
+        calibration.fit_temperature(two * 4, y), rel=1e-12
+    )
+    p = special.expit(z)
+    assert calibration.brier_score(z, y) == pytest.approx(np.mean((p - y) ** 2), rel=1e-14)
+    assert calibration.brier_score(p, y, from_logits=False) == pytest.approx(np.mean((p - y) ** 2), rel=1e-14)
+    share, distance = np.transpose(list(bins(p, y == 1, 15)))
+    assert calibration.calibration_error(z, y) == pytest.approx((share * distance).sum(), rel=1e-12)
+
+
+def test_sure_rows_keep_their_digits():
+    score = calibration.brier_score(np.array([[40.0, 0.0]]), [0])
+    assert score == pytest.approx(2 * np.exp(-40) ** 2, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([[0.0, 1.0]], [2]), {}, IndexError, r"target\[0\] is 2; expected a class index in \[0, 2\)"),
+        (([[0.0, 1.0]], [0.5]), {}, TypeError, "target has dtype float64"),
+        (([[0.0, 1.0]], [[0]]), {}, ValueError, "target has shape"),
+        (([[0.0, np.nan]], [0]), {}, ValueError, r"logits\[0\] holds NaN"),
+        (([[0.0, 1.5]], [0]), {"from_logits": False}, ValueError, r"logits\[0\] holds a number outside"),
+        (([[0.0, 1.0]], [0]), {"n_bins": 0}, ValueError, "n_bins is 0"),
+        (([[0.0, 1.0]], [0]), {"norm": "l3"}, ValueError, "norm is 'l3'"),
+        (([[0.0, 1.0]], [0]), {"sample_weight": [-1]}, ValueError, "sample_weight holds negative"),
+        (([[0.0, 1.0]], [0]), {"sample_weight": [1, 2]}, ValueError, "sample_weight has shape"),
+    ],
+)
+def test_refusals(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        calibration.calibration_error(*arguments, **options)
+
+
+def test_no_rows():
+    assert np.isnan(calibration.calibration_error(np.empty((0, 3)), []))
+    assert np.isnan(calibration.brier_score(np.empty((0, 3)), []))
+    with pytest.raises(ValueError, match="no row counts"):
+        calibration.fit_temperature(np.empty((0, 3)), [])
+    with pytest.raises(ValueError, match=r"logits\[0\] holds NaN, \+inf or -inf as the target's"):
+        calibration.fit_temperature([[-np.inf, 0.0]], [0])
