@@ -101,7 +101,7 @@ def cross_entropy_and_grad(
     >>> import dask
     >>> import dask.array as da
     >>> from fastce.dask import cross_entropy_and_grad
-    >>> loss, grad = cross_entropy_and_grad(da.zeros((4, 2), chunks=(2, 2)), da.zeros(4, int, chunks=2))
+    >>> loss, grad = cross_entropy_and_grad(da.zeros((4, 2), chunks=(2, 2)), da.zeros(4, dtype=int, chunks=2))
     >>> dask.compute(loss, grad)[1][0].tolist()
     [-0.125, 0.125]
     """

@@ -42,15 +42,16 @@ class LogisticObjective(_objectives.Logistic):
 
     Notes
     -----
-    CatBoost asks for a metric: pass one of its own by name, or `logistic_loss`. It estimates leaves by
-    Newton's method for its own objective and by gradients for others: ``leaf_estimation_method="Newton"`` is
-    what it takes itself, with ``leaf_estimation_iterations=10``, for ``Logloss``.
+    CatBoost asks for a metric: pass one of its own by name, or `logistic_loss`. It knows of no classes where the
+    objective is not its own: predict raw values, and `predict_proba` of them. It estimates leaves by Newton's
+    method for its own objective and by gradients for others: ``leaf_estimation_method="Newton"`` is what it takes
+    itself, with ``leaf_estimation_iterations=10``, for ``Logloss``.
 
     Examples
     --------
     >>> import numpy as np
     >>> from catboost import CatBoostClassifier
-    >>> from fastce.boosting.catboost import LogisticObjective, logistic_loss
+    >>> from fastce.boosting.catboost import LogisticObjective, logistic_loss, predict_proba
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(200, 3))
     >>> y = (X[:, 0] > 0.5).astype(int)
@@ -58,7 +59,8 @@ class LogisticObjective(_objectives.Logistic):
     ...     iterations=20, loss_function=LogisticObjective(gamma=2.0), eval_metric=logistic_loss, verbose=0,
     ...     leaf_estimation_method="Newton", allow_writing_files=False,
     ... )
-    >>> float(model.fit(X, y).score(X, y)) > 0.95
+    >>> raw = model.fit(X, y).predict(X, prediction_type="RawFormulaVal")
+    >>> bool((predict_proba(raw).argmax(axis=1) == y).mean() > 0.95)
     True
     """
 
@@ -102,7 +104,7 @@ class SoftmaxObjective(_objectives.Softmax):
     --------
     >>> import numpy as np
     >>> from catboost import CatBoostClassifier
-    >>> from fastce.boosting.catboost import SoftmaxObjective, softmax_loss
+    >>> from fastce.boosting.catboost import SoftmaxObjective, predict_proba, softmax_loss
     >>> rng = np.random.default_rng(0)
     >>> X = rng.normal(size=(100, 4))
     >>> y = np.argmax(X[:, :3], axis=1)
@@ -110,7 +112,8 @@ class SoftmaxObjective(_objectives.Softmax):
     ...     iterations=5, loss_function=SoftmaxObjective(3), eval_metric=softmax_loss, classes_count=3,
     ...     leaf_estimation_method="Newton", allow_writing_files=False, verbose=0,
     ... )
-    >>> float(model.fit(X, y).score(X, y)) > 0.7
+    >>> raw = model.fit(X, y).predict(X, prediction_type="RawFormulaVal")
+    >>> bool((predict_proba(raw).argmax(axis=1) == y).mean() > 0.7)
     True
     """
 
