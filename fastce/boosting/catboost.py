@@ -42,10 +42,10 @@ class LogisticObjective(_objectives.Logistic):
 
     Notes
     -----
-    CatBoost asks for a metric: pass one of its own by name, or `logistic_loss`. It knows of no classes where the
-    objective is not its own: predict raw values, and `predict_proba` of them. It estimates leaves by Newton's
-    method for its own objective and by gradients for others: ``leaf_estimation_method="Newton"`` is what it takes
-    itself, with ``leaf_estimation_iterations=10``, for ``Logloss``.
+    CatBoost asks for a metric: pass one of its own by name, or `logistic_loss`. It knows of no classes where
+    the objective is not its own: predict raw values, and `predict_proba` of them. It estimates leaves by
+    Newton's method for its own objective and by gradients for others: ``leaf_estimation_method="Newton"`` is
+    what it takes itself, with ``leaf_estimation_iterations=10``, for ``Logloss``.
 
     Examples
     --------

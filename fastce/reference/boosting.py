@@ -24,6 +24,26 @@ def softmax_derivatives(
     The formulas are those of ``elementwise`` losses of a class: a term ``q_c (1 - p_c)^gamma (-log p_c)`` for
     each.
     """
+    p, p_not, u, v = terms(margins, target, weight, class_weight, gamma, smoothing)
+    others_u, others_v = _sum_of_others(u), _sum_of_others(v)
+    grad = p * others_u - u * p_not
+    hess = factor * (others_u + u) * p * p_not
+    if curvature == "magnitude":
+        hess = np.abs(grad)
+    elif curvature == "whole":
+        hess = hess - (p**2 * others_v + p_not**2 * v)
+    return grad, np.where(hess < least, least, hess)
+
+
+def terms(
+    margins: ArrayLike,
+    target: ArrayLike,
+    weight: ArrayLike | None,
+    class_weight: ArrayLike | None,
+    gamma: float,
+    smoothing: float,
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """p, 1 - p, u and v, of which the derivatives are sums of products."""
     x, q = np.asarray(margins, np.longdouble), np.asarray(target)
     n_classes = x.shape[1]
     q = (np.eye(n_classes)[q.astype(int)] if q.ndim == 1 else q).astype(np.longdouble)
@@ -42,14 +62,7 @@ def softmax_derivatives(
         slope = p_not**gamma * (1 + gamma * p * ratio) if gamma else np.ones_like(p)
         bend = gamma * p_not ** (gamma - 1) * (minus_log - 2 - (gamma - 1) * p * ratio) if gamma else 0 * p
     u, v = q * slope, q * np.where(p_not > 0, bend, 0) * p
-    others_u, others_v = _sum_of_others(u), _sum_of_others(v)
-    grad = p * others_u - u * p_not
-    hess = factor * (others_u + u) * p * p_not
-    if curvature == "magnitude":
-        hess = np.abs(grad)
-    elif curvature == "whole":
-        hess = hess - (p**2 * others_v + p_not**2 * v)
-    return grad, np.where(hess < least, least, hess)
+    return p, p_not, u, v
 
 
 def _sum_of_others(a: NDArray) -> NDArray:
