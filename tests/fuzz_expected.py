@@ -254,9 +254,10 @@ def softmaxes(arrays, options):
         for name in ("softmax", "log_softmax")
     }
     p, log_p = within.values()  # a distribution
+    at_most_1 = np.where(p.high < np.inf, np.minimum(p.high, 1), p.high)
     at_most_0 = np.where(log_p.high < np.inf, np.minimum(log_p.high, 0), log_p.high)
     return {
-        "softmax": (Interval(np.maximum(p.low, 0), np.where(p.high < np.inf, np.minimum(p.high, 1), p.high)),),
+        "softmax": (Interval(np.maximum(p.low, 0), at_most_1),),
         "log_softmax": (Interval(log_p.low, at_most_0),),
     }
 

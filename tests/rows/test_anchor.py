@@ -9,7 +9,7 @@ from fastce import reference
 
 
 def near_and_far(dtype, n_classes, n_rows=24):
-    """Rows whose target is the maximum, near it, about what the format holds, and far from it, in any order."""
+    """Rows whose target is the maximum, near it, about what the format holds, and far from it, shuffled."""
     rng = np.random.default_rng(n_classes)
     x, y = rng.normal(size=(n_rows, n_classes)), rng.integers(0, n_classes, n_rows)
     gaps = [0, 3, 18.9, 19.1, 60, 250, 299, 301, 900, np.inf]
