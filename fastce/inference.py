@@ -133,12 +133,12 @@ def token_logprobs(
     >>> from fastce.inference import token_logprobs
     >>> logits = np.array([[20.0, 0.0, 0.0], [0.0, 1.0, 2.0]], dtype=np.float32)
     >>> scores = token_logprobs(logits, [0, 1], top_k=2)
-    >>> scores.logprob
-    array([-4.1223074e-09, -1.4076060e+00], dtype=float32)
+    >>> print(np.array2string(scores.logprob, precision=4))
+    [-4.1223e-09 -1.4076e+00]
     >>> scores.rank
     array([1, 2])
-    >>> scores.entropy
-    array([8.6568456e-08, 8.3239561e-01], dtype=float32)
+    >>> print(np.array2string(scores.entropy, precision=4))
+    [8.6568e-08 8.3240e-01]
     >>> scores.top_tokens
     array([[0, 1],
            [2, 1]])

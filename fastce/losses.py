@@ -207,9 +207,9 @@ def cross_entropy_and_grad(
     >>> import fastce
     >>> logits = np.array([[20.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=np.float32)
     >>> loss, grad = fastce.cross_entropy_and_grad(logits, [0, 2], reduction="sum")
-    >>> grad
-    array([[-4.1223074e-09,  2.0611537e-09,  2.0611537e-09],
-           [ 3.3333334e-01,  3.3333334e-01, -6.6666669e-01]], dtype=float32)
+    >>> print(np.array2string(grad, precision=4))
+    [[-4.1223e-09  2.0612e-09  2.0612e-09]
+     [ 3.3333e-01  3.3333e-01 -6.6667e-01]]
     >>> out = np.empty_like(logits)
     >>> fastce.cross_entropy_and_grad(logits, [0, 2], out=out)[1] is out
     True

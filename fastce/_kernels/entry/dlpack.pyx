@@ -69,7 +69,7 @@ cpdef cnp.ndarray array_of(object a):
     cdef cnp.ndarray result
     cdef int dim
     if exchange.major != MAJOR:
-        raise TypeError(f"{type(a).__name__} speaks DLPack {exchange.major}; expected {MAJOR}: convert it with .numpy()")
+        raise TypeError(f"{type(a).__name__} speaks DLPack {exchange.major}, not {MAJOR}: convert it with .numpy()")
     exchange.tensor_from_object(<void *>a, &t)
     if t.device != CPU:
         raise TypeError(f"a {type(a).__name__} is on DLPack's device {t.device}; expected the CPU's memory: use .cpu()")
