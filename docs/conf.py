@@ -60,7 +60,7 @@ sphinx_gallery_conf = {
 }
 
 exclude_patterns = ["_build", "examples", "sg_execution_times.rst", "gallery/sg_execution_times.rst"]
-templates_path: list[str] = []
+templates_path = ["_templates"]  # of a class its own members, not those of its base from another library
 html_theme = "pydata_sphinx_theme"
 html_title = f"fastce {version}"
 html_static_path = ["_static"]

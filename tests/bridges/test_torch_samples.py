@@ -6,6 +6,7 @@ What differs stands in docs/torch.md, and here as what is left out, or as anothe
 import warnings
 
 import pytest
+from hypothesis import settings
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch-tests]'")
 pytest.importorskip("expecttest", reason="torch's samples need it: pip install 'fastce[torch-tests]'")
@@ -14,6 +15,7 @@ with warnings.catch_warnings():  # of what torch's tests import
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
     from torch.testing._internal.common_modules import module_db
+settings.load_profile("fastce")  # the import has loaded one of PyTorch's
 
 import fastce.torch as ft  # noqa: E402
 

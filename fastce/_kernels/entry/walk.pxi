@@ -76,7 +76,7 @@ cdef extern from "rows/rows.h" nogil:
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept
-    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows, bint in_float32) noexcept
+    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
@@ -198,7 +198,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     cdef Py_ssize_t inner = p.n_dims - 1
-    sum_losses(sums, rows, tile.n_rows, tile.logits_layout.format != FORMAT_F64)
+    sum_losses(sums, rows, tile.n_rows)
     if is_weighted(p):
         sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:

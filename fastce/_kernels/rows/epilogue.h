@@ -316,19 +316,13 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
 }
 
 /* Loss and weight summed over rows, in twice the precision of a double: the order of the rows
- * hardly ever shows in the result, and 10^8 rows cost it no digit. Losses that were computed in float32 leave so
- * many digits of a double free that those of a tile are added up as they are. */
+ * hardly ever shows in the result, and 10^8 rows cost it no digit. */
 typedef struct { sum_vec_f64 loss, weight; } Sums;
 
-INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows, int in_float32)
+INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
 {
-    vec group = {0};
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        const vec loss = load_n_f64(rows->loss + i, smaller_f64(n_rows - i, LANES), 0);
-        if (in_float32) group += loss;
-        else add_f64(&sums->loss, loss);
-    }
-    if (in_float32) add_f64(&sums->loss, group);
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES)
+        add_f64(&sums->loss, load_n_f64(rows->loss + i, smaller_f64(n_rows - i, LANES), 0));
 }
 
 /* Over the rows that are not ignored. */
