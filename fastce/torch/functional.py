@@ -365,8 +365,10 @@ def linear_cross_entropy(
 
 
 def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """Whole, with the classes where PyTorch has them: (N, C, d1, ...) of weights (C, d1, ..., D). Those of halves are
-    float32, as they are where they are not held whole."""
+    """Whole, with the classes where PyTorch has them: (N, C, d1, ...) of weights (C, d1, ..., D).
+
+    Those of halves are float32, as they are where they are not held whole.
+    """
     if input.dtype in (torch.bfloat16, torch.float16):
         input, linear_weight = input.float(), linear_weight.float()
         linear_bias = None if linear_bias is None else linear_bias.float()

@@ -73,8 +73,8 @@ def to_fit_rows(shape: tuple, logits: tuple, axis: int, name: str) -> str:
     rows = logits[:axis] + logits[axis + 1 :]
     if name == "target" and shape == logits:
         return (
-            f": one-hot rows become class indices with .argmax({axis}); as probabilities, which cross_entropy "
-            "takes, they need a floating dtype, .astype(float)"
+            f": one-hot rows become class indices with .argmax({axis}); as probabilities, which "
+            "cross_entropy takes, they need a floating dtype, .astype(float)"
         )
     if shape == (*rows[:axis], 1, *rows[axis:]):
         return f": take the axis of length 1 away with .squeeze({axis})"
