@@ -35,7 +35,6 @@ numpydoc_show_class_members = False
 suppress_warnings = ["config.cache"]  # a function in sphinx_gallery_conf
 
 
-
 def plain_style(gallery_conf, name):
     """What the plots of all examples share."""
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 100})
