@@ -305,7 +305,7 @@ def test_empty_or_scalar_in_every_place(name, key, shape):
 
 
 @pytest.mark.parametrize(("name", "key"), ARGUMENTS)
-@pytest.mark.parametrize("odd", [1, 0.5, True, np.float32(1), None, (), [], "", b"", {}, object()], ids=repr)
+@pytest.mark.parametrize("odd", [1, 0.5, True, np.float32(1), None, (), [], "", b"", {}, object], ids=repr)
 def test_no_arrays_at_all(name, key, odd):
     """Numbers where NumPy would broadcast them; never a crash."""
     try:
