@@ -314,3 +314,13 @@ def test_gradient_of_a_z_loss_whose_weight_the_mean_takes_out_again():
     grad = fastce.cross_entropy_and_grad(x, 0, **options)[1]
     exact = reference.cross_entropy_and_grad(x, 0, **options)[1]
     assert_ulp(grad[:1], exact[:1], 1.5 * GRAD_ULP[grad.dtype])
+
+
+@pytest.mark.parametrize("n_classes", [3, 200])
+def test_curvature_of_a_target_with_a_subnormal_probability(n_classes):
+    """Its weight lifts it; p_y alone would have few digits."""
+    x = np.full(n_classes, -50.0)
+    x[:2] = -720, 0
+    hess = fastce.cross_entropy_and_hess(x, 0, sample_weight=1e6, reduction="sum")[2]
+    exact = reference.cross_entropy_and_hess(x, 0, sample_weight=1e6, reduction="sum")[2]
+    assert_ulp(hess[:1], exact[:1], GRAD_ULP[hess.dtype])

@@ -137,7 +137,7 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         store_f64(rows->curve + i, unit);
         store_f64(rows->lead + i, weighted(unit, curve / unit, s));
         store_f64(rows->excess + i, weighted(unit, (square - curve) / unit, s));
-        store_f64(rows->hess_target + i, p_y * (curve * (row.r / s) + square * p_y));
+        store_f64(rows->hess_target + i, times_rest(curve * (row.r / s) + square * p_y, scaled_p_y, p_y, rest_scale));
         store_f64(rows->hess_top + i, (curve * others + square / s) / s);
     }
 }
