@@ -51,6 +51,12 @@ for _half in HALVES:
     GRAD_ULP[_half] = 0.5 + 4 * 2.0 ** (ml_dtypes.finfo(_half).nmant - 23)
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """One a thread that fastce would take, so a container's share of the processors counts; each imports PyTorch."""
+    return min(fastce.get_num_threads(), 8)
+
+
 def pytest_addoption(parser):
     parser.addoption("--fuzz-executions", type=int, default=4000, help="of tests/test_fuzz.py, in all")
     parser.addoption("--fuzz-seed", type=int, default=0, help="another one draws other examples")

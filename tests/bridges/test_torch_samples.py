@@ -32,7 +32,7 @@ FUNCTIONS = {
     "log_softmax": (F.log_softmax, ft.log_softmax),
     "logsumexp": (torch.logsumexp, ft.logsumexp),
 }
-pytestmark = pytest.mark.once  # of levels other tests know
+pytestmark = [pytest.mark.once, pytest.mark.slow]  # of levels other tests know
 HALVES = (torch.float16, torch.bfloat16)
 SAMPLED = [op for op in op_db if op.name in FUNCTIONS]
 MODULES = {

@@ -10,7 +10,7 @@ from fastce.sklearn import LogisticRegression, LogisticRegressionCV, _substitute
 theirs = importlib.import_module("sklearn.linear_model.tests.test_logistic")
 # What is tested is the solver; its sums are tested at each level.
 # scikit-learn lets warnings pass, but for those that its tests turn into errors.
-pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("default"), theirs.pytestmark]
+pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.filterwarnings("default"), theirs.pytestmark]
 COLLECTED = {
     f"test_of_scikit_learn_{name.removeprefix('test_')}": test
     for name, test in vars(theirs).items()
