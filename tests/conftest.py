@@ -53,7 +53,7 @@ for _half in HALVES:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
 def pytest_xdist_auto_num_workers():
-    """One a thread that fastce would take, so a container's share of the processors counts; each imports PyTorch."""
+    """One a thread that fastce would take: a container's share counts. Each imports PyTorch."""
     return min(fastce.get_num_threads(), 8)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from timeit import Timer
 
+import numpy as np
 from rich.console import Console
 
 import fastce
@@ -24,7 +25,20 @@ from fastce.cli.relatives import best_ratio, option_cost
 from fastce.cli.rivals import Batch
 from fastce.cli.timing import interleaved
 
-STREAM_ELEMENTS = 1 << 25  # 128 MiB of float32: far beyond any cache
+STREAM_BYTES = 1 << 27  # far beyond any cache
+#: How many copies or reads of the logits a call may take, by the number of classes.
+STREAM_BOUNDS = {
+    ("float32", GRAD, "loss + gradient", "copy"): {
+        2: 2.2, 3: 2.2, 5: 1.8, 10: 1.4, 17: 1.4, 32: 1.4,
+        **dict.fromkeys((100, 1000, 32000, 262144), 1.2),
+    },
+    ("float64", GRAD, "loss + gradient", "copy"): {2: 2.5, 3: 2.5, 5: 2.0, 10: 1.6, 17: 1.5, 32: 1.5},
+    ("float32", LOSS, "loss", "read"): {
+        **{2: 3.5, 10: 2.0, 32: 1.6},
+        **{100: 1.5, 1000: 1.3, 32000: 1.2, 262144: 1.2},
+    },
+    ("float64", LOSS, "loss", "read"): dict.fromkeys((100, 1000, 32000), 1.5),
+}
 LEVEL_SHAPES = "256x1000,1000000x2,1000000x10,8192x1000,1024x32000"
 
 
@@ -70,21 +84,14 @@ def show_goals(terminal: Console, rivals: list[str], rounds: int, n_threads: int
 
 
 def _goals() -> list[Goal]:
-    copies = [
+    streams = [
         Goal(
-            f"loss + gradient, 128 MiB, C = {n_classes}, ÷ copy",
-            partial(_stream_ratio, n_classes, GRAD),
-            at_most=1.2 if n_classes >= 100 else 2.0,
+            f"{dtype} {text}, 128 MiB, C = {n_classes}, ÷ {stream}",
+            partial(_stream_ratio, n_classes, dtype, quantity),
+            at_most=bound,
         )
-        for n_classes in (2, 3, 10, 32, 100, 1000, 32000, 262144)
-    ]
-    reads = [
-        Goal(
-            f"loss, 128 MiB, C = {n_classes}, ÷ read",
-            partial(_stream_ratio, n_classes, LOSS),
-            at_most=1.5,
-        )
-        for n_classes in (100, 1000, 32000, 262144)
+        for (dtype, quantity, text, stream), bounds in STREAM_BOUNDS.items()
+        for n_classes, bound in bounds.items()
     ]
     functions = [
         Goal(
@@ -94,13 +101,20 @@ def _goals() -> list[Goal]:
         )
         for name in ("logsumexp", "softmax", "log_softmax")
         for best, libraries, bound in (
-            ("best of torch, jax", ("torch", "jax"), 1.5),
+            ("best of torch, jax", ("torch", "jax"), 2.0),
             ("SciPy", ("scipy",), 5.0),
         )
     ]
+    small = [
+        Goal(f"(1, 10) {text} ÷ np.exp of it", partial(_small, statement), at_most=bound)
+        for text, statement, bound in (
+            ("loss", "cross_entropy(logits, labels)", 1.0),
+            ("loss + gradient, out", "cross_entropy_and_grad(logits, labels, out=out)", 1.4),
+            ("softmax, out", "softmax(logits, axis=1, out=out)", 1.5),
+        )
+    ]
     return [
-        *copies,
-        *reads,
+        *streams,
         Goal("(1900, 10) loss, all threads ÷ one", _threads_pay, at_most=1.0),
         Goal(
             "weight + label_smoothing, 8192x1000, ÷ plain",
@@ -114,11 +128,15 @@ def _goals() -> list[Goal]:
             at_least=3.0,
         ),
         *functions,
+        Goal(
+            "softmax along axis 0, 8192x1000, torch ÷ fastce",
+            partial(_function, "softmax along axis 0", ("torch",)),
+            at_least=2.0,
+        ),
         Goal("(4, 21, 512, 512), axis=1, best other ÷ fastce", _pixels, at_least=4.0),
-        Goal("(1, 10) loss", _small_loss, at_most=0.5e-6, text=time_text),
-        Goal("(1, 10) loss + gradient, out", _small_gradient, at_most=0.8e-6, text=time_text),
+        *small,
         Goal(f"{CALLERS} callers at once ÷ in sequence, worst shape", _callers, at_most=1.3),
-        Goal("level v3 ÷ v4, slowest of the shapes", _levels, at_most=2.0),
+        Goal("the level below the best ÷ the best, slowest of the shapes", _levels, at_most=2.0),
         Goal("8192x32000 in place, bfloat16 ÷ float32", _bfloat16, at_most=0.7),
         *(
             Goal(
@@ -146,8 +164,9 @@ def _goals() -> list[Goal]:
     ]
 
 
-def _stream_ratio(n_classes: int, quantity: str, setting: Setting) -> tuple[float, str]:
-    batch = random_batch((STREAM_ELEMENTS // n_classes, n_classes), "float32", setting.n_threads)
+def _stream_ratio(n_classes: int, dtype: str, quantity: str, setting: Setting) -> tuple[float, str]:
+    n_elements = STREAM_BYTES // np.dtype(dtype).itemsize
+    batch = random_batch((n_elements // n_classes, n_classes), dtype, setting.n_threads)
     case = next(c for c in measure(batch, [], setting.rounds, print) if c.quantity == quantity)
     stream = case.seconds[STREAM]
     return case.fastce / stream, f"{time_text(case.fastce)} ÷ {time_text(stream)}"
@@ -183,19 +202,12 @@ def _pixels(setting: Setting) -> tuple[float, str]:
     return case.best_peer, f"{best} {time_text(case.seconds[best])} ÷ {time_text(case.fastce)}"
 
 
-def _small_loss(setting: Setting) -> tuple[float, str]:
-    return _small("cross_entropy(logits, labels)", setting)
-
-
-def _small_gradient(setting: Setting) -> tuple[float, str]:
-    return _small("cross_entropy_and_grad(logits, labels, out=out)", setting)
-
-
 def _small(statement: str, setting: Setting) -> tuple[float, str]:
     batch = random_batch((1, 10), "float32", setting.n_threads)
-    names = {"logits": batch.logits, "labels": batch.labels, "out": batch.out, **vars(fastce)}
-    seconds = interleaved({statement: Timer(statement, globals=names)}, setting.rounds)
-    return seconds[statement], statement
+    names = {"logits": batch.logits, "labels": batch.labels, "out": batch.out, "exp": np.exp, **vars(fastce)}
+    timers = {text: Timer(text, globals=names) for text in (statement, "exp(logits)")}
+    own, exp = interleaved(timers, setting.rounds).values()
+    return own / exp, f"{time_text(own)} ÷ {time_text(exp)}"
 
 
 def _callers(setting: Setting) -> tuple[float, str]:
@@ -204,14 +216,18 @@ def _callers(setting: Setting) -> tuple[float, str]:
 
 def _levels(setting: Setting) -> tuple[float, str]:
     """Run this benchmark in a process per level, in turns."""
-    times: dict[str, dict[str, float]] = {"v3": {}, "v4": {}}
+    levels = fastce.show_config(mode="dict")["levels_runnable"][-2:]
+    if len(levels) < 2:
+        return float("nan"), "one level"
+    times: dict[str, dict[str, float]] = {level: {} for level in levels}
     for _ in range(2):
         for level, best in times.items():
             for name, seconds in _times_at_level(level, setting).items():
                 best[name] = min(seconds, best.get(name, seconds))
-    ratios = {name: times["v3"][name] / times["v4"][name] for name in times["v4"]}
+    below, above = times.values()
+    ratios = {name: below[name] / above[name] for name in above}
     slowest = max(ratios, key=ratios.get)
-    return ratios[slowest], f"{slowest}; fastest {three_digits(min(ratios.values()))}"
+    return ratios[slowest], f"{' ÷ '.join(levels)}, {slowest}; fastest {three_digits(min(ratios.values()))}"
 
 
 def _times_at_level(level: str, setting: Setting) -> dict[str, float]:

@@ -60,24 +60,24 @@ def _of_fastce(function: Callable, *arrays: np.ndarray, n_threads: int, **option
     return partial(function, *arrays, **options)
 
 
-def _of_scipy(name: str, x: np.ndarray, n_threads: int) -> Call:
+def _of_scipy(name: str, axis: int, x: np.ndarray, n_threads: int) -> Call:
     from scipy import special
 
-    return partial(getattr(special, name), x, axis=1)
+    return partial(getattr(special, name), x, axis=axis)
 
 
-def _of_torch(name: str, x: np.ndarray, n_threads: int) -> Call:
+def _of_torch(name: str, axis: int, x: np.ndarray, n_threads: int) -> Call:
     import torch
 
     torch.set_num_threads(n_threads)
-    return partial(getattr(torch, name), torch.from_numpy(x), 1)
+    return partial(getattr(torch, name), torch.from_numpy(x), axis)
 
 
-def _of_jax(name: str, x: np.ndarray, n_threads: int) -> Call:
+def _of_jax(name: str, axis: int, x: np.ndarray, n_threads: int) -> Call:
     import jax
 
     module = jax.scipy.special if name == "logsumexp" else jax.nn
-    function, given = jax.jit(partial(getattr(module, name), axis=1)), jax.numpy.asarray(x)
+    function, given = jax.jit(partial(getattr(module, name), axis=axis)), jax.numpy.asarray(x)
     return lambda: jax.block_until_ready(function(given))
 
 
@@ -107,13 +107,14 @@ def _binary_of_jax(x: np.ndarray, y: np.ndarray, n_threads: int) -> Call:
 
 #: Preparations by function and library.
 FUNCTIONS: dict[str, Mapping[str, Callable[..., Call]]] = {
-    name: {
-        "fastce": partial(_of_fastce, getattr(fastce, name), axis=1),
-        "scipy": partial(_of_scipy, name),
-        "torch": partial(_of_torch, name),
-        "jax": partial(_of_jax, name),
+    name + end: {
+        "fastce": partial(_of_fastce, getattr(fastce, name), axis=axis),
+        "scipy": partial(_of_scipy, name, axis),
+        "torch": partial(_of_torch, name, axis),
+        "jax": partial(_of_jax, name, axis),
     }
     for name in ("logsumexp", "softmax", "log_softmax")
+    for axis, end in ((1, ""), (0, " along axis 0"))
 }
 FUNCTIONS["binary"] = {
     "fastce": partial(_of_fastce, fastce.binary_cross_entropy_with_logits_and_grad),

@@ -7,7 +7,7 @@ import fastce.torch as ft  # noqa: E402
 from fastce.torch import _operators  # noqa: E402
 
 F = torch.nn.functional
-pytestmark = [pytest.mark.once, pytest.mark.slow]  # what the operators compute is the kernels' and tested there
+pytestmark = [pytest.mark.once, pytest.mark.slow]  # the kernels are tested elsewhere
 
 Y = torch.tensor([0, 4, 2, 1, 3, 2])
 Q = torch.rand(6, 5, dtype=torch.float64, generator=torch.manual_seed(1))
