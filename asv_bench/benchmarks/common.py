@@ -7,7 +7,8 @@ import fastce
 from fastce.cli.measure import random_batch
 from fastce.cli.rivals import RIVALS, Batch, Calls, UnsupportedError
 
-SHAPES = [(32, 10), (1_000_000, 2), (1_000_000, 3), (1_000_000, 10), (100_000, 32), (8192, 1000), (1024, 32000)]
+FEW_CLASSES = [(1_000_000, n_classes) for n_classes in (2, 3, 10)]
+SHAPES = [(32, 10), *FEW_CLASSES, (100_000, 32), (8192, 1000), (1024, 32000)]
 DTYPES = ["float32", "float64"]
 
 ROTATED_BYTES = 128 << 20  # logits of one benchmark's copies together: far beyond the caches
