@@ -10,6 +10,7 @@ from fastce.binary import (
     binary_focal_loss_and_grad,
 )
 from fastce.config import __version__, get_num_threads, set_num_threads, show_config
+from fastce.hinge import hinge_loss, hinge_loss_and_grad
 from fastce.label_losses import (
     focal_loss,
     focal_loss_and_grad,
@@ -37,6 +38,8 @@ __all__ = [
     "focal_loss",
     "focal_loss_and_grad",
     "get_num_threads",
+    "hinge_loss",
+    "hinge_loss_and_grad",
     "inference",
     "information",
     "linear_cross_entropy",

@@ -134,6 +134,24 @@ def focal_loss(arrays, options):
     return {"focal_loss": (loss,), "focal_loss_and_grad": (loss, gradient)}
 
 
+def hinge_loss(arrays, options):
+    x, target, axis = arrays["logits"], arrays["target"], options["axis"]
+    dtype = logits_dtype(x)
+    given = options | {k: a for k, a in arrays.items() if k not in ("logits", "target")}
+    rows = reference.hinge_loss(x, target, **none(given))
+    total, grad = reference.hinge_loss_and_grad(x, target, **given)
+    row = compute_dtype(dtype)
+    divisor = divisor_of(options, mean_weight(target, given))
+    loss = reduced(options, row, LOSS_ULP[row], rows, None, total, divisor, row)
+    gradient = within_ulp(dtype, grad, GRAD_ULP[dtype], subnormal=row)
+    if dtype == np.float64:  # a term beyond the largest number does not come back by a weight
+        most = MOST_OF_A_SUM if options["p"] == 1 else 2.0**500
+        huge = (np.isfinite(x) & (abs(x.astype(float)) >= most)).any(axis=axis)
+        loss = loss.but_where(huge if options.get("reduction") == "none" else huge.any())
+        gradient = gradient.but_where(np.expand_dims(huge, axis))
+    return {"hinge_loss": (loss,), "hinge_loss_and_grad": (loss, gradient)}
+
+
 def margin_cross_entropy(arrays, options):
     x, target = arrays["cosine"], arrays["target"]
     dtype, axis = logits_dtype(x), options["axis"]

@@ -77,6 +77,11 @@ def possible(case, name):
     if "gamma" in case.options:
         yield with_options(ValueError, gamma=-1.0)
         yield with_options(ValueError, gamma=np.inf)
+    if name.startswith("hinge_loss"):
+        yield with_options(ValueError, kind="hinge")
+        yield with_options(ValueError, p=1.5)
+        yield with_options(TypeError, p="1")
+        yield with_options(ValueError, margin=np.inf)
     if by_rows:
         yield from of_rows(case, name, a, with_array, with_options)
     elif not scipys:

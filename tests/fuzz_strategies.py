@@ -200,6 +200,16 @@ def focal_losses(draw):
     return rows_case(draw, ("focal_loss", "focal_loss_and_grad"), "logits", options)
 
 
+@st.composite
+def hinge_losses(draw):
+    options = {
+        "kind": draw(st.sampled_from(["one_vs_rest", "multi_margin", "crammer_singer"])),
+        "p": draw(st.sampled_from([1, 2])),
+        "margin": draw(st.sampled_from([1.0, 0.25, 0, -2, 1e18]) | st.floats(-30, 30)),
+    }
+    return rows_case(draw, ("hinge_loss", "hinge_loss_and_grad"), "logits", options)
+
+
 MARGINS = ((1, 0, 0), (1, 0.5, 0), (1, 0, 0.35), (4, 0, 0), (1, 0.3, 0.2), (1.5, 0.25, 0.125), (3, 0.5, 0.1))
 
 

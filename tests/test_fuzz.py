@@ -18,6 +18,7 @@ from fuzz_strategies import (
     binary_probabilities,
     cross_entropies,
     focal_losses,
+    hinge_losses,
     log_probabilities,
     margins,
 )
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.once  # each example runs at every level
 FAMILIES = {
     "cross_entropy": (cross_entropies, fuzz_expected.cross_entropy, 10),
     "focal_loss": (focal_losses, fuzz_expected.focal_loss, 3),
+    "hinge_loss": (hinge_losses, fuzz_expected.hinge_loss, 3),
     "margin_cross_entropy": (margins, fuzz_expected.margin_cross_entropy, 3),
     "nll_loss": (log_probabilities, fuzz_expected.nll_loss, 1),
     "binary_cross_entropy_with_logits": (binary_losses, fuzz_expected.binary_cross_entropy_with_logits, 4),

@@ -72,6 +72,8 @@ FUNCTIONS = {
     },
     "focal_loss": (2, (*ROW_OPTIONS, "gamma")),
     "focal_loss_and_grad": (2, (*ROW_OPTIONS, "gamma", "out")),
+    "hinge_loss": (2, (*ROW_OPTIONS, "kind", "p", "margin")),
+    "hinge_loss_and_grad": (2, (*ROW_OPTIONS, "kind", "p", "margin", "out")),
     "margin_cross_entropy": (2, (*ROW_OPTIONS, "scale", "margin1", "margin2", "margin3")),
     "margin_cross_entropy_and_grad": (2, (*ROW_OPTIONS, "scale", "margin1", "margin2", "margin3", "out")),
     "nll_loss": (2, ROW_OPTIONS),

@@ -19,6 +19,7 @@ from fastce.reference.binary import (
     binary_focal_loss,
     binary_focal_loss_and_grad,
 )
+from fastce.reference.hinge import hinge_loss, hinge_loss_and_grad
 from fastce.reference.linear import linear_cross_entropy, linear_cross_entropy_and_grad
 from fastce.reference.probabilities import nll_loss
 from fastce.reference.softmax import (
@@ -44,6 +45,8 @@ __all__ = [
     "cross_entropy_and_hess",
     "focal_loss",
     "focal_loss_and_grad",
+    "hinge_loss",
+    "hinge_loss_and_grad",
     "inference",
     "information",
     "linear_cross_entropy",

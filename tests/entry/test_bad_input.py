@@ -177,6 +177,20 @@ FUNCTIONS = (
         ),
     ),
     Function(
+        ("hinge_loss", "hinge_loss_and_grad"),
+        {"logits": x, "target": y},
+        tuple(
+            rows(
+                "logits",
+                *parameter("p", 0, 3, 1.5, NAN),
+                *parameter("margin", 1e19, NAN),
+                Bad("kind", "hinge", ValueError, ("kind", "'hinge'", "crammer_singer")),
+                Bad("kind", None, ValueError, ("kind", "None", "crammer_singer")),
+                Bad("target", q, TypeError, ("target", "float64")),
+            )
+        ),
+    ),
+    Function(
         ("margin_cross_entropy", "margin_cross_entropy_and_grad"),
         {"cosine": np.tanh(x), "target": y},
         tuple(

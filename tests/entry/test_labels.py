@@ -99,6 +99,7 @@ LABEL_FUNCTIONS = [
     for name, suffixes in (
         ("cross_entropy", ("", "_and_grad", "_and_hess")),
         ("focal_loss", ("", "_and_grad")),
+        ("hinge_loss", ("", "_and_grad")),
         ("margin_cross_entropy", ("", "_and_grad")),
         ("nll_loss", ("",)),
     )

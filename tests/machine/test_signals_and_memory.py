@@ -28,6 +28,7 @@ def long_calls():
     softmax = "cross_entropy"
     yield from ((name, x, y) for name in (softmax, f"{softmax}_and_grad", f"{softmax}_and_hess"))
     yield from ((name, x, y) for name in ("focal_loss", "focal_loss_and_grad"))
+    yield from ((name, x, y) for name in ("hinge_loss", "hinge_loss_and_grad"))
     yield from ((name, np.tanh(x), y) for name in ("margin_cross_entropy", "margin_cross_entropy_and_grad"))
     yield "nll_loss", many, labels
     yield from ((name, x, 1) for name in ("softmax", "log_softmax", "logsumexp"))
@@ -280,7 +281,7 @@ out = np.empty_like(x)
 deadline = time.monotonic() + 1
 while time.monotonic() < deadline:
     for name in ("cross_entropy", "cross_entropy_and_grad", "cross_entropy_and_hess", "focal_loss_and_grad",
-                 "margin_cross_entropy_and_grad", "nll_loss"):
+                 "hinge_loss_and_grad", "margin_cross_entropy_and_grad", "nll_loss"):
         for a, y, axis in ((x, labels, 1), (x.T, labels, 0), (wide, labels[4997:], 1)):
             for options in ({}, {"weight": np.ones(a.shape[axis])}, {"reduction": "none"}):
                 try:

@@ -42,6 +42,13 @@ CALLS = {
     "hessian, all": hessian(label_smoothing=0.2, z_loss=0.01, temperature=0.7, softcap=9.0),
     "hessian of probabilities": probabilities(hessian()),
     "focal": lambda x, y, q, **more: fastce.focal_loss_and_grad(x, y, gamma=1.5, **more),
+    "hinge": lambda x, y, q, **more: fastce.hinge_loss_and_grad(x, y, **more),
+    "hinge, multi_margin": lambda x, y, q, **more: fastce.hinge_loss_and_grad(
+        x, y, kind="multi_margin", p=2, weight=np.linspace(0.5, 2, x.shape[1]), **more
+    ),
+    "hinge, crammer_singer": lambda x, y, q, **more: fastce.hinge_loss_and_grad(
+        x, y, kind="crammer_singer", **more
+    ),
     "margin": lambda x, y, q, **more: fastce.margin_cross_entropy_and_grad(cosines(x), y, scale=20, **more),
     "SphereFace": lambda x, y, q, **more: fastce.margin_cross_entropy_and_grad(
         cosines(x), y, scale=20, margin1=4, margin2=0, **more
@@ -114,6 +121,7 @@ def test_loss_alone(name):
     alone = {
         fastce.cross_entropy_and_grad: fastce.cross_entropy,
         fastce.focal_loss_and_grad: fastce.focal_loss,
+        fastce.hinge_loss_and_grad: fastce.hinge_loss,
         fastce.margin_cross_entropy_and_grad: fastce.margin_cross_entropy,
     }
     for n_classes in (2, 10, 57, 1003, 9000):
@@ -126,7 +134,7 @@ def test_loss_alone(name):
             assert bits(CALLS[name](x, y, q, reduction="none")[0]) == bits(loss)
 
 
-@pytest.mark.parametrize("name", ["probabilities", "z_loss, temperature", "softcap"])
+@pytest.mark.parametrize("name", ["probabilities", "z_loss, temperature", "softcap", "hinge, multi_margin", "hinge, crammer_singer"])
 @pytest.mark.parametrize("n_classes", [300, 9000])
 def test_slices_of_rows_side_by_side(n_classes, name):
     """Classes far apart in memory: neither the order nor the number of rows decides how they are summed."""

@@ -375,6 +375,24 @@ def margin_cross_entropy(cosine, target, scale, margin1, margin2, margin3, axis,
                         n_threads, bool(with_grad), out, None)
 
 
+HINGES = {"one_vs_rest": ONE_VS_REST, "multi_margin": MULTI_MARGIN, "crammer_singer": CRAMMER_SINGER}
+
+
+def hinge_loss(logits, target, kind, p, margin, axis, weight, sample_weight, ignore_index, reduction, normalizer,
+               n_threads, with_grad, out):
+    cdef Problem problem
+    begin_problem(&problem, HINGE)
+    if not (isinstance(kind, str) and kind in HINGES):
+        raise ValueError(f"kind is {kind!r}; expected {', '.join(map(repr, HINGES))}")
+    problem.formula.hinge = HINGES[kind]
+    if checked_number(p, "p", 1, 2) not in (1, 2):
+        raise ValueError(f"p is {p!r}; expected 1 or 2")
+    problem.formula.power = <int>checked_number(p, "p", 1, 2)
+    problem.formula.margin = checked_number(margin, "margin", -MOST_SCALE, MOST_SCALE)
+    return loss_of_rows(&problem, logits, "logits", target, axis, weight, sample_weight, ignore_index, reduction,
+                        normalizer, n_threads, bool(with_grad), out, None)
+
+
 def nll_loss(log_probs, target, axis, weight, sample_weight, ignore_index, reduction, normalizer, n_threads):
     cdef Problem p
     begin_problem(&p, NLL)

@@ -3,7 +3,8 @@
 
 cdef extern from "rows/rows.h" nogil:
     enum: TILE, CHUNK, SCRATCH, FEW_BYTES
-    ctypedef enum Kind: CROSS_ENTROPY, FOCAL, MARGIN, NLL, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP
+    ctypedef enum Kind: CROSS_ENTROPY, FOCAL, MARGIN, NLL, HINGE, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP
+    ctypedef enum Hinge: ONE_VS_REST, MULTI_MARGIN, CRAMMER_SINGER
     ctypedef enum Transform: AS_GIVEN, SOFTCAP, COSINES
     ctypedef struct Layout:
         Format format
@@ -25,6 +26,9 @@ cdef extern from "rows/rows.h" nogil:
         double total_weight
         Py_ssize_t heaviest
         double z_loss, gamma, scale, margin1, margin2, margin3, normalizer
+        Hinge hinge
+        int power
+        double margin
     ctypedef struct Tile:
         Py_ssize_t n_rows, n_classes
         const Formula *formula
@@ -277,7 +281,7 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
         for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
             begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
             if rows.label[0] >= 0:
-                if p.formula.kind == MARGIN:
+                if p.formula.kind == MARGIN or p.formula.kind == HINGE:
                     read_given(&tile, &rows)
                 begin_long_row(&tile, &rows)
                 while True:

@@ -21,7 +21,10 @@ _Static_assert(CHUNK <= SCRATCH && 2 * TILE * FEW_BYTES <= SCRATCH * 8, "what th
 /* Of sums of gaps between logits: they stay finite where their mean is. */
 #define SPREAD_SCALE 0x1p-20
 
-typedef enum { CROSS_ENTROPY, FOCAL, MARGIN, NLL, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP } Kind;
+typedef enum { CROSS_ENTROPY, FOCAL, MARGIN, NLL, HINGE, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP } Kind;
+
+/* Which classes lack something to the margin: see hinge.h. */
+typedef enum { ONE_VS_REST, MULTI_MARGIN, CRAMMER_SINGER } Hinge;
 
 /* What becomes of a logit before the temperature divides it: a cosine is clipped to [-1, 1]. */
 typedef enum { AS_GIVEN, SOFTCAP, COSINES } Transform;
@@ -51,6 +54,9 @@ typedef struct {
     double z_loss;
     double gamma;                /* of FOCAL */
     double scale, margin1, margin2, margin3; /* of MARGIN */
+    Hinge hinge;                 /* of HINGE, */
+    int power;                   /* 1 or 2, */
+    double margin;               /* and what each term lacks to */
     double normalizer;           /* divides the gradient */
 } Formula;
 
@@ -85,7 +91,7 @@ typedef struct {
     double sample[TILE];     /* sample weight */
     int weighted;            /* weight is not 1 for all of them */
     double weight[TILE];     /* what the mean divides by: that, times w_y where targets are labels */
-    double given[TILE];      /* x_y before its transform, for MARGIN and NLL */
+    double given[TILE];      /* x_y before its transform, for MARGIN, NLL and HINGE */
 
     double anchor[TILE];     /* m: x_y, or max_j x_j */
     double at_target[TILE];  /* x_y */
@@ -107,6 +113,7 @@ typedef struct {
     double beta[TILE];       /* gradient at the target */
     double curve[TILE], lead[TILE], excess[TILE]; /* Hessian: curve p_j (lead + excess p_j) */
     double log_sum[TILE];    /* of LOG_SOFTMAX: log of the sum of exp(x_j - m) */
+    ptrdiff_t rival[TILE];   /* of a Crammer-Singer hinge: where the largest of the others stands first, -1: nowhere */
     double sign[TILE];       /* of LOG_SUM_EXP with factors: that of the sum */
     double hess_target[TILE], hess_top[TILE]; /* Hessian at the target, and at a maximum that is not it */
 } Rows;

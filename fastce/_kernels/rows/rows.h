@@ -19,6 +19,9 @@
 #include "rows/anchored.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
+#include "rows/hinge.h"
+#include "rows/hinge_along.h"
+#include "rows/hinge_across.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
 #include "rows/gather.h"
@@ -38,6 +41,9 @@
 #include "rows/pieces.h"
 #include "rows/across.h"
 #include "rows/anchored.h"
+#include "rows/hinge.h"
+#include "rows/hinge_along.h"
+#include "rows/hinge_across.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
 #include "rows/gather.h"
@@ -68,19 +74,42 @@ static void set_no_targets(const Tile *tile, Rows *rows)
     for (ptrdiff_t i = 0; !has_target(tile) && i < tile->n_rows; i++) rows->label[i] = tile->n_classes;
 }
 
+static void sweep_hinges(const Tile *tile, Rows *rows, int across)
+{
+    if (across) IN_PRECISION_OF(tile, sweep_hinges_across, tile, rows);
+    else if (tile->n_classes <= CHUNK) IN_PRECISION_OF(tile, sweep_hinges_along, tile, rows);
+    else if (rows->label[0] >= 0) {
+        for (ptrdiff_t piece = 0; piece < count_pieces(tile->n_classes); piece++)
+            IN_PRECISION_OF(tile, sweep_hinges_of_piece, tile, rows, piece);
+        IN_PRECISION_OF(tile, combine_hinges, tile, rows);
+    }
+}
+
 static void sweep(const Tile *tile, Rows *rows, int across)
 {
+    const Kind kind = tile->formula->kind;
     set_no_targets(tile, rows);
-    if (tile->formula->kind == MARGIN || tile->formula->kind == NLL) read_given(tile, rows);
-    if (tile->formula->kind == NLL) return;
-    if (across) IN_PRECISION_OF(tile, sweep_across, tile, rows);
+    if (kind == MARGIN || kind == NLL || kind == HINGE) read_given(tile, rows);
+    if (kind == NLL) return;
+    if (kind == HINGE) sweep_hinges(tile, rows, across);
+    else if (across) IN_PRECISION_OF(tile, sweep_across, tile, rows);
     else if (tile->n_classes <= CHUNK) IN_PRECISION_OF(tile, sweep_short_rows, tile, rows);
     else IN_PRECISION_OF(tile, sweep_long_row, tile, rows);
 }
 
+static void write_hinges(const Tile *tile, const Rows *rows, int across)
+{
+    if (across) IN_PRECISION_OF(tile, write_hinges_across, tile, rows);
+    else if (tile->n_classes <= CHUNK) IN_PRECISION_OF(tile, write_hinges_along, tile, rows);
+    else
+        for (ptrdiff_t piece = 0; piece < count_pieces(tile->n_classes); piece++)
+            IN_PRECISION_OF(tile, write_hinges_of_piece, tile, rows, piece);
+}
+
 static void write_gradient(const Tile *tile, const Rows *rows, int across)
 {
-    if (across) IN_PRECISION_OF(tile, write_across, tile, rows);
+    if (tile->formula->kind == HINGE) write_hinges(tile, rows, across);
+    else if (across) IN_PRECISION_OF(tile, write_across, tile, rows);
     else if (tile->n_classes <= CHUNK) IN_PRECISION_OF(tile, write_short_rows, tile, rows);
     else IN_PRECISION_OF(tile, write_long_row, tile, rows);
 }
@@ -89,22 +118,26 @@ static void write_gradient(const Tile *tile, const Rows *rows, int across)
 static void begin_long_row(const Tile *tile, Rows *rows)
 {
     set_no_targets(tile, rows);
-    IN_PRECISION_OF(tile, begin_long_row, tile, rows);
+    if (tile->formula->kind != HINGE) IN_PRECISION_OF(tile, begin_long_row, tile, rows);
 }
 
 static void sweep_piece(const Tile *tile, Rows *rows, ptrdiff_t piece)
 {
-    IN_PRECISION_OF(tile, sweep_piece, tile, rows, piece);
+    if (tile->formula->kind == HINGE) IN_PRECISION_OF(tile, sweep_hinges_of_piece, tile, rows, piece);
+    else IN_PRECISION_OF(tile, sweep_piece, tile, rows, piece);
 }
 
 static int combine_pieces(const Tile *tile, Rows *rows)
 {
-    return IN_PRECISION_OF(tile, combine_pieces, tile, rows);
+    if (tile->formula->kind != HINGE) return IN_PRECISION_OF(tile, combine_pieces, tile, rows);
+    IN_PRECISION_OF(tile, combine_hinges, tile, rows);
+    return 0;
 }
 
 static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
-    IN_PRECISION_OF(tile, write_piece, tile, rows, piece);
+    if (tile->formula->kind == HINGE) IN_PRECISION_OF(tile, write_hinges_of_piece, tile, rows, piece);
+    else IN_PRECISION_OF(tile, write_piece, tile, rows, piece);
 }
 
 static void write_target(const Tile *tile, const Rows *rows) { IN_PRECISION_OF(tile, write_target, tile, rows, 0); }
@@ -117,6 +150,7 @@ static void epilogue(const Tile *tile, Rows *rows)
     switch (f->kind) {
     case FOCAL: epilogue_focal(f, rows, tile->n_rows, rest_scale); return;
     case NLL: epilogue_nll(rows, tile->n_rows); return;
+    case HINGE: epilogue_hinge(f, rows, tile->n_rows, tile->n_classes); return;
     case MARGIN: epilogue_margin(tile, rows, rest_scale); return;
     case SOFTMAX: epilogue_softmax(rows, tile->n_rows); return;
     case LOG_SOFTMAX:

@@ -346,6 +346,20 @@ INLINE sum_vec FN(widened)(vec a)
 #endif
 }
 
+/* The way back. */
+INLINE vec FN(narrowed)(vec_f64 low, vec_f64 high)
+{
+#if defined(LEVEL_V4)
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high), 1);
+#elif defined(LEVEL_V3)
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(low)), _mm256_cvtpd_ps(high), 1);
+#elif defined(__SSE2__)
+    return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(high));
+#else
+    return (vec){(REAL)low[0], (REAL)low[1], (REAL)high[0], (REAL)high[1]};
+#endif
+}
+
 INLINE void FN(add)(sum_vec *acc, vec a)
 {
     const sum_vec wide = FN(widened)(a);
