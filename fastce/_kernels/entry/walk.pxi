@@ -281,7 +281,7 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
         for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
             begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
             if rows.label[0] >= 0:
-                if p.formula.kind == MARGIN or p.formula.kind == HINGE:
+                if p.formula.kind == MARGIN:
                     read_given(&tile, &rows)
                 begin_long_row(&tile, &rows)
                 while True:

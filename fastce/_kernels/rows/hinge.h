@@ -28,6 +28,8 @@
 /* Whether the edge is that of the target's score, not of the margin alone. */
 INLINE int is_relative(const Formula *f) { return f->hinge != ONE_VS_REST; }
 
+static void read_given(const Tile *tile, Rows *rows); /* rows.h */
+
 /* The first of them, or that of a NaN. */
 INLINE vec_f64 above_zero(vec_f64 h) { return larger_f64((vec_f64){0}, h); }
 
@@ -66,7 +68,19 @@ static void epilogue_hinge(const Formula *f, Rows *rows, ptrdiff_t n_rows, ptrdi
 
 /* ---- Edges --------------------------------------------------------------------------------- */
 
-typedef struct { double a[TILE], low[TILE]; REAL floor[TILE]; } FN(Edges);
+/* Of a vector of rows, or of one row in all lanes. */
+#undef PARTS
+#define PARTS (REAL_BITS == 64 ? 1 : 2)
+typedef struct { vec_f64 a[2], low[2]; vec floor; } FN(Edge);
+
+INLINE vec FN(of_parts)(const vec_f64 *part)
+{
+#if REAL_BITS == 64
+    return part[0];
+#else
+    return FN(narrowed)(part[0], part[1]);
+#endif
+}
 
 /* Where a lane of `where` is above 0 the next REAL below r, else r. */
 INLINE vec FN(next_below)(vec r, vec where)
@@ -76,49 +90,48 @@ INLINE vec FN(next_below)(vec r, vec where)
     return (vec)(at - ((ivec)(where > (vec){0}) & (2 * is_negative + 1)));
 }
 
-static void FN(set_edges)(const Formula *f, const Rows *rows, ptrdiff_t n_rows, FN(Edges) *edges)
+/* From the targets' scores. */
+static void FN(set_edges)(const Formula *f, Rows *rows, ptrdiff_t n_rows)
 {
     const vec_f64 margin = splat_f64(f->margin), zero = {0}, one = splat_f64(1), furthest = splat_f64(FURTHEST);
-    for (ptrdiff_t first = 0; first < n_rows; first += LANES) {
-        REAL is_above[LANES_COUNT] = {0};
-        for (ptrdiff_t i = first; i < first + LANES; i += LANES_F64) {
-            vec_f64 a = margin, low = zero;
-            if (is_relative(f)) {
-                const vec_f64 x_y = load_f64(rows->given + i);
-                a = margin - x_y;
-                const vec_f64 part = a - margin;
-                const mask_f64 is_finite = not_less_f64(furthest, larger_f64(a, -a));
-                low = select_f64(is_finite, (margin - (a - part)) - (x_y + part), splat_f64(FURTHEST_LOW));
-                a = lesser_f64(furthest, a); /* NaN stays */
-            }
-            store_f64(edges->a + i, a);
-            store_f64(edges->low + i, low);
-            FN(store_narrow)(edges->floor + i, 0 - a);
-            const vec_f64 excess = (FN(load_wide)(edges->floor + i) + a) + low;
-            FN(store_narrow)(is_above + (i - first), select_f64(not_less_f64(zero, excess), zero, one));
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        vec_f64 a[2] = {margin, margin}, low[2] = {zero, zero}, minus_a[2], is_above[2];
+        for (int k = 0; is_relative(f) && k < PARTS; k++) {
+            const vec_f64 x_y = load_f64(rows->given + i + k * LANES_F64), sum = margin - x_y, part = sum - margin;
+            const mask_f64 is_finite = not_less_f64(furthest, larger_f64(sum, -sum));
+            low[k] = select_f64(is_finite, (margin - (sum - part)) - (x_y + part), splat_f64(FURTHEST_LOW));
+            a[k] = lesser_f64(furthest, sum); /* NaN stays */
         }
-        FN(store)(edges->floor + first, FN(next_below)(FN(load)(edges->floor + first), FN(load)(is_above)));
+        for (int k = 0; k < PARTS; k++) minus_a[k] = zero - a[k];
+        const vec nearest = FN(of_parts)(minus_a);
+        double rounded[LANES_COUNT];
+        FN(store_as_f64)(rounded, nearest);
+        for (int k = 0; k < PARTS; k++) {
+            const vec_f64 excess = (load_f64(rounded + k * LANES_F64) + a[k]) + low[k];
+            is_above[k] = select_f64(not_less_f64(zero, excess), zero, one);
+            store_f64(rows->edge + i + k * LANES_F64, a[k]);
+            store_f64(rows->edge_low + i + k * LANES_F64, low[k]);
+        }
+        FN(store_as_f64)(rows->floor + i, FN(next_below)(nearest, FN(of_parts)(is_above)));
     }
 }
 
-/* Of a vector of rows, or of one row in all lanes. */
-#undef PARTS
-#define PARTS (REAL_BITS == 64 ? 1 : 2)
-typedef struct { vec_f64 a[2], low[2]; vec floor; } FN(Edge);
-
-INLINE FN(Edge) FN(edge_of_row)(const FN(Edges) *edges, ptrdiff_t i)
+INLINE FN(Edge) FN(edge_of_row)(const Rows *rows, ptrdiff_t i)
 {
-    const vec_f64 a = splat_f64(edges->a[i]), low = splat_f64(edges->low[i]);
-    return (FN(Edge)){{a, a}, {low, low}, FN(splat)(edges->floor[i])};
+    const vec_f64 a = splat_f64(rows->edge[i]), low = splat_f64(rows->edge_low[i]);
+    return (FN(Edge)){{a, a}, {low, low}, FN(splat)((REAL)rows->floor[i])};
 }
 
-INLINE FN(Edge) FN(edge_of_lanes)(const FN(Edges) *edges, ptrdiff_t i)
+INLINE FN(Edge) FN(edge_of_lanes)(const Rows *rows, ptrdiff_t i)
 {
-    FN(Edge) edge = {{{0}}, {{0}}, FN(load)(edges->floor + i)};
+    FN(Edge) edge;
+    vec_f64 floor[2];
     for (int k = 0; k < PARTS; k++) {
-        edge.a[k] = load_f64(edges->a + i + k * LANES_F64);
-        edge.low[k] = load_f64(edges->low + i + k * LANES_F64);
+        edge.a[k] = load_f64(rows->edge + i + k * LANES_F64);
+        edge.low[k] = load_f64(rows->edge_low + i + k * LANES_F64);
+        floor[k] = load_f64(rows->floor + i + k * LANES_F64);
     }
+    edge.floor = FN(of_parts)(floor);
     return edge;
 }
 
@@ -186,11 +199,11 @@ INLINE void FN(add_hinges)(FN(HingeSums) *sums, vec x, const FN(Edge) *edge, Hin
     } while (0)
 
 /* What a row's largest x_j makes of it. NaN, wherever it stood, has taken the largest's place. */
-static void FN(finish_largest)(const Formula *f, const FN(Edges) *edges, const REAL *most, Rows *rows, ptrdiff_t n_rows)
+static void FN(finish_largest)(const Formula *f, const REAL *most, Rows *rows, ptrdiff_t n_rows)
 {
     const vec_f64 zero = {0}, one = splat_f64(1);
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        const FN(Edge) edge = FN(edge_of_lanes)(edges, i);
+        const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
         const FN(Hinges) of = FN(hinges)(FN(load)(most + i), &edge);
         for (int k = 0; k < PARTS; k++) {
             const ptrdiff_t to = i + k * LANES_F64;
@@ -205,41 +218,50 @@ static void FN(finish_largest)(const Formula *f, const FN(Edges) *edges, const R
 /* ---- Write --------------------------------------------------------------------------------- */
 
 /* Gradients off the target: alpha h_j in rows with a ramp, else `value` above the floor and `below` elsewhere. */
-typedef struct { double alpha[TILE]; REAL value[TILE], below[TILE], beta[TILE]; INT ramp[TILE]; } FN(Slopes);
+typedef struct { double alpha[TILE]; REAL value[TILE], below[TILE], beta[TILE], ramp[TILE]; } FN(Slopes);
 
 /* Returns whether all rows have a ramp. */
 static int FN(set_slopes)(const Formula *f, const Rows *rows, ptrdiff_t n_rows, FN(Slopes) *to)
 {
-    INT all = -1;
-    for (ptrdiff_t i = 0; i < n_rows; i++) {
-        const int is_used = rows->label[i] >= 0, is_far = is_relative(f) && rows->given[i] == -INFINITY;
-        const double alpha = is_used ? rows->alpha[i] : 0, nan = alpha == alpha ? 0 : alpha;
-        const double step = f->power == 1 ? alpha + 0 : alpha == 0 || !is_far ? nan : alpha * INFINITY;
-        to->ramp[i] = f->power == 2 && alpha == alpha && alpha != 0 && !is_far ? -1 : 0;
-        all &= to->ramp[i];
-        to->alpha[i] = alpha;
-        to->value[i] = (REAL)(f->hinge == CRAMMER_SINGER ? nan : step);
-        to->below[i] = (REAL)nan;
-        to->beta[i] = (REAL)(is_used ? rows->beta[i] : 0);
+    const vec_f64 zero = {0}, one = splat_f64(1), infinity = splat_f64(INFINITY);
+    const int has_ramps = f->power == 2 && f->hinge != CRAMMER_SINGER;
+    int all = has_ramps;
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES_F64) {
+        ivec_f64 label;
+        memcpy(&label, rows->label + i, sizeof label);
+        const mask_f64 used = differ_f64(label, (ivec_f64){0} - 1);
+        const vec_f64 alpha = keep_f64(used, load_f64(rows->alpha + i));
+        const vec_f64 nan = (vec_f64)((ivec_f64)alpha & (ivec_f64)(alpha != alpha));
+        vec_f64 step = alpha + zero, ramp = zero;
+        if (f->power == 2) {
+            const mask_f64 is_flat = not_less_f64(zero, larger_f64(alpha, -alpha)); /* or NaN */
+            const vec_f64 far = is_relative(f) ? load_f64(rows->given + i) : zero;
+            const mask_f64 is_far = not_less_f64(-infinity, far);
+            step = select_f64(is_flat, nan, select_f64(is_far, alpha * infinity, zero));
+            if (has_ramps) ramp = select_f64(is_flat, zero, select_f64(is_far, zero, one));
+            all &= every_lane_f64(not_less_f64(ramp, one));
+        }
+        store_f64(to->alpha + i, alpha);
+        FN(store_narrow)(to->value + i, f->hinge == CRAMMER_SINGER ? nan : step);
+        FN(store_narrow)(to->below + i, nan);
+        FN(store_narrow)(to->beta + i, keep_f64(used, load_f64(rows->beta + i)));
+        FN(store_narrow)(to->ramp + i, ramp);
     }
-    return all != 0;
+    return all;
 }
 
 /* Of a vector of rows, or of one row in all lanes. */
-typedef struct { vec_f64 alpha[2]; vec value, below; FN(mask) ramp; } FN(Slope);
+typedef struct { vec_f64 alpha[2]; vec value, below, ramp; } FN(Slope);
 
 INLINE FN(Slope) FN(slope_of_row)(const FN(Slopes) *slopes, ptrdiff_t i)
 {
     const vec_f64 alpha = splat_f64(slopes->alpha[i]);
-    return (FN(Slope)){{alpha, alpha}, FN(splat)(slopes->value[i]), FN(splat)(slopes->below[i]),
-                       FN(differ)((ivec){0} + slopes->ramp[i], (ivec){0})};
+    return (FN(Slope)){{alpha, alpha}, FN(splat)(slopes->value[i]), FN(splat)(slopes->below[i]), FN(splat)(slopes->ramp[i])};
 }
 
 INLINE FN(Slope) FN(slope_of_lanes)(const FN(Slopes) *slopes, ptrdiff_t i)
 {
-    ivec ramp;
-    memcpy(&ramp, slopes->ramp + i, sizeof ramp);
-    FN(Slope) slope = {{{0}}, FN(load)(slopes->value + i), FN(load)(slopes->below + i), FN(differ)(ramp, (ivec){0})};
+    FN(Slope) slope = {{{0}}, FN(load)(slopes->value + i), FN(load)(slopes->below + i), FN(load)(slopes->ramp + i)};
     for (int k = 0; k < PARTS; k++) slope.alpha[k] = load_f64(slopes->alpha + i + k * LANES_F64);
     return slope;
 }
@@ -251,12 +273,9 @@ INLINE vec FN(step)(vec x, const FN(Edge) *edge, const FN(Slope) *slope)
 
 INLINE vec FN(ramp)(vec x, const FN(Edge) *edge, const FN(Slope) *slope)
 {
-    const FN(Hinges) of = FN(hinges)(x, edge);
-#if REAL_BITS == 64
-    return slope->alpha[0] * of.h[0];
-#else
-    return FN(narrowed)(slope->alpha[0] * of.h[0], slope->alpha[1] * of.h[1]);
-#endif
+    FN(Hinges) of = FN(hinges)(x, edge);
+    for (int k = 0; k < PARTS; k++) of.h[k] *= slope->alpha[k];
+    return FN(of_parts)(of.h);
 }
 
 INLINE void FN(write_run_of)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Edge) *edge, const FN(Slope) *slope, int ramp)

@@ -10,12 +10,12 @@ typedef struct {
     REAL most[TILE];
 } FN(HingeTally);
 
-INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, const FN(Edges) *edges,
-                             FN(HingeTally) *tally, Rows *rows, Hinge kind, int power, int with_mass)
+INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(HingeTally) *tally,
+                             Rows *rows, Hinge kind, int power, int with_mass)
 {
     const FN(Stream) in = FN(stream)(tile->logits, &tile->logits_layout, i, tile->n_classes);
     const FN(Stream) out = tile->grad ? FN(stream)(tile->grad, &tile->grad_layout, i, tile->n_classes) : in;
-    const FN(Edge) edge = FN(edge_of_lanes)(edges, i);
+    const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
     const REAL *x = (const REAL *)tile->scratch;
     const vec lowest = FN(splat)(-INFINITY);
     ivec y, here = {0}, place = (ivec){0} - 1;
@@ -43,26 +43,37 @@ INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptr
         if (place[k] >= 0 || start == 0) rows->rival[i + k] = place[k] < 0 ? -1 : start + place[k];
 }
 
+/* read_given where all classes are in the scratch. */
+INLINE void FN(read_given_of_plane)(const Tile *tile, Rows *rows)
+{
+    const REAL *x = (const REAL *)tile->scratch;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++)
+        if (rows->label[i] >= 0) rows->given[i] = x[rows->label[i] * TILE + i];
+}
+
 static void FN(sweep_hinges_across)(const Tile *tile, Rows *rows)
 {
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
     const Formula *f = tile->formula;
-    FN(Edges) edges;
     FN(HingeTally) tally;
     if (n_rows < 1 || n_classes < 1) return; /* never: see sweep_across */
-    FN(set_edges)(f, rows, n_rows, &edges);
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
         FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, (REAL *)tile->scratch);
         FN(find_targets)(rows->label, n_rows, start, n, tally.target);
+        if (start == 0) {
+            if (n < n_classes) read_given(tile, rows);
+            else FN(read_given_of_plane)(tile, rows);
+            FN(set_edges)(f, rows, n_rows);
+        }
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-#define SUM_LANES(kind, power, with_mass) FN(sum_lanes_of)(tile, start, n, i, &edges, &tally, rows, kind, power, with_mass)
+#define SUM_LANES(kind, power, with_mass) FN(sum_lanes_of)(tile, start, n, i, &tally, rows, kind, power, with_mass)
             FOR_EACH_HINGE(f, tile->grad, SUM_LANES);
 #undef SUM_LANES
         }
     }
     if (f->hinge == CRAMMER_SINGER) {
-        FN(finish_largest)(f, &edges, tally.most, rows, n_rows);
+        FN(finish_largest)(f, tally.most, rows, n_rows);
         return;
     }
     for (ptrdiff_t i = 0; i < n_rows; i++) {
@@ -75,18 +86,18 @@ static void FN(sweep_hinges_across)(const Tile *tile, Rows *rows)
 
 /* The gradient in place of the logits. */
 INLINE void FN(write_lanes_of)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i,
-                               const INT *target, const FN(Edges) *edges, const FN(Slopes) *slopes, int ramp, int simple)
+                               const INT *target, const FN(Slopes) *slopes, int ramp, int simple)
 {
     REAL *x = (REAL *)tile->scratch;
-    const FN(Edge) edge = FN(edge_of_lanes)(edges, i);
+    const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
     const FN(Slope) slope = FN(slope_of_lanes)(slopes, i);
-    const vec beta = FN(load)(slopes->beta + i);
+    const vec beta = FN(load)(slopes->beta + i), none = {0};
     ivec y, here = {0};
     memcpy(&y, target + i, sizeof y);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         const vec v = FN(load)(x + c * TILE + i);
         vec of = ramp ? FN(ramp)(v, &edge, &slope) : FN(step)(v, &edge, &slope);
-        if (ramp && !simple) of = FN(select)(slope.ramp, of, FN(step)(v, &edge, &slope));
+        if (ramp && !simple) of = FN(select)(FN(not_less)(none, slope.ramp), FN(step)(v, &edge, &slope), of);
         FN(store)(x + c * TILE + i, FN(select)(FN(differ)(y, here), of, beta));
     }
     if (tile->formula->hinge != CRAMMER_SINGER) return;
@@ -99,10 +110,8 @@ static void FN(write_hinges_across)(const Tile *tile, const Rows *rows)
 {
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
     const int has_ramps = tile->formula->power == 2 && tile->formula->hinge != CRAMMER_SINGER;
-    FN(Edges) edges;
     FN(Slopes) slopes;
     INT target[TILE];
-    FN(set_edges)(tile->formula, rows, n_rows, &edges);
     const int simple = FN(set_slopes)(tile->formula, rows, n_rows, &slopes);
     for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
         const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
@@ -110,8 +119,8 @@ static void FN(write_hinges_across)(const Tile *tile, const Rows *rows)
             FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, (REAL *)tile->scratch);
         FN(find_targets)(rows->label, n_rows, start, n, target);
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-            if (!has_ramps) FN(write_lanes_of)(tile, rows, start, n, i, target, &edges, &slopes, 0, 0);
-            else FN(write_lanes_of)(tile, rows, start, n, i, target, &edges, &slopes, 1, simple);
+            if (!has_ramps) FN(write_lanes_of)(tile, rows, start, n, i, target, &slopes, 0, 0);
+            else FN(write_lanes_of)(tile, rows, start, n, i, target, &slopes, 1, simple);
         }
         FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, (REAL *)tile->scratch);
     }

@@ -55,12 +55,11 @@ static ptrdiff_t FN(first_at)(const REAL *x, ptrdiff_t from, ptrdiff_t to, REAL 
 }
 
 /* n classes of a row, at most CHUNK, from `start` on. */
-static FN(HingeRun) FN(sweep_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n,
-                                  const FN(Edges) *edges)
+static FN(HingeRun) FN(sweep_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     const Layout *from = &tile->logits_layout;
     const REAL *x = FN(contiguous_run)(tile->logits + i * from->row_stride, from, start, n, (REAL *)tile->scratch);
-    const FN(Edge) edge = FN(edge_of_row)(edges, i);
+    const FN(Edge) edge = FN(edge_of_row)(rows, i);
     const FN(Source) source = FN(source)(tile, i, start);
     const ptrdiff_t y = rows->label[i] - start;
     FN(HingeSums) sums;
@@ -85,34 +84,38 @@ static FN(HingeRun) FN(sweep_run)(const Tile *tile, const Rows *rows, ptrdiff_t 
 
 static void FN(sweep_hinges_along)(const Tile *tile, Rows *rows)
 {
-    FN(Edges) edges;
     REAL most[TILE];
-    FN(set_edges)(tile->formula, rows, tile->n_rows, &edges);
+    read_given(tile, rows);
+    FN(set_edges)(tile->formula, rows, tile->n_rows);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         if (rows->label[i] < 0) continue;
-        const FN(HingeRun) run = FN(sweep_run)(tile, rows, i, 0, tile->n_classes, &edges);
+        const FN(HingeRun) run = FN(sweep_run)(tile, rows, i, 0, tile->n_classes);
         rows->rest[i] = run.rest;
         rows->rest_low[i] = run.rest_low;
         rows->mass[i] = run.mass;
         rows->rival[i] = run.place;
         most[i] = run.most;
     }
-    if (tile->formula->hinge == CRAMMER_SINGER) FN(finish_largest)(tile->formula, &edges, most, rows, tile->n_rows);
+    if (tile->formula->hinge == CRAMMER_SINGER) FN(finish_largest)(tile->formula, most, rows, tile->n_rows);
 }
 
 /* A row of more than CHUNK classes, in pieces (pieces.h). */
+static void FN(begin_hinges)(const Tile *tile, Rows *rows)
+{
+    read_given(tile, rows);
+    FN(set_edges)(tile->formula, rows, 1);
+}
+
 static void FN(sweep_hinges_of_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
     const ptrdiff_t length = piece_length(tile->n_classes), start = piece * length;
     const ptrdiff_t end = FN(smaller)(start + length, tile->n_classes);
     Pieces *p = rows->pieces;
-    FN(Edges) edges;
-    FN(set_edges)(tile->formula, rows, 1, &edges);
     p->sum[piece] = p->error[piece] = p->mass[piece] = 0;
     p->max[piece] = -INFINITY;
     p->place[piece] = -1;
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
-        const FN(HingeRun) run = FN(sweep_run)(tile, rows, 0, at, FN(smaller)(end - at, CHUNK), &edges);
+        const FN(HingeRun) run = FN(sweep_run)(tile, rows, 0, at, FN(smaller)(end - at, CHUNK));
         FN(add_number)(&p->sum[piece], &p->error[piece], run.rest, run.rest_low);
         p->mass[piece] += run.mass;
         if (run.most > p->max[piece]) p->place[piece] = at + run.place;
@@ -123,7 +126,6 @@ static void FN(sweep_hinges_of_piece)(const Tile *tile, const Rows *rows, ptrdif
 static void FN(combine_hinges)(const Tile *tile, Rows *rows)
 {
     const Pieces *p = rows->pieces;
-    FN(Edges) edges;
     REAL most[LANES_COUNT] = {-INFINITY};
     rows->rest[0] = rows->rest_low[0] = rows->mass[0] = 0;
     rows->rival[0] = -1;
@@ -133,28 +135,26 @@ static void FN(combine_hinges)(const Tile *tile, Rows *rows)
         if (p->max[k] > most[0]) rows->rival[0] = p->place[k];
         if (p->max[k] > most[0] || p->max[k] != p->max[k]) most[0] = (REAL)p->max[k];
     }
-    if (tile->formula->hinge != CRAMMER_SINGER) return;
-    FN(set_edges)(tile->formula, rows, 1, &edges);
-    FN(finish_largest)(tile->formula, &edges, most, rows, 1);
+    if (tile->formula->hinge == CRAMMER_SINGER) FN(finish_largest)(tile->formula, most, rows, 1);
 }
 
 /* n classes of row i, at most CHUNK, from `start` on. */
 static void FN(write_hinges)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n,
-                             const FN(Edges) *edges, const FN(Slopes) *slopes)
+                             const FN(Slopes) *slopes)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     const int direct = FN(is_contiguous)(to), is_used = rows->label[i] >= 0;
     char *grad = tile->grad + i * to->row_stride + start * to->class_stride;
     REAL *scratch = (REAL *)tile->scratch, *g = direct ? (REAL *)grad : scratch;
     const ptrdiff_t y = rows->label[i] - start, rival = rows->rival[i] - start;
-    const FN(Edge) edge = FN(edge_of_row)(edges, i);
+    const FN(Edge) edge = FN(edge_of_row)(rows, i);
     const FN(Slope) slope = FN(slope_of_row)(slopes, i);
 
     if (!is_used || tile->formula->hinge == CRAMMER_SINGER)
         for (ptrdiff_t j = 0; j < n; j++) g[j] = slopes->below[i];
     else {
         const REAL *x = FN(contiguous_run)(tile->logits + i * from->row_stride, from, start, n, scratch);
-        if (slopes->ramp[i]) FN(write_run_of)(x, g, n, &edge, &slope, 1);
+        if (slopes->ramp[i] != 0) FN(write_run_of)(x, g, n, &edge, &slope, 1);
         else FN(write_run_of)(x, g, n, &edge, &slope, 0);
     }
     if (is_used && y >= 0 && y < n) g[y] = slopes->beta[i];
@@ -164,21 +164,17 @@ static void FN(write_hinges)(const Tile *tile, const Rows *rows, ptrdiff_t i, pt
 
 static void FN(write_hinges_along)(const Tile *tile, const Rows *rows)
 {
-    FN(Edges) edges;
     FN(Slopes) slopes;
-    FN(set_edges)(tile->formula, rows, tile->n_rows, &edges);
     FN(set_slopes)(tile->formula, rows, tile->n_rows, &slopes);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) FN(write_hinges)(tile, rows, i, 0, tile->n_classes, &edges, &slopes);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) FN(write_hinges)(tile, rows, i, 0, tile->n_classes, &slopes);
 }
 
 static void FN(write_hinges_of_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
     const ptrdiff_t length = piece_length(tile->n_classes);
     const ptrdiff_t end = FN(smaller)((piece + 1) * length, tile->n_classes);
-    FN(Edges) edges;
     FN(Slopes) slopes;
-    FN(set_edges)(tile->formula, rows, 1, &edges);
     FN(set_slopes)(tile->formula, rows, 1, &slopes);
     for (ptrdiff_t at = piece * length; at < end; at += CHUNK)
-        FN(write_hinges)(tile, rows, 0, at, FN(smaller)(end - at, CHUNK), &edges, &slopes);
+        FN(write_hinges)(tile, rows, 0, at, FN(smaller)(end - at, CHUNK), &slopes);
 }

@@ -113,6 +113,7 @@ typedef struct {
     double beta[TILE];       /* gradient at the target */
     double curve[TILE], lead[TILE], excess[TILE]; /* Hessian: curve p_j (lead + excess p_j) */
     double log_sum[TILE];    /* of LOG_SOFTMAX: log of the sum of exp(x_j - m) */
+    double edge[TILE], edge_low[TILE], floor[TILE]; /* of HINGE: see hinge.h */
     ptrdiff_t rival[TILE];   /* of a Crammer-Singer hinge: where the largest of the others stands first, -1: nowhere */
     double sign[TILE];       /* of LOG_SUM_EXP with factors: that of the sum */
     double hess_target[TILE], hess_top[TILE]; /* Hessian at the target, and at a maximum that is not it */

@@ -79,6 +79,7 @@ static void sweep_hinges(const Tile *tile, Rows *rows, int across)
     if (across) IN_PRECISION_OF(tile, sweep_hinges_across, tile, rows);
     else if (tile->n_classes <= CHUNK) IN_PRECISION_OF(tile, sweep_hinges_along, tile, rows);
     else if (rows->label[0] >= 0) {
+        IN_PRECISION_OF(tile, begin_hinges, tile, rows);
         for (ptrdiff_t piece = 0; piece < count_pieces(tile->n_classes); piece++)
             IN_PRECISION_OF(tile, sweep_hinges_of_piece, tile, rows, piece);
         IN_PRECISION_OF(tile, combine_hinges, tile, rows);
@@ -89,7 +90,7 @@ static void sweep(const Tile *tile, Rows *rows, int across)
 {
     const Kind kind = tile->formula->kind;
     set_no_targets(tile, rows);
-    if (kind == MARGIN || kind == NLL || kind == HINGE) read_given(tile, rows);
+    if (kind == MARGIN || kind == NLL) read_given(tile, rows);
     if (kind == NLL) return;
     if (kind == HINGE) sweep_hinges(tile, rows, across);
     else if (across) IN_PRECISION_OF(tile, sweep_across, tile, rows);
@@ -118,7 +119,8 @@ static void write_gradient(const Tile *tile, const Rows *rows, int across)
 static void begin_long_row(const Tile *tile, Rows *rows)
 {
     set_no_targets(tile, rows);
-    if (tile->formula->kind != HINGE) IN_PRECISION_OF(tile, begin_long_row, tile, rows);
+    if (tile->formula->kind == HINGE) IN_PRECISION_OF(tile, begin_hinges, tile, rows);
+    else IN_PRECISION_OF(tile, begin_long_row, tile, rows);
 }
 
 static void sweep_piece(const Tile *tile, Rows *rows, ptrdiff_t piece)
