@@ -33,8 +33,8 @@ def hinge_loss(
         \text{multi_margin:} \quad & \ell = \frac 1 C \sum_{j \ne y} [M - x_y + x_j]_+^p \\
         \text{crammer_singer:} \quad & \ell = \bigl[M - x_y + \max_{j \ne y} x_j\bigr]_+^p
 
-    The first is Caffe's, of one binary classifier for each class; the second PyTorch's; the third, with p = 1,
-    scikit-learn's of more than two classes.
+    The first is Caffe's, of one binary classifier for each class; the second PyTorch's; the third, with
+    p = 1, scikit-learn's of more than two classes.
 
     Parameters
     ----------
@@ -69,12 +69,13 @@ def hinge_loss(
     -----
     Each term is right to a rounding, however near the kink: differences of scores are exact until then.
 
-    NaN in a row makes it NaN. A class at :math:`-\infty` that is not the target has no term; a target there has a loss
-    of infinity, NaN if "multi_margin" or "crammer_singer" find nothing but :math:`-\infty`. At :math:`+\infty` a target
-    lacks nothing, and another class makes the loss infinite; both at once are NaN where they are subtracted.
+    NaN in a row makes it NaN. A class at :math:`-\infty` that is not the target has no term; a target there has
+    a loss of infinity, NaN if "multi_margin" or "crammer_singer" find nothing but :math:`-\infty`. At
+    :math:`+\infty` a target lacks nothing, and another class makes the loss infinite; both at once are NaN
+    where they are subtracted. In float64 a term beyond its largest number is infinite.
 
-    PyTorch's ``multi_margin_loss`` divides the weighted mean by the number of rows, this one by the sum of their
-    weights; for PyTorch's give that number as `normalizer`.
+    PyTorch's ``multi_margin_loss`` divides a mean with class weights by the number of rows, this one by the sum
+    of their weights; for PyTorch's give the number of rows as `normalizer`.
 
     References
     ----------
@@ -138,11 +139,14 @@ def hinge_loss_and_grad(
         \frac{\partial \ell}{\partial x_j} = \frac p C h_j^{p - 1} \quad (j \ne y, h_j > 0), \qquad
         \frac{\partial \ell}{\partial x_y} = -\sum_{j \ne y} \frac{\partial \ell}{\partial x_j},
 
-    and 0 at the kink, :math:`h_j = 0`. With "crammer_singer" the first of the largest :math:`x_j` has a slope alone.
+    and 0 at the kink, :math:`h_j = 0`. With "crammer_singer" the first of the largest :math:`x_j` alone has a
+    slope, and its :math:`x_y`; with "one_vs_rest" each score has its own.
 
     Parameters
     ----------
-    logits, target, kind, p, margin, axis, weight, sample_weight, ignore_index, reduction, normalizer, n_threads
+    logits, target, kind, p, margin
+        As in :func:`hinge_loss`.
+    axis, weight, sample_weight, ignore_index, reduction, normalizer, n_threads
         As in :func:`hinge_loss`.
     out : ndarray, optional
         As in :func:`fastce.cross_entropy_and_grad`.

@@ -2,11 +2,12 @@
 
 For one row of scores ``x`` with margin M, target y, power p and weight ``w_i = s_i weight[y]``::
 
-    one_vs_rest     h_j = max(0, M + x_j) off the target, h_y = max(0, M - x_y)        loss = w_i sum h_j^p
-    multi_margin    h_j = max(0, M - x_y + x_j) off the target                         loss = w_i sum h_j^p / C
-    crammer_singer  the same for one of the largest x_j, the first; all others 0       loss = w_i h_j^p
+    one_vs_rest     h_j = max(0, M + x_j) off the target, h_y = max(0, M - x_y)    loss = w_i sum h_j^p
+    multi_margin    h_j = max(0, M - x_y + x_j) off the target                     loss = w_i sum h_j^p / C
+    crammer_singer  the same for the first of the largest x_j; all others 0        loss = w_i h_j^p
 
-    grad_j = w_i p h_j^(p - 1)            0 where h_j is 0; by x_y minus that of h_y, or minus the sum of all others
+    grad_j = w_i p h_j^(p - 1), 0 where h_j is 0
+    grad_y = minus that of h_y, or minus the sum of all others
 
 A class at -inf is no term, and a target at -inf infinitely far below all that are not.
 """

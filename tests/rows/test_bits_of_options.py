@@ -44,7 +44,7 @@ CALLS = {
     "focal": lambda x, y, q, **more: fastce.focal_loss_and_grad(x, y, gamma=1.5, **more),
     "hinge": lambda x, y, q, **more: fastce.hinge_loss_and_grad(x, y, **more),
     "hinge, multi_margin": lambda x, y, q, **more: fastce.hinge_loss_and_grad(
-        x, y, kind="multi_margin", p=2, weight=np.linspace(0.5, 2, x.shape[1]), **more
+        x, y, kind="multi_margin", p=2, weight=np.linspace(0.5, 2, x.shape[-1]), **more
     ),
     "hinge, crammer_singer": lambda x, y, q, **more: fastce.hinge_loss_and_grad(
         x, y, kind="crammer_singer", **more
@@ -134,7 +134,10 @@ def test_loss_alone(name):
             assert bits(CALLS[name](x, y, q, reduction="none")[0]) == bits(loss)
 
 
-@pytest.mark.parametrize("name", ["probabilities", "z_loss, temperature", "softcap", "hinge, multi_margin", "hinge, crammer_singer"])
+@pytest.mark.parametrize(
+    "name",
+    ["probabilities", "z_loss, temperature", "softcap", "hinge, multi_margin", "hinge, crammer_singer"],
+)
 @pytest.mark.parametrize("n_classes", [300, 9000])
 def test_slices_of_rows_side_by_side(n_classes, name):
     """Classes far apart in memory: neither the order nor the number of rows decides how they are summed."""

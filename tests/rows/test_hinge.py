@@ -1,11 +1,22 @@
-"""Hinge losses against the reference, exact fractions, and the formulas of PyTorch, scikit-learn and Caffe."""
+"""Hinge losses against the reference, fractions, and what PyTorch, scikit-learn and Caffe compute."""
 
 import itertools
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import DTYPES, FLOATS, GRAD_ULP, KINDS, LOSS_ULP, assert_ulp, bits, compute_dtype, largest, nasty
+from conftest import (
+    DTYPES,
+    FLOATS,
+    GRAD_ULP,
+    KINDS,
+    LOSS_ULP,
+    assert_ulp,
+    bits,
+    compute_dtype,
+    largest,
+    nasty,
+)
 
 import fastce
 from fastce import reference
@@ -20,13 +31,13 @@ def name_of(option):
 
 
 def check(x, y, **options):
-    """Within the bounds of labels: a term has one rounding, its square three, the sum and its factors three more."""
+    """Within the bounds of labels: a term has one rounding, its square three, its factors three more."""
     options = {"reduction": "none", **options}
     loss, grad = fastce.hinge_loss_and_grad(x, y, **options)
     exact, exact_grad = reference.hinge_loss_and_grad(x, y, **options)
     assert loss.dtype == compute_dtype(x.dtype)
     assert grad.dtype == x.dtype
-    if x.dtype == np.float64:  # sums and squares beyond the largest number are infinite, whatever divides them
+    if x.dtype == np.float64:  # what is beyond the largest number is infinite, whatever divides it
         axis = options.get("axis", -1)
         huge = np.isfinite(x) & (abs(x) > 1e150)
         usual = ~huge.any(axis=axis)
@@ -188,7 +199,8 @@ def test_pytorch(n_classes, margin, p, rng):
     scores, labels = torch.tensor(x, requires_grad=True), torch.tensor(y)
     for weight in (None, w):
         for reduction in ("none", "sum", "mean"):
-            options = {"kind": "multi_margin", "p": p, "margin": margin, "weight": weight, "reduction": reduction}
+            options = {"kind": "multi_margin", "p": p, "margin": margin}
+            options |= {"weight": weight, "reduction": reduction}
             if reduction == "mean":
                 options["normalizer"] = len(y)  # theirs divides by the number of rows
             given = None if weight is None else torch.tensor(weight)
@@ -259,5 +271,5 @@ def test_what_p_may_be():
 
 @pytest.mark.parametrize("kind", ["multi-margin", "", None, 1, ["multi_margin"]])
 def test_another_kind(kind):
-    with pytest.raises(ValueError, match=r"^kind is .*; expected 'one_vs_rest', 'multi_margin', 'crammer_singer'"):
+    with pytest.raises(ValueError, match=r"^kind is .*; expected 'one_vs_rest', 'multi_margin', 'crammer"):
         fastce.hinge_loss([[0.0, 1.0]], [0], kind=kind)
