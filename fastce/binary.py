@@ -93,7 +93,7 @@ def binary_cross_entropy_with_logits(
     0.99031
     """
     return _kernels.elementwise.binary_cross_entropy_with_logits(
-        logits, target, weight, pos_weight, reduction, normalizer, n_threads
+        0, logits, target, weight, pos_weight, reduction, normalizer, n_threads
     )
 
 
@@ -153,8 +153,8 @@ def binary_cross_entropy_with_logits_and_grad(
     >>> fastce.binary_cross_entropy_with_logits_and_grad(logits, [1, 0, 1], out=out)[1] is out
     True
     """
-    return _kernels.elementwise.binary_cross_entropy_with_logits_and_grad(
-        logits, target, weight, pos_weight, reduction, normalizer, n_threads, out
+    return _kernels.elementwise.binary_cross_entropy_with_logits(
+        1, logits, target, weight, pos_weight, reduction, normalizer, n_threads, out
     )
 
 
@@ -204,8 +204,8 @@ def binary_cross_entropy_with_logits_and_hess(
     >>> fastce.binary_cross_entropy_with_logits_and_hess([0.0, 40.0], [1, 1], reduction="sum")[2]
     array([2.50000000e-01, 4.24835426e-18])
     """
-    return _kernels.elementwise.binary_cross_entropy_with_logits_and_hess(
-        logits, target, weight, pos_weight, reduction, normalizer, n_threads, out, hess_out
+    return _kernels.elementwise.binary_cross_entropy_with_logits(
+        2, logits, target, weight, pos_weight, reduction, normalizer, n_threads, out, hess_out
     )
 
 
@@ -266,7 +266,7 @@ def binary_focal_loss(
     array([2.73208311e-05, 1.75467076e-01])
     """
     return _kernels.elementwise.binary_focal_loss(
-        logits, target, gamma, alpha, weight, reduction, normalizer, n_threads, False, None
+        0, logits, target, gamma, alpha, weight, reduction, normalizer, n_threads
     )
 
 
@@ -318,7 +318,7 @@ def binary_focal_loss_and_grad(
     array([-7.87179616e-05, -1.92058681e-01])
     """
     return _kernels.elementwise.binary_focal_loss(
-        logits, target, gamma, alpha, weight, reduction, normalizer, n_threads, True, out
+        1, logits, target, gamma, alpha, weight, reduction, normalizer, n_threads, out
     )
 
 
@@ -370,6 +370,4 @@ def binary_cross_entropy(
     >>> fastce.binary_cross_entropy([0.9, 0.2, 0.0], [1, 0, 1], reduction="none")
     array([  0.10536052,   0.22314355, 100.        ])
     """
-    return _kernels.elementwise.binary_cross_entropy(
-        probs, target, weight, reduction, normalizer, n_threads
-    )
+    return _kernels.elementwise.binary_cross_entropy(probs, target, weight, reduction, normalizer, n_threads)

@@ -69,13 +69,13 @@ def hinge_loss(
     -----
     Each term is right to a rounding, however near the kink: differences of scores are exact until then.
 
-    NaN in a row makes it NaN. A class at :math:`-\infty` that is not the target has no term; a target there has
-    a loss of infinity, NaN if "multi_margin" or "crammer_singer" find nothing but :math:`-\infty`. At
+    NaN in a row makes it NaN. A class at :math:`-\infty` that is not the target has no term; a target there
+    has a loss of infinity, NaN if "multi_margin" or "crammer_singer" find nothing but :math:`-\infty`. At
     :math:`+\infty` a target lacks nothing, and another class makes the loss infinite; both at once are NaN
     where they are subtracted. In float64 a term beyond its largest number is infinite.
 
-    PyTorch's ``multi_margin_loss`` divides a mean with class weights by the number of rows, this one by the sum
-    of their weights; for PyTorch's give the number of rows as `normalizer`.
+    PyTorch's ``multi_margin_loss`` divides a mean with class weights by the number of rows, this one by the
+    sum of their weights; for PyTorch's give the number of rows as `normalizer`.
 
     References
     ----------
@@ -98,6 +98,7 @@ def hinge_loss(
     0.28125
     """
     return _kernels.kernels.hinge_loss(
+        0,
         logits,
         target,
         kind,
@@ -110,8 +111,6 @@ def hinge_loss(
         reduction,
         normalizer,
         n_threads,
-        False,
-        None,
     )
 
 
@@ -172,6 +171,7 @@ def hinge_loss_and_grad(
     (0.4166666666666667, array([-0.333,  0.333,  0.   ]))
     """
     return _kernels.kernels.hinge_loss(
+        1,
         logits,
         target,
         kind,
@@ -184,6 +184,5 @@ def hinge_loss_and_grad(
         reduction,
         normalizer,
         n_threads,
-        True,
         out,
     )

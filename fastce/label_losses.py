@@ -70,6 +70,7 @@ def focal_loss(
     array([1.09000e-04, 7.01868e-01])
     """
     return _kernels.kernels.focal_loss(
+        0,
         logits,
         target,
         gamma,
@@ -80,8 +81,6 @@ def focal_loss(
         reduction,
         normalizer,
         n_threads,
-        False,
-        None,
     )
 
 
@@ -135,6 +134,7 @@ def focal_loss_and_grad(
     array([-0.768235,  0.768235])
     """
     return _kernels.kernels.focal_loss(
+        1,
         logits,
         target,
         gamma,
@@ -145,7 +145,6 @@ def focal_loss_and_grad(
         reduction,
         normalizer,
         n_threads,
-        True,
         out,
     )
 
@@ -226,6 +225,7 @@ def margin_cross_entropy(
     array([0.00853 , 3.951674])
     """
     return _kernels.kernels.margin_cross_entropy(
+        0,
         cosine,
         target,
         scale,
@@ -239,8 +239,6 @@ def margin_cross_entropy(
         reduction,
         normalizer,
         n_threads,
-        False,
-        None,
     )
 
 
@@ -296,6 +294,7 @@ def margin_cross_entropy_and_grad(
     array([  9.342633, -10.659296,   0.465142])
     """
     return _kernels.kernels.margin_cross_entropy(
+        1,
         cosine,
         target,
         scale,
@@ -309,7 +308,6 @@ def margin_cross_entropy_and_grad(
         reduction,
         normalizer,
         n_threads,
-        True,
         out,
     )
 

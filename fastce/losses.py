@@ -125,6 +125,7 @@ def cross_entropy(
     5.549306
     """
     return _kernels.kernels.cross_entropy(
+        0,
         logits,
         target,
         axis,
@@ -214,7 +215,8 @@ def cross_entropy_and_grad(
     >>> fastce.cross_entropy_and_grad(logits, [0, 2], out=out)[1] is out
     True
     """
-    return _kernels.kernels.cross_entropy_and_grad(
+    return _kernels.kernels.cross_entropy(
+        1,
         logits,
         target,
         axis,
@@ -292,7 +294,8 @@ def cross_entropy_and_hess(
     array([[2.50000000e-01, 2.50000000e-01],
            [1.38879439e-11, 1.38879439e-11]])
     """
-    return _kernels.kernels.cross_entropy_and_hess(
+    return _kernels.kernels.cross_entropy(
+        2,
         logits,
         target,
         axis,

@@ -10,6 +10,9 @@ typedef struct {
     const char *name;
     Kind kind;
     double smoothing, z_loss, temperature, softcap, gamma, scale, margin2, margin3;
+    Hinge hinge;
+    int power;
+    double margin;
     int has_q, has_weight, has_hess;
     double factor;    /* of the bounds for plain losses, where more is rounded */
 } Case;
@@ -157,6 +160,47 @@ static void exact_log_sum(const Case *c, const Given *row, const Sums_of_exps *a
     out->loss_scale = largest3(out->loss, a->m, size / fabsl(sum));
 }
 
+/* max(0, margin - x_y + x_j), with what the two sums lose. */
+static Wide lacking(Wide margin, Wide x_y, Wide x_j)
+{
+    if (x_j == -INFINITY) return 0;
+    const Wide a = margin - x_y, part = a - margin, a_low = (margin - (a - part)) - (x_y + part);
+    const Wide sum = x_j + a, back = sum - x_j, low = (x_j - (sum - back)) + (a - back);
+    const Wide h = isfinite(sum) ? sum + (low + a_low) : sum;
+    return h <= 0 ? 0 : h;
+}
+
+static void exact_hinge(const Case *c, const Given *row, Exact *out)
+{
+    static Wide h[MOST_CLASSES];
+    const ptrdiff_t y = row->y;
+    const int is_relative = c->hinge != ONE_VS_REST;
+    const Wide w = (Wide)row->sample * row->w[y] / (c->hinge == MULTI_MARGIN ? row->n : 1), x_y = row->x[y];
+    ptrdiff_t rival = -1;
+    int unknown = 0, some = 0;
+    Sum_of_wides loss = {0, 0}, slopes = {0, 0};
+    for (ptrdiff_t j = 0; j < row->n; j++) {
+        unknown |= isnan(row->x[j]);
+        some |= row->x[j] > -INFINITY;
+        if (j != y && row->x[j] > -INFINITY && (rival < 0 || row->x[j] > row->x[rival])) rival = j;
+    }
+    for (ptrdiff_t j = 0; j < row->n; j++) {
+        h[j] = j != y ? lacking(c->margin, is_relative ? x_y : 0, row->x[j]) : is_relative ? 0 : lacking(c->margin, x_y, 0);
+        if (c->hinge == CRAMMER_SINGER && j != rival) h[j] = 0;
+        add_wide(&loss, c->power == 1 ? h[j] : h[j] * h[j]);
+        out->grad[j] = c->power == 2 ? 2 * w * h[j] : h[j] > 0 ? w : 0;
+        add_wide(&slopes, out->grad[j]);
+    }
+    out->loss = w * (isinf(loss.sum) ? loss.sum : loss.sum + loss.error);
+    out->grad[y] = is_relative ? -(slopes.sum + slopes.error) : -out->grad[y];
+    if (unknown || (is_relative && !some)) out->loss = NAN;
+    out->loss_scale = out->loss;
+    for (ptrdiff_t j = 0; j < row->n; j++) {
+        if (isnan(out->loss)) out->grad[j] = NAN;
+        out->grad_scale[j] = out->grad[j];
+    }
+}
+
 static void exact_row(const Case *c, const Given *row, Exact *out)
 {
     static Wide z[MOST_CLASSES];
@@ -171,6 +215,8 @@ static void exact_row(const Case *c, const Given *row, Exact *out)
     }
     memset(out, 0, sizeof *out);
     if (row->y < 0) return;
+    if (c->kind == HINGE) exact_hinge(c, row, out);
+    if (c->kind == HINGE) return;
     if (unknown || top == -INFINITY) {
         out->loss = NAN;
         for (ptrdiff_t j = 0; j < row->n; j++) out->grad[j] = out->hess[j] = NAN;

@@ -21,6 +21,13 @@ static const Case CASES[] = {
     {.name = "focal", .kind = FOCAL, .gamma = 2, .has_weight = 1, .factor = 2},
     {.name = "focal 1/2", .kind = FOCAL, .gamma = 0.5, .factor = 1.25},
     {.name = "margin", .kind = MARGIN, .scale = 64, .margin2 = 0.5, .has_weight = 1, .factor = 1},
+    {.name = "hinge", .kind = HINGE, .power = 1, .margin = 1, .has_weight = 1, .factor = 1},
+    {.name = "hinge, squared", .kind = HINGE, .power = 2, .margin = 1, .has_weight = 1, .factor = 1},
+    {.name = "multi-margin", .kind = HINGE, .hinge = MULTI_MARGIN, .power = 1, .margin = 0.3, .factor = 1},
+    {.name = "multi-margin, squared", .kind = HINGE, .hinge = MULTI_MARGIN, .power = 2, .margin = 1, .factor = 1},
+    {.name = "Crammer, Singer", .kind = HINGE, .hinge = CRAMMER_SINGER, .power = 1, .margin = 1, .factor = 1},
+    {.name = "Crammer, Singer, squared", .kind = HINGE, .hinge = CRAMMER_SINGER, .power = 2, .margin = 1,
+     .has_weight = 1, .factor = 1},
     {.name = "nll", .kind = NLL, .has_weight = 1, .factor = 1},
     {.name = "softmax", .kind = SOFTMAX, .factor = 1},
     {.name = "log_softmax", .kind = LOG_SOFTMAX, .factor = 1},
@@ -166,7 +173,8 @@ static int walks_across(const Case *c, const Batch *b, const Layout *layout)
 
 static Formula formula_of(const Case *c, const Batch *b, float *narrow)
 {
-    Formula f = {.kind = c->kind, .normalizer = 1, .smoothing = c->smoothing, .z_loss = c->z_loss, .gamma = c->gamma,
+    Formula f = {.kind = c->kind, .normalizer = 1, .hinge = c->hinge, .power = c->power, .margin = c->margin,
+                 .smoothing = c->smoothing, .z_loss = c->z_loss, .gamma = c->gamma,
                  .temperature = {.factor = 1, .divisor = c->temperature}};
     f.has_terms = c->kind == CROSS_ENTROPY && (c->smoothing != 0 || c->has_q);
     if (c->has_weight) f.class_weight = b->w;

@@ -303,26 +303,17 @@ cdef object binary(Options *options, object first, str name, object given_target
         leave_environment(host)
 
 
-def binary_cross_entropy_with_logits(logits, target, weight, pos_weight, reduction, normalizer, n_threads):
-    cdef Options options = Options(WITH_LOGITS, 0, 1, 0, NAN)
-    return binary(&options, logits, "logits", target, weight, pos_weight, reduction, normalizer, n_threads, None, None)
+# Each loss once: `order` is the highest derivative, 0 for the loss alone.
 
-
-def binary_cross_entropy_with_logits_and_grad(logits, target, weight, pos_weight, reduction, normalizer, n_threads,
-                                              out):
-    cdef Options options = Options(WITH_LOGITS, 1, 1, 0, NAN)
-    return binary(&options, logits, "logits", target, weight, pos_weight, reduction, normalizer, n_threads, out, None)
-
-
-def binary_cross_entropy_with_logits_and_hess(logits, target, weight, pos_weight, reduction, normalizer, n_threads,
-                                              out, hess_out):
-    cdef Options options = Options(WITH_LOGITS, 2, 1, 0, NAN)
+def binary_cross_entropy_with_logits(order, logits, target, weight, pos_weight, reduction, normalizer, n_threads,
+                                     out=None, hess_out=None):
+    cdef Options options = Options(WITH_LOGITS, order, 1, 0, NAN)
     return binary(&options, logits, "logits", target, weight, pos_weight, reduction, normalizer, n_threads, out,
                   hess_out)
 
 
-def binary_focal_loss(logits, target, gamma, alpha, weight, reduction, normalizer, n_threads, with_grad, out):
-    cdef Options options = Options(FOCAL, bool(with_grad), 1, checked_number(gamma, "gamma", 0, INFINITY), NAN)
+def binary_focal_loss(order, logits, target, gamma, alpha, weight, reduction, normalizer, n_threads, out=None):
+    cdef Options options = Options(FOCAL, order, 1, checked_number(gamma, "gamma", 0, INFINITY), NAN)
     if alpha is not None:
         options.alpha = checked_number(alpha, "alpha", 0, 1)
     return binary(&options, logits, "logits", target, weight, None, reduction, normalizer, n_threads, out, None)

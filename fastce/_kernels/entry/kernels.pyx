@@ -325,44 +325,28 @@ cdef cnp.ndarray new_losses(cnp.ndarray logits, int axis):
     return np.empty(shape[:axis] + shape[axis + 1:], np.float64 if format_of(logits) == FORMAT_F64 else np.float32)
 
 
-def cross_entropy(logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature,
-                  softcap, reduction, normalizer, n_threads):
+# Each loss once, whatever is asked for: `order` is the highest derivative, 0 for the loss alone.
+
+def cross_entropy(order, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
+                  temperature, softcap, reduction, normalizer, n_threads, out=None, hess_out=None):
     cdef Problem p
     begin_problem(&p, CROSS_ENTROPY)
     set_options(&p.formula, label_smoothing, z_loss, temperature, softcap)
     return loss_of_rows(&p, logits, "logits", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
-                        n_threads, 0, None, None)
+                        n_threads, order, out, hess_out)
 
 
-def cross_entropy_and_grad(logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-                           temperature, softcap, reduction, normalizer, n_threads, out):
-    cdef Problem p
-    begin_problem(&p, CROSS_ENTROPY)
-    set_options(&p.formula, label_smoothing, z_loss, temperature, softcap)
-    return loss_of_rows(&p, logits, "logits", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
-                        n_threads, 1, out, None)
-
-
-def cross_entropy_and_hess(logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
-                           temperature, softcap, reduction, normalizer, n_threads, out, hess_out):
-    cdef Problem p
-    begin_problem(&p, CROSS_ENTROPY)
-    set_options(&p.formula, label_smoothing, z_loss, temperature, softcap)
-    return loss_of_rows(&p, logits, "logits", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
-                        n_threads, 2, out, hess_out)
-
-
-def focal_loss(logits, target, gamma, axis, weight, sample_weight, ignore_index, reduction, normalizer, n_threads,
-               with_grad, out):
+def focal_loss(order, logits, target, gamma, axis, weight, sample_weight, ignore_index, reduction, normalizer,
+               n_threads, out=None):
     cdef Problem p
     begin_problem(&p, FOCAL)
     p.formula.gamma = checked_number(gamma, "gamma", 0, INFINITY)
     return loss_of_rows(&p, logits, "logits", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
-                        n_threads, bool(with_grad), out, None)
+                        n_threads, order, out, None)
 
 
-def margin_cross_entropy(cosine, target, scale, margin1, margin2, margin3, axis, weight, sample_weight, ignore_index,
-                         reduction, normalizer, n_threads, with_grad, out):
+def margin_cross_entropy(order, cosine, target, scale, margin1, margin2, margin3, axis, weight, sample_weight,
+                         ignore_index, reduction, normalizer, n_threads, out=None):
     cdef Problem p
     begin_problem(&p, MARGIN)
     p.formula.transform = COSINES
@@ -372,14 +356,14 @@ def margin_cross_entropy(cosine, target, scale, margin1, margin2, margin3, axis,
     p.formula.margin2 = checked_number(margin2, "margin2", -INFINITY, INFINITY)
     p.formula.margin3 = checked_number(margin3, "margin3", -INFINITY, INFINITY)
     return loss_of_rows(&p, cosine, "cosine", target, axis, weight, sample_weight, ignore_index, reduction, normalizer,
-                        n_threads, bool(with_grad), out, None)
+                        n_threads, order, out, None)
 
 
 HINGES = {"one_vs_rest": ONE_VS_REST, "multi_margin": MULTI_MARGIN, "crammer_singer": CRAMMER_SINGER}
 
 
-def hinge_loss(logits, target, kind, p, margin, axis, weight, sample_weight, ignore_index, reduction, normalizer,
-               n_threads, with_grad, out):
+def hinge_loss(order, logits, target, kind, p, margin, axis, weight, sample_weight, ignore_index, reduction, normalizer,
+               n_threads, out=None):
     cdef Problem problem
     begin_problem(&problem, HINGE)
     if not (isinstance(kind, str) and kind in HINGES):
@@ -390,7 +374,7 @@ def hinge_loss(logits, target, kind, p, margin, axis, weight, sample_weight, ign
     problem.formula.power = <int>checked_number(p, "p", 1, 2)
     problem.formula.margin = checked_number(margin, "margin", -MOST_SCALE, MOST_SCALE)
     return loss_of_rows(&problem, logits, "logits", target, axis, weight, sample_weight, ignore_index, reduction,
-                        normalizer, n_threads, bool(with_grad), out, None)
+                        normalizer, n_threads, order, out, None)
 
 
 def nll_loss(log_probs, target, axis, weight, sample_weight, ignore_index, reduction, normalizer, n_threads):

@@ -15,7 +15,7 @@
 #include "elements/binary.h"
 #include "elements/curvature.h"
 #include "rows/margins.h"
-#include "rows/curvature.h"
+#include "rows/softmax_derivatives.h"
 #undef REAL_BITS
 
 #define REAL_BITS 32
@@ -25,7 +25,7 @@
 #include "elements/operands.h"
 #include "elements/binary.h"
 #include "rows/margins.h"
-#include "rows/curvature.h"
+#include "rows/softmax_derivatives.h"
 #undef REAL_BITS
 
 /* ---- What float64 has in float32 ------------------------------------------------------------------- */

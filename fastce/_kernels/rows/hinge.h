@@ -1,4 +1,4 @@
-/* Hinges: what scores lack to a margin. Sweep and write of both walks, and the epilogue.
+/* Hinges: what scores lack to a margin. The epilogue, and what both walks share.
  *
  * Included once per REAL_BITS, after all other rows' headers. With the margin M, the target y and the power p
  *
@@ -8,12 +8,13 @@
  *
  * Every term but that of x_y alone is one of h_j = max(0, x_j + a), a being the row's edge:
  *
- *     sweep    rest = sum_{j != y} h_j^p,    mass = sum_{j != y} h_j^(p - 1)     of Crammer and Singer the largest h_j's
- *     write    g_j = alpha h_j^(p - 1),  g_y = beta = -alpha mass
+ *     sweep    rest = sum_{j != y} h_j^p,    mass = sum_{j != y} h_j^(p - 1)
+ *     write    g_j = alpha h_j^(p - 1),  g_y = beta = -alpha mass        alpha = p w / normalizer, multi-margin's by C
  *
- * where h_j^0 is 0 at the kink, h_j = 0. The edge is an unevaluated sum and so is, in float64, x_j + a; float32 adds in
- * float64. So an h_j has one rounding, however much of it cancels, and it is known exactly which are above 0. With
- * p = 1 that is all that write asks for: x_j > floor, the largest REAL that is not above -a.
+ * where h_j^0 is 0 at the kink, h_j = 0, and the third's sums have the largest h_j alone. The edge is an unevaluated
+ * sum and so is, in float64, x_j + a; float32 adds in float64. So an h_j has one rounding, however much of it cancels,
+ * and it is known exactly which are above 0. With p = 1 that is all that write asks for: x_j > floor, the largest REAL
+ * that is not above -a.
  *
  * A class at -inf has no term. A target at -inf is infinitely far below all classes that are not: its edge is the
  * largest number and a bit, and the epilogue makes infinity of that. NaN stays, also that of inf - inf.
@@ -30,7 +31,7 @@ INLINE int is_relative(const Formula *f) { return f->hinge != ONE_VS_REST; }
 
 static void read_given(const Tile *tile, Rows *rows); /* rows.h */
 
-/* The first of them, or that of a NaN. */
+/* max(0, h). NaN stays, as the second of the two. */
 INLINE vec_f64 above_zero(vec_f64 h) { return larger_f64((vec_f64){0}, h); }
 
 /* From the sums of rows to losses and the coefficients of gradients. NaN anywhere in a row is in its sum. */
@@ -256,7 +257,8 @@ typedef struct { vec_f64 alpha[2]; vec value, below, ramp; } FN(Slope);
 INLINE FN(Slope) FN(slope_of_row)(const FN(Slopes) *slopes, ptrdiff_t i)
 {
     const vec_f64 alpha = splat_f64(slopes->alpha[i]);
-    return (FN(Slope)){{alpha, alpha}, FN(splat)(slopes->value[i]), FN(splat)(slopes->below[i]), FN(splat)(slopes->ramp[i])};
+    return (FN(Slope)){{alpha, alpha}, FN(splat)(slopes->value[i]), FN(splat)(slopes->below[i]),
+                       FN(splat)(slopes->ramp[i])};
 }
 
 INLINE FN(Slope) FN(slope_of_lanes)(const FN(Slopes) *slopes, ptrdiff_t i)
@@ -276,15 +278,4 @@ INLINE vec FN(ramp)(vec x, const FN(Edge) *edge, const FN(Slope) *slope)
     FN(Hinges) of = FN(hinges)(x, edge);
     for (int k = 0; k < PARTS; k++) of.h[k] *= slope->alpha[k];
     return FN(of_parts)(of.h);
-}
-
-INLINE void FN(write_run_of)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Edge) *edge, const FN(Slope) *slope, int ramp)
-{
-    for (ptrdiff_t j = 0; j < n; j += LANES) {
-        const ptrdiff_t count = n - j;
-        const vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
-        const vec of = ramp ? FN(ramp)(v, edge, slope) : FN(step)(v, edge, slope);
-        if (count >= LANES) FN(store)(g + j, of);
-        else FN(store_n)(g + j, count, of);
-    }
 }

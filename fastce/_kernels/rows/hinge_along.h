@@ -138,6 +138,18 @@ static void FN(combine_hinges)(const Tile *tile, Rows *rows)
     if (tile->formula->hinge == CRAMMER_SINGER) FN(finish_largest)(tile->formula, most, rows, 1);
 }
 
+INLINE void FN(write_run_of)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Edge) *edge, const FN(Slope) *slope,
+                             int ramp)
+{
+    for (ptrdiff_t j = 0; j < n; j += LANES) {
+        const ptrdiff_t count = n - j;
+        const vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
+        const vec of = ramp ? FN(ramp)(v, edge, slope) : FN(step)(v, edge, slope);
+        if (count >= LANES) FN(store)(g + j, of);
+        else FN(store_n)(g + j, count, of);
+    }
+}
+
 /* n classes of row i, at most CHUNK, from `start` on. */
 static void FN(write_hinges)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n,
                              const FN(Slopes) *slopes)

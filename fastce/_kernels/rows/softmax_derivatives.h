@@ -3,8 +3,8 @@
  * Included once per REAL_BITS, that of the margins, after margins.h and elements/curvature.h, which has the formulas.
  * All is computed in that precision and rounded to float32 at the end, as the libraries do.
  */
-#ifndef FASTCE_SOFTMAX_CURVATURE_H
-#define FASTCE_SOFTMAX_CURVATURE_H
+#ifndef FASTCE_SOFTMAX_DERIVATIVES_H
+#define FASTCE_SOFTMAX_DERIVATIVES_H
 
 enum {
     FEW_CLASSES = 128, FEW_ROWS = 16,   /* with more classes fewer rows pass together, to stay in cache */
