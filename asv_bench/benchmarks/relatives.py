@@ -36,7 +36,7 @@ class Options:
     params = (
         [
             *("plain", "weight", "smoothing", "smoothing and weight", "probabilities", "z_loss"),
-            *("temperature", "softcap", "hess", "focal", "margin"),
+            *("temperature", "softcap", "hess", "focal", "hinge", "margin"),
         ],
         SHAPES,
     )
@@ -60,6 +60,7 @@ class Options:
             "softcap": lambda: grad(x, y, softcap=30.0, out=out),
             "hess": lambda: fastce.cross_entropy_and_hess(x, y, out=out),
             "focal": lambda: fastce.focal_loss_and_grad(x, y, out=out),
+            "hinge": lambda: fastce.hinge_loss_and_grad(x, y, kind="multi_margin", out=out),
             "margin": lambda: fastce.margin_cross_entropy_and_grad(x / 10, y, out=out),
         }[option]
         self.call()

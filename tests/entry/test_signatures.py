@@ -15,7 +15,7 @@ OWN = {"n_threads", "out", "hess_out", "memory", "wrt", "accumulate"}
 
 
 def options(function):
-    """Names and defaults of the arguments, in their order; those of a loss that hands them on are its derivatives'."""
+    """Names and defaults of the arguments, in their order."""
     return {name: a.default for name, a in inspect.signature(function).parameters.items()}
 
 
