@@ -1,10 +1,10 @@
 """Blocks of rows through BLAS: where weights are so many that products are what takes the time.
 
-A block has all its logits in one array where `memory` has room for enough rows of them: the row code puts their
-gradient in their place, and that goes into the two products of the gradients. Else a part of the classes has
-its logits at a time. The row code adds each part to the sums of its rows, and a part's logits are computed
-once more for its gradient: four products instead of three. For a loss alone that costs nothing, and parts
-that stay in cache are quicker.
+A block has all its logits in one array where `memory` has room for enough rows of them: the row code puts
+their gradient in their place, and that goes into the two products of the gradients. Else a part of the
+classes has its logits at a time. The row code adds each part to the sums of its rows, and a part's logits are
+computed once more for its gradient: four products instead of three. For a loss alone that costs nothing, and
+parts that stay in cache are quicker.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastce import _kernels
+from fastce._kernels.machine import threads
 from fastce.linear import sparse
 
 LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more
-CACHED_BYTES = 1 << 24  # of the logits of a part
-WIDE_BYTES = 1 << 23  # of weights, or sums of their gradients, that are held beside
+HELD_BYTES = 1 << 24  # of the logits of a part, in four times as many classes as rows: allocators keep so much
+SUMMED_BYTES = 1 << 20  # of gradients of weights that are added to others
+WIDE_BYTES = 1 << 23  # of weights that are widened
 KEPT_BYTES = 256  # of a row's sums
 
 
@@ -34,34 +36,37 @@ class Blocks(NamedTuple):
 
 
 def plan(
-    shape: tuple[int, int, int], item: int, per_row: int, per_class: int, with_grad: bool, memory: int
+    shape: tuple[int, int, int],
+    item: int,
+    per_row: int,
+    per_class: int,
+    most_beside: int,
+    with_grad: bool,
+    memory: int,
 ) -> Blocks:
     """Choose blocks for (N, D, C) that take `memory` bytes at most.
 
     `per_row` and `per_class` are numbers, of `item` bytes, that a row of a block and a class of a part take
-    beside their logits.
+    beside their logits; those of the classes take no more than `most_beside` bytes.
     """
     n_rows, n_features, n_classes = shape
-    beside = per_class * item
-    n_part = min(n_classes, max(1, min(WIDE_BYTES, memory // 4) // beside)) if beside else n_classes
-    room = (memory - n_part * beside) // ((n_classes + per_row) * item)
-    whole = room >= min(n_rows, LEAST_ROWS)
-    if not with_grad:
-        whole = n_classes * item * min(n_rows, LEAST_ROWS) <= min(CACHED_BYTES, room * n_classes * item)
-        room = min(room, max(1, CACHED_BYTES // (n_classes * item)))
+    beside, per_row = per_class * item, per_row * item
+    n_part = min(n_classes, max(1, min(most_beside, memory // 4) // beside)) if beside else n_classes
+    room = (memory - n_part * beside) // (n_classes * item + per_row)
+    if not with_grad:  # parts cost nothing
+        room = min(room, max(1, HELD_BYTES // (n_classes * item)))
     n_held = n_classes
-    if not whole:
-        least = per_row * item + KEPT_BYTES
-        n_part = min(n_part, isqrt(CACHED_BYTES // item), isqrt(max(memory, 1) // item))
-        n_part = max(1, min(n_part, (memory - least) // (beside + item)))
-        n_held = n_part
-        room = (memory - n_part * beside) // ((n_part + per_row) * item + KEPT_BYTES)
+    if room < min(n_rows, LEAST_ROWS):
+        least = per_row + KEPT_BYTES
+        held = min(HELD_BYTES, max(1, memory)) // item
+        n_held = n_part = max(1, min(n_part, isqrt(4 * held), (memory - least) // (beside + item)))
+        room = (memory - n_part * beside) // (n_part * item + least)
+        room = min(room, max(LEAST_ROWS, held // n_part))
         if room < 1:
             raise ValueError(
                 f"memory is {memory}; expected at least {least + beside + item} bytes, which one row and one "
                 f"class of {n_features} features need"
             )
-        room = min(room, max(LEAST_ROWS, CACHED_BYTES // (n_part * item)))
     n_blocks = -(-n_rows // max(1, room))
     return Blocks(-(-n_rows // n_blocks) if n_blocks else 1, n_held, n_part)
 
@@ -137,12 +142,14 @@ class _Run:
         if self.is_widened or self.of_w is not None or self.is_sparse:
             per_class = n_features
         if self.is_sparse:  # SciPy's products are new arrays, of contiguous ones
-            per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(CACHED_BYTES // item))
+            per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(HELD_BYTES // item))
         elif self.x.dtype != self.dtype or (self.with_grad and self.ignored is not None):
             per_row += n_features  # converted, or without those that do not count
         if self.of_x is not None:
             per_row += n_features * (1 + self.sums_input)
-        return plan((n_rows, n_features, self.n_classes), item, per_row, per_class, self.with_grad, memory)
+        most = WIDE_BYTES if self.is_widened or self.is_sparse else SUMMED_BYTES
+        shape = (n_rows, n_features, self.n_classes)
+        return plan(shape, item, per_row, per_class, most, self.with_grad, memory)
 
     def run(self, memory: int) -> None:
         n_rows, n_features = self.x.shape
@@ -170,6 +177,7 @@ class _Run:
             for classes, w in self._parts():
                 self._multiply(x, w, classes, self._logits(n_rows, classes))
             rows.of_block(z, first, self.with_grad)
+            threads.make_way()
         else:
             kept = None
             for classes, w in self._parts():
@@ -177,6 +185,7 @@ class _Run:
                 kept = rows.begin_parts(z, first) if kept is None else kept
                 self._multiply(x, w, classes, z)
                 rows.sweep_part(kept, z, first, classes.start)
+                threads.make_way()
             rows.finish_parts(kept, z, first, self.with_grad)
         if not self.with_grad:
             return
@@ -188,6 +197,7 @@ class _Run:
             if not self.is_whole:
                 self._multiply(x, w, classes, g)
                 rows.write_part(kept, g, first, classes.start)
+                threads.make_way()
             if self.of_bias is not None:
                 self.bias_sum[classes] += np.ones(n_rows, self.dtype) @ g
             if self.of_x is not None and total is not None:
@@ -215,6 +225,7 @@ class _Run:
             w = self.w[classes]
             if self.is_widened:
                 _kernels.kernels.widen(w, self.beside[: len(w)], None)
+                threads.make_way()
                 w = self.beside[: len(w)]
             yield classes, w
 
@@ -246,8 +257,9 @@ class _Run:
             else:
                 np.matmul(g[:, columns].T, x, out=product)
             if is_later:
-                product += out
-            out[...] = product
+                np.add(out, product, out=out, casting="unsafe")
+            else:
+                out[...] = product
 
 
 def _without(x: Any, rows: NDArray) -> Any:

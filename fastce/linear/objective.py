@@ -192,8 +192,8 @@ class Objective:
         if self._is_small:
             self._rows.hessian_product(self._X, w, bias, v, v_bias, of_w, of_bias, self.binary, MEMORY)
         else:
-            at, to = (w, bias), (v, v_bias)
-            blocks.hessian_product(self._rows, self._X, at, to, of_w, of_bias, self.dtype, MEMORY, self.binary)
+            at, out = ((w, bias), (v, v_bias)), (of_w, of_bias)
+            blocks.hessian_product(self._rows, self._X, *at, *out, self.dtype, MEMORY, self.binary)
         if self.l2:
             of_w += self.l2 * v
         return product.reshape(np.shape(V))
