@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastce import _kernels
 from fastce._kernels.machine import threads
 from fastce.linear import sparse
 
-LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more
-HELD_BYTES = 1 << 24  # of the logits of a part, in four times as many classes as rows: allocators keep so much
+LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more...
+LEAST_ROWS_OF_LOSS = 1024  # ... which a loss alone does not need
+HELD_BYTES = 1 << 24  # of the logits of a part, four times as many classes as rows: allocators keep that
 SUMMED_BYTES = 1 << 20  # of gradients of weights that are added to others
 WIDE_BYTES = 1 << 23  # of weights that are widened
 KEPT_BYTES = 256  # of a row's sums
@@ -39,6 +39,7 @@ def plan(
     shape: tuple[int, int, int],
     item: int,
     per_row: int,
+    per_row_in_parts: int,
     per_class: int,
     most_beside: int,
     with_grad: bool,
@@ -46,23 +47,28 @@ def plan(
 ) -> Blocks:
     """Choose blocks for (N, D, C) that take `memory` bytes at most.
 
-    `per_row` and `per_class` are numbers, of `item` bytes, that a row of a block and a class of a part take
-    beside their logits; those of the classes take no more than `most_beside` bytes.
+    `per_row`, with whole logits or in parts, and `per_class` are numbers, of `item` bytes, that a row of a
+    block and a class of a part take beside logits; for whole logits the latter are `most_beside` at most.
     """
     n_rows, n_features, n_classes = shape
-    beside, per_row = per_class * item, per_row * item
-    n_part = min(n_classes, max(1, min(most_beside, memory // 4) // beside)) if beside else n_classes
-    room = (memory - n_part * beside) // (n_classes * item + per_row)
-    if not with_grad:  # parts cost nothing
-        room = min(room, max(1, HELD_BYTES // (n_classes * item)))
-    n_held = n_classes
-    if room < min(n_rows, LEAST_ROWS):
-        least = per_row + KEPT_BYTES
+    beside = per_class * item
+
+    def beside_at_once(most: int) -> int:
+        return min(n_classes, max(1, min(most, memory // 4) // beside)) if beside else n_classes
+
+    n_part, n_held = beside_at_once(most_beside), n_classes
+    room = (memory - n_part * beside) // ((n_classes + per_row) * item)
+    if not with_grad:
+        room = min(room, HELD_BYTES // (n_classes * item))
+    if room < min(n_rows, LEAST_ROWS if with_grad else LEAST_ROWS_OF_LOSS):
+        least = per_row_in_parts * item + KEPT_BYTES
         held = min(HELD_BYTES, max(1, memory)) // item
-        n_held = n_part = max(1, min(n_part, isqrt(4 * held), (memory - least) // (beside + item)))
-        room = (memory - n_part * beside) // (n_part * item + least)
-        room = min(room, max(LEAST_ROWS, held // n_part))
-        if room < 1:
+        n_some = min(beside_at_once(WIDE_BYTES), isqrt(4 * held), (memory - least) // (beside + item))
+        n_some = max(1, n_some)
+        in_parts = min((memory - n_some * beside) // (n_some * item + least), max(LEAST_ROWS, held // n_some))
+        if in_parts > 0:
+            n_part, n_held, room = n_some, n_some, in_parts
+        elif room < 1:
             raise ValueError(
                 f"memory is {memory}; expected at least {least + beside + item} bytes, which one row and one "
                 f"class of {n_features} features need"
@@ -138,7 +144,7 @@ class _Run:
 
     def _plan(self, memory: int) -> Blocks:
         n_rows, n_features = self.x.shape
-        item, per_row, per_class = self.dtype.itemsize, 0, 0
+        item, per_row, per_class, in_parts = self.dtype.itemsize, 0, 0, 0
         if self.is_widened or self.of_w is not None or self.is_sparse:
             per_class = n_features
         if self.is_sparse:  # SciPy's products are new arrays, of contiguous ones
@@ -146,10 +152,12 @@ class _Run:
         elif self.x.dtype != self.dtype or (self.with_grad and self.ignored is not None):
             per_row += n_features  # converted, or without those that do not count
         if self.of_x is not None:
-            per_row += n_features * (1 + self.sums_input)
+            per_row += n_features * (self.sums_input + self.is_widened)
+            in_parts = n_features * (not self.is_widened)
         most = WIDE_BYTES if self.is_widened or self.is_sparse else SUMMED_BYTES
-        shape = (n_rows, n_features, self.n_classes)
-        return plan(shape, item, per_row, per_class, most, self.with_grad, memory)
+        shape, per_row = (n_rows, n_features, self.n_classes), (per_row, per_row + in_parts)
+        blocks = plan(shape, item, *per_row, per_class, most, self.with_grad, memory)
+        return blocks._replace(n_held=2) if self.first_column else blocks
 
     def run(self, memory: int) -> None:
         n_rows, n_features = self.x.shape
@@ -224,7 +232,7 @@ class _Run:
             classes = slice(start, min(start + n_part, len(self.w)))
             w = self.w[classes]
             if self.is_widened:
-                _kernels.kernels.widen(w, self.beside[: len(w)], None)
+                self.rows.widen(w, self.beside[: len(w)])
                 threads.make_way()
                 w = self.beside[: len(w)]
             yield classes, w
@@ -246,7 +254,7 @@ class _Run:
             self.of_x[block] = total
 
     def _add_weight_grad(self, g: NDArray, x: Any, classes: slice, is_later: bool) -> None:
-        if not (is_later or self.is_sparse or self.is_widened):
+        if not (is_later or self.is_sparse) and self.of_w.dtype == self.dtype:
             np.matmul(g.T, x, out=self.of_w[classes])
             return
         for start in range(0, g.shape[1], self.n_part):

@@ -1,5 +1,6 @@
 """Rows whose logits come a part of the classes at a time: the bounds of whole rows; calls."""
 
+import re
 import tracemalloc
 from itertools import pairwise
 
@@ -63,7 +64,7 @@ def arguments_of(options, z, y):
 @pytest.mark.parametrize("cuts", [(0, 1, 2, 60), (0, 3, 40, 41, 300), (0, 9000, 20_000)], ids=str)
 def test_bounds(options, dtype, cuts):
     """Of all kinds of rows, in ULP of the largest number that is added up."""
-    z, y = nasty(dtype, 2 * len(KINDS) if cuts[-1] < 1000 else len(KINDS), cuts[-1])
+    z, y = nasty(dtype, 2 * len(KINDS) if cuts[-1] < 1000 else 12, cuts[-1])
     y, options = arguments_of(options, z, y)
     loss, grad = in_parts(z, y, cuts, **options)
     exact, exact_grad = reference.cross_entropy_and_grad(z, y, reduction="none", **options)
@@ -159,6 +160,29 @@ def test_ignored_rows_are_not_used(cut):
     assert loss == pytest.approx(float(exact[0]), rel=1e-14)
     for a, e in zip(grad, exact[1], strict=True):
         np.testing.assert_allclose(a, e.astype(float), atol=1e-15)
+
+
+def test_plans_stay_within_memory():
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(3000):
+        n_rows, n_features, n_classes = shape = tuple(int(2**k) for k in rng.uniform(0, 20, 3))
+        item, with_grad = int(rng.choice([4, 8])), bool(rng.integers(2))
+        per_row, in_parts, per_class = (int(k) * n_features for k in rng.integers(0, 3, 3))
+        most = int(rng.choice([blocks.SUMMED_BYTES, blocks.WIDE_BYTES]))
+        numbers = (item, per_row, per_row + in_parts, per_class, most, with_grad)
+        memory = int(2 ** rng.uniform(6, 28))
+        try:
+            plan = blocks.plan(shape, *numbers, memory)
+        except ValueError as error:
+            refused += 1
+            memory = int(re.search(r"at least (\d+) bytes", str(error))[1])
+            plan = blocks.plan(shape, *numbers, memory)
+        is_whole = plan.n_held == n_classes
+        row = plan.n_held + per_row if is_whole else plan.n_held + per_row + in_parts
+        assert plan.n_rows * row * item + plan.n_part * per_class * item <= memory
+        assert 0 < plan.n_part <= n_classes
+        assert 0 < plan.n_rows <= n_rows
+    assert 100 < refused < 2000
 
 
 def test_memory_has_room_for_one_logit():

@@ -224,6 +224,14 @@ cdef class LinearRows:
         call.scale = 1 / self.denominator
         self.run_dense_call(&p, &call, x, w, bias, v, v_bias, None, weight_product, bias_product, memory)
 
+    def widen(self, cnp.ndarray a, cnp.ndarray wide):
+        """Rows of numbers of any format to contiguous rows of float32 or float64."""
+        cdef Layout layout = layout_of(a)
+        cdef int most = self.n_threads
+        with nogil:
+            run_widen(cnp.PyArray_ITEMSIZE(wide) == 8, <char *>cnp.PyArray_DATA(a), &layout, cnp.PyArray_DIM(a, 0),
+                      cnp.PyArray_DIM(a, 1), <char *>cnp.PyArray_DATA(wide), most)
+
     def hessian_rows(self, cnp.ndarray z, cnp.ndarray t, Py_ssize_t first, bint binary):
         """s p (t - sum p t) in place of products t of rows from `first` on, s by `denominator`; p of logits z."""
         cdef cnp.ndarray sample
@@ -342,12 +350,3 @@ cdef class LinearRows:
                 packed[size:] = bias
             layer.bias = <char *>layer.w + size * cnp.PyArray_ITEMSIZE(packed)
         return packed
-
-
-def widen(cnp.ndarray a, cnp.ndarray wide, n_threads):
-    """Rows of numbers of any format to contiguous rows of float32 or float64."""
-    cdef Layout layout = layout_of(a)
-    cdef int most = checked_n_threads(n_threads)
-    with nogil:
-        run_widen(cnp.PyArray_ITEMSIZE(wide) == 8, <char *>cnp.PyArray_DATA(a), &layout, cnp.PyArray_DIM(a, 0),
-                  cnp.PyArray_DIM(a, 1), <char *>cnp.PyArray_DATA(wide), most)
