@@ -91,6 +91,27 @@ def calls(
     ]
 
 
+def linear_calls(dtype, n_rows, n_classes):
+    """The same of a linear layer, where kernels compute it and not BLAS. They hold more than they return."""
+    if n_classes > 4096:
+        return []
+    rng = np.random.default_rng(n_classes)
+    w, b = rng.normal(size=(n_classes, 11)).astype(dtype), rng.normal(size=n_classes).astype(dtype)
+    rows = rng.normal(size=(n_rows, 11)).astype(dtype), rng.integers(0, n_classes, n_rows)
+
+    def loss(x, y, **options):
+        return fastce.linear_cross_entropy(x, w, y, linear_bias=b, **options)
+
+    def input_grad(x, y, **options):
+        value, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b, **options)
+        return value, grad.input
+
+    return [
+        Call("linear", loss, rows, {"label_smoothing": 0.1}),
+        Call("linear gradient", input_grad, rows, {}, {"sample_weight": rng.random(n_rows)}),
+    ]
+
+
 # Few classes, some, a row of pieces for each thread, and fewer rows than threads.
 SHAPES = ((4001, 3), (700, 57), (300, 200), (4, 20_000), (3, 20_000))
 
@@ -102,7 +123,7 @@ def named():
         f"{call.name}, {dtype}, {shape}": call
         for dtype in FLOATS
         for shape in SHAPES
-        for call in calls(dtype.type, *shape)
+        for call in calls(dtype.type, *shape) + linear_calls(dtype.type, *shape)
     }
 
 

@@ -86,18 +86,18 @@ def _head_torch(rounds: int, n_threads: int) -> Figure:
     out = fastce.LinearGrad(np.empty_like(x), np.empty_like(w), None)
     tx, tw, ty = torch.tensor(x, requires_grad=True), torch.tensor(w, requires_grad=True), torch.tensor(y)
     function = torch.nn.functional
-    fused = function.linear_cross_entropy if hasattr(function, "linear_cross_entropy") else None
-
     def whole() -> None:
         tx.grad = tw.grad = None
         function.cross_entropy(function.linear(tx, tw), ty).backward()
 
-    def chunked() -> None:
-        tx.grad = tw.grad = None
-        fused(tx, tw, ty, options=function.LinearCrossEntropyOptions()).backward()
-
     calls = {"fastce": lambda: fastce.linear_cross_entropy_and_grad(x, w, y, out=out), "whole": whole}
-    if fused and hasattr(function, "LinearCrossEntropyOptions"):
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # from 2.13 on
+        options = torch.nn.LinearCrossEntropyOptions()
+
+        def chunked() -> None:
+            tx.grad = tw.grad = None
+            function.linear_cross_entropy(tx, tw, ty, options=options).backward()
+
         calls["chunked"] = chunked
     seconds = interleaved(calls, rounds)
     return _ratio(min(calls.keys() - {"fastce"}, key=seconds.get), "fastce", seconds)

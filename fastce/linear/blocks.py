@@ -1,28 +1,86 @@
 """Blocks of rows through BLAS: where weights are so many that products are what takes the time.
 
-A block is as many rows as `memory` has room for logits of. Their logits are a product in one array, the row
-code puts their gradient in its place, and that goes into the two products of the gradients. A part of the
-classes at a time is widened where weights are halves, and has its sums added to those of the blocks before.
+A block has all its logits in one array where `memory` has room for enough rows of them: the row code puts
+their gradient in their place, and that goes into the two products of the gradients. Else a part of the
+classes has its logits at a time. The row code adds each part to the sums of its rows, and a part's logits are
+computed once more for its gradient: four products instead of three. For a loss alone that costs nothing, and
+parts that stay in cache are quicker.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from math import isqrt
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastce._kernels.machine import threads
 from fastce.linear import sparse
 
-PART_BYTES = 1 << 20  # of the gradient of the weights of a part of the classes
+LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more...
+LEAST_ROWS_OF_LOSS = 1024  # ... which a loss alone does not need
+HELD_BYTES = 1 << 24  # of the logits of a part, four times as many classes as rows: allocators keep that
+SUMMED_BYTES = 1 << 20  # of gradients of weights that are added to others
 WIDE_BYTES = 1 << 23  # of weights that are widened
-CACHED_BYTES = 1 << 24  # of logits that are no longer needed when their loss is known
+KEPT_BYTES = 256  # of a row's sums
+
+
+class Blocks(NamedTuple):
+    """How a call is cut: rows of a block, classes whose logits it has at a time, and classes of a part."""
+
+    n_rows: int
+    n_held: int
+    n_part: int
+
+
+def plan(
+    shape: tuple[int, int, int],
+    item: int,
+    per_row: int,
+    per_row_in_parts: int,
+    per_class: int,
+    most_beside: int,
+    with_grad: bool,
+    memory: int,
+) -> Blocks:
+    """Choose blocks for (N, D, C) that take `memory` bytes at most.
+
+    `per_row`, with whole logits or in parts, and `per_class` are numbers, of `item` bytes, that a row of a
+    block and a class of a part take beside logits; for whole logits the latter are `most_beside` at most.
+    """
+    n_rows, n_features, n_classes = shape
+    beside = per_class * item
+
+    def beside_at_once(most: int) -> int:
+        return min(n_classes, max(1, min(most, memory // 4) // beside)) if beside else n_classes
+
+    n_part, n_held = beside_at_once(most_beside), n_classes
+    room = (memory - n_part * beside) // ((n_classes + per_row) * item)
+    if not with_grad:
+        room = min(room, HELD_BYTES // (n_classes * item))
+    if room < min(n_rows, LEAST_ROWS if with_grad else LEAST_ROWS_OF_LOSS):
+        least = per_row_in_parts * item + KEPT_BYTES
+        held = min(HELD_BYTES, max(1, memory)) // item
+        n_some = min(beside_at_once(WIDE_BYTES), isqrt(4 * held), (memory - least) // (beside + item))
+        n_some = max(1, n_some)
+        in_parts = min((memory - n_some * beside) // (n_some * item + least), max(LEAST_ROWS, held // n_some))
+        if in_parts > 0:
+            n_part, n_held, room = n_some, n_some, in_parts
+        elif room < 1:
+            raise ValueError(
+                f"memory is {memory}; expected at least {least + beside + item} bytes, which one row and one "
+                f"class of {n_features} features need"
+            )
+    n_blocks = -(-n_rows // max(1, room))
+    return Blocks(-(-n_rows // n_blocks) if n_blocks else 1, n_held, n_part)
 
 
 @np.errstate(all="ignore")
 def run(
     rows: Any,
-    x: NDArray,
+    x: Any,
     w: NDArray,
     bias: NDArray | None,
     ignored: NDArray | None,
@@ -53,134 +111,210 @@ def run(
     binary : bool
         Of two classes the logit of one is 0, that of the other the product with the only row of `w`.
     """
-    (n_rows, n_features), n_classes, item = x.shape, 2 if binary else len(w), dtype.itemsize
-    is_sparse = not isinstance(x, np.ndarray)
-    if is_sparse and sparse.has_room(x, w, dtype, memory):
+    if not isinstance(x, np.ndarray) and sparse.has_room(x, w, dtype, memory):
         sparse.run(rows, x, w, bias, ignored, grads[1:], accumulate, dtype, memory, binary)
-        return
-    of_x, of_w, of_bias = grads
-    with_grad = any(grad is not None for grad in grads)
-
-    in_parts = w.dtype != dtype or of_w is not None or is_sparse
-    part_bytes = min(PART_BYTES if w.dtype == dtype else WIDE_BYTES, memory // 4)
-    n_part = min(n_classes, max(1, part_bytes // max(1, n_features * item))) if in_parts else 0
-    per_row = n_classes
-    if not is_sparse and (x.dtype != dtype or (with_grad and ignored is not None and ignored.any())):
-        per_row += n_features  # converted, or without those that do not count
-    if of_x is not None and (accumulate or of_x.dtype != dtype):
-        per_row += n_features
-    row_bytes = item * per_row
-    room = memory - n_part * n_features * item - 8 * n_classes * (of_bias is not None)
-    if room < row_bytes:
-        need = row_bytes + memory - room
-        raise ValueError(
-            f"memory is {memory}; expected at least {need} bytes, which one row of {n_classes} logits and "
-            f"{n_features} features needs"
-        )
-    if not with_grad:
-        room = min(room, max(CACHED_BYTES, row_bytes))
-    n_block = max(1, min(n_rows, room // row_bytes))
-    n_block = -(-n_rows // -(-n_rows // n_block)) if n_rows else 1  # blocks of about the same size
-
-    logits = np.empty((n_block, n_classes), dtype)
-    part = np.empty((n_part, n_features), dtype)
-    bias_sum = np.zeros(len(w)) if of_bias is not None else None
-    wide_bias = None if bias is None else bias.astype(dtype, copy=False)
-    for first in range(0, n_rows, n_block):
-        block = slice(first, min(first + n_block, n_rows))
-        z = logits[: block.stop - first]
-        xb = x[block] if is_sparse else x[block].astype(dtype, copy=False)
-        if binary:
-            z[:, 0] = 0
-        _logits(xb, w, wide_bias, part, z[:, binary:])
-        rows.of_block(z, first, with_grad)
-        z = z[:, binary:]
-        if not with_grad:
-            continue
-        without = None if ignored is None or not ignored[block].any() else ignored[block]
-        if of_x is not None:
-            _input_grad(z, w, part, without, accumulate, of_x[block])
-        if of_bias is not None:
-            bias_sum += np.ones(len(z), dtype) @ z
-        if of_w is not None:
-            if without is not None:
-                xb = _without(xb, without)
-            _add_weight_grad(z, xb, part, first > 0 or accumulate, of_w)
-    if of_bias is not None:
-        of_bias[...] = bias_sum + of_bias if accumulate else bias_sum
-    if n_rows == 0 and of_w is not None and not accumulate:
-        of_w[...] = 0
-
-
-def _parts(w: NDArray, part: NDArray) -> Any:
-    """The classes of each part, and their weights, wide."""
-    for start in range(0, len(w), max(1, len(part))):
-        classes = slice(start, min(start + len(part), len(w)))
-        wide = part[: classes.stop - start]
-        np.copyto(wide, w[classes], casting="unsafe")
-        yield classes, wide
-
-
-def _logits(x: Any, w: NDArray, bias: NDArray | None, part: NDArray, z: NDArray) -> None:
-    if not isinstance(x, np.ndarray):
-        for classes, wide in _parts(w, part):
-            z[:, classes] = x @ wide.T
-    elif w.dtype == z.dtype:
-        np.matmul(x, w.T, out=z)
     else:
-        for classes, wide in _parts(w, part):
-            np.matmul(x, wide.T, out=z[:, classes])
-    if bias is not None:
-        z += bias
+        _Run(rows, x, w, bias, ignored, grads, accumulate, dtype, binary).run(memory)
 
 
-def _input_grad(
-    g: NDArray, w: NDArray, part: NDArray, without: NDArray | None, accumulate: bool, out: NDArray
-) -> None:
-    direct = not accumulate and out.dtype == g.dtype
-    total = out if direct else np.empty(out.shape, g.dtype)
-    if w.dtype == g.dtype:
-        np.matmul(g, w, out=total)
-    else:
-        total[...] = 0
-        for classes, wide in _parts(w, part):
-            total += g[:, classes] @ wide
-    if without is not None:
-        total[without] = 0  # not 0 times a weight, which may be infinite
-    if accumulate:
-        total += out
-    if not direct:
-        out[...] = total
+class _Run:
+    """A call, and the arrays that its blocks share."""
+
+    def __init__(
+        self,
+        rows: Any,
+        x: Any,
+        w: NDArray,
+        bias: NDArray | None,
+        ignored: NDArray | None,
+        grads: tuple[NDArray | None, NDArray | None, NDArray | None],
+        accumulate: bool,
+        dtype: np.dtype,
+        binary: bool,
+    ) -> None:
+        self.rows, self.x, self.w, self.accumulate, self.dtype = rows, x, w, accumulate, dtype
+        self.bias = None if bias is None else bias.astype(dtype, copy=False)
+        self.ignored = ignored if ignored is not None and ignored.any() else None
+        self.of_x, self.of_w, self.of_bias = grads
+        self.with_grad = any(grad is not None for grad in grads)
+        self.first_column, self.n_classes = int(binary), 2 if binary else len(w)
+        self.is_sparse, self.is_widened = not isinstance(x, np.ndarray), w.dtype != dtype
+        # Whether the gradient of the features is not where products are added up.
+        self.sums_input = self.of_x is not None and (accumulate or self.of_x.dtype != dtype)
+
+    def _plan(self, memory: int) -> Blocks:
+        n_rows, n_features = self.x.shape
+        item, per_row, per_class, in_parts = self.dtype.itemsize, 0, 0, 0
+        if self.is_widened or self.of_w is not None or self.is_sparse:
+            per_class = n_features
+        if self.is_sparse:  # SciPy's products are new arrays, of contiguous ones
+            per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(HELD_BYTES // item))
+        elif self.x.dtype != self.dtype or (self.with_grad and self.ignored is not None):
+            per_row += n_features  # converted, or without those that do not count
+        if self.of_x is not None:
+            per_row += n_features * (self.sums_input + self.is_widened)
+            in_parts = n_features * (not self.is_widened)
+        most = WIDE_BYTES if self.is_widened or self.is_sparse else SUMMED_BYTES
+        shape, per_row = (n_rows, n_features, self.n_classes), (per_row, per_row + in_parts)
+        blocks = plan(shape, item, *per_row, per_class, most, self.with_grad, memory)
+        return blocks._replace(n_held=2) if self.first_column else blocks
+
+    def run(self, memory: int) -> None:
+        n_rows, n_features = self.x.shape
+        if self.of_bias is not None:
+            self.bias_sum = np.zeros(len(self.w))
+            memory -= self.bias_sum.nbytes
+        blocks = self._plan(memory)
+        self.n_part, self.is_whole = blocks.n_part, blocks.n_held == self.n_classes
+        self.held = np.empty(blocks.n_rows * blocks.n_held, self.dtype)
+        has_beside = self.is_widened or self.of_w is not None
+        self.beside = np.empty((self.n_part if has_beside else 0, n_features), self.dtype)
+        for first in range(0, n_rows, blocks.n_rows):
+            self._block(slice(first, min(first + blocks.n_rows, n_rows)))
+        if self.of_bias is not None:
+            self.of_bias[...] = self.bias_sum + self.of_bias if self.accumulate else self.bias_sum
+        if n_rows == 0 and self.of_w is not None and not self.accumulate:
+            self.of_w[...] = 0
+
+    def _block(self, block: slice) -> None:
+        rows, first, n_rows = self.rows, block.start, block.stop - block.start
+        x = self.x[block] if self.is_sparse else self.x[block].astype(self.dtype, copy=False)
+        if self.is_whole:
+            z = self._logits(n_rows, slice(0, self.n_classes))
+            z[:, : self.first_column] = 0
+            for classes, w in self._parts():
+                self._multiply(x, w, classes, self._logits(n_rows, classes))
+            rows.of_block(z, first, self.with_grad)
+            threads.make_way()
+        else:
+            kept = None
+            for classes, w in self._parts():
+                z = self._logits(n_rows, classes)
+                kept = rows.begin_parts(z, first) if kept is None else kept
+                self._multiply(x, w, classes, z)
+                rows.sweep_part(kept, z, first, classes.start)
+                threads.make_way()
+            rows.finish_parts(kept, z, first, self.with_grad)
+        if not self.with_grad:
+            return
+        without = None if self.ignored is None or not self.ignored[block].any() else self.ignored[block]
+        used = x if without is None else _without(x, without)
+        total = None
+        for classes, w in self._parts():
+            g = self._logits(n_rows, classes)
+            if not self.is_whole:
+                self._multiply(x, w, classes, g)
+                rows.write_part(kept, g, first, classes.start)
+                threads.make_way()
+            if self.of_bias is not None:
+                self.bias_sum[classes] += np.ones(n_rows, self.dtype) @ g
+            if self.of_x is not None and total is not None:
+                total += g @ w
+            elif self.of_x is not None:
+                total = np.matmul(g, w, out=None if self.sums_input else self.of_x[block])
+            if self.of_w is not None:
+                self._add_weight_grad(g, used, classes, first > 0 or self.accumulate)
+        if self.of_x is not None:
+            self._put_input_grad(total, without, block)
+
+    def _logits(self, n_rows: int, classes: slice) -> NDArray:
+        """Where those of some classes are held, whole rows or this part alone."""
+        if not self.is_whole:
+            n_classes = classes.stop - classes.start
+            return self.held[: n_rows * n_classes].reshape(n_rows, n_classes)
+        z = self.held[: n_rows * self.n_classes].reshape(n_rows, self.n_classes)
+        return z if classes.stop - classes.start == self.n_classes else z[:, self.first_column :][:, classes]
+
+    def _parts(self) -> Iterator[tuple[slice, NDArray]]:
+        """Classes, and their weights in the dtype that is computed in."""
+        n_part = self.n_part if self.is_widened or self.is_sparse or not self.is_whole else len(self.w)
+        for start in range(0, len(self.w), n_part):
+            classes = slice(start, min(start + n_part, len(self.w)))
+            w = self.w[classes]
+            if self.is_widened:
+                self.rows.widen(w, self.beside[: len(w)])
+                threads.make_way()
+                w = self.beside[: len(w)]
+            yield classes, w
+
+    def _multiply(self, x: Any, w: NDArray, classes: slice, z: NDArray) -> None:
+        if self.is_sparse:
+            z[...] = x @ w.T
+        else:
+            np.matmul(x, w.T, out=z)
+        if self.bias is not None:
+            z += self.bias[classes]
+
+    def _put_input_grad(self, total: NDArray, without: NDArray | None, block: slice) -> None:
+        if without is not None:
+            total[without] = 0  # not 0 times a weight, which may be infinite
+        if self.accumulate:
+            total += self.of_x[block]
+        if self.sums_input:
+            self.of_x[block] = total
+
+    def _add_weight_grad(self, g: NDArray, x: Any, classes: slice, is_later: bool) -> None:
+        if not (is_later or self.is_sparse) and self.of_w.dtype == self.dtype:
+            np.matmul(g.T, x, out=self.of_w[classes])
+            return
+        for start in range(0, g.shape[1], self.n_part):
+            columns = slice(start, min(start + self.n_part, g.shape[1]))
+            out, product = self.of_w[classes][columns], self.beside[: columns.stop - start]
+            if self.is_sparse:
+                product[...] = (x.T @ g[:, columns]).T
+            else:
+                np.matmul(g[:, columns].T, x, out=product)
+            if is_later:
+                np.add(out, product, out=out, casting="unsafe")
+            else:
+                out[...] = product
 
 
 def _without(x: Any, rows: NDArray) -> Any:
     """Features with 0 in some rows: what these hold is not used."""
-    if isinstance(x, np.ndarray):
-        x = x.copy()
-        x[rows] = 0
-        return x
     x = x.copy()
-    x.data[np.repeat(rows, np.diff(x.indptr))] = 0
+    if isinstance(x, np.ndarray):
+        x[rows] = 0
+    else:
+        x.data[np.repeat(rows, np.diff(x.indptr))] = 0
     return x
 
 
-def _add_weight_grad(g: NDArray, x: Any, part: NDArray, accumulate: bool, out: NDArray) -> None:
-    if not accumulate and out.dtype == g.dtype and isinstance(x, np.ndarray):
-        np.matmul(g.T, x, out=out)
-        return
-    for start in range(0, len(out), len(part)):
-        classes = slice(start, min(start + len(part), len(out)))
-        wide = part[: classes.stop - start]
-        if isinstance(x, np.ndarray):
-            np.matmul(g[:, classes].T, x, out=wide)
-        else:
-            wide[...] = (x.T @ g[:, classes]).T
-        if accumulate:
-            wide += out[classes]
-        out[classes] = wide
-
-
 # ---- For solvers --------------------------------------------------------------------------------
+
+
+@np.errstate(all="ignore")
+def hessian_product(
+    rows: Any,
+    x: Any,
+    coef: tuple[NDArray, NDArray | None],
+    direction: tuple[NDArray, NDArray | None],
+    of_w: NDArray,
+    of_bias: NDArray | None,
+    dtype: np.dtype,
+    memory: int,
+    binary: bool,
+) -> None:
+    """The Hessian of the mean of all rows at weights and bias `coef`, times those of a direction."""
+    n_rows, n_classes, is_sparse = x.shape[0], 2 if binary else len(coef[0]), not isinstance(x, np.ndarray)
+    if is_sparse and sparse.has_room(x, coef[0], dtype, memory):
+        sparse.hessian_product(rows, x, coef, direction, of_w, of_bias, dtype, memory, binary)
+        return
+    n_block = max(1, memory // (2 * dtype.itemsize * (n_classes + (x.dtype != dtype) * x.shape[1])))
+    held = np.zeros((2, min(n_block, n_rows), n_classes), dtype)
+    of_w[...] = 0
+    if of_bias is not None:
+        of_bias[...] = 0
+    for first in range(0, n_rows, n_block):
+        xb = x[first : first + n_block].astype(dtype, copy=False)
+        z, t = held[:, : xb.shape[0]]
+        z[:, :binary] = 0
+        for (w, bias), out in ((coef, z[:, binary:]), (direction, t[:, binary:])):
+            out[...] = product(xb, w, bias, dtype)
+        rows.hessian_rows(z, t, first, binary)
+        of_w += transposed_product(t[:, binary:], xb)
+        if of_bias is not None:
+            of_bias += t[:, binary:].sum(axis=0, dtype=np.float64)
 
 
 def product(x: Any, w: NDArray, bias: NDArray | None, dtype: np.dtype) -> NDArray:

@@ -46,7 +46,8 @@ def linear_cross_entropy(
 
     With features :math:`x_i`, weights :math:`w_j` and biases :math:`b_j` the logits of row i are
     :math:`z_{ij} = w_j \cdot x_i + b_j`; all else is :func:`fastce.cross_entropy` of them. A block of rows
-    is multiplied, reduced and forgotten at a time.
+    is multiplied, reduced and forgotten at a time, or a part of the classes of one where `memory` has no
+    room for whole rows.
 
     Parameters
     ----------
@@ -81,12 +82,12 @@ def linear_cross_entropy(
         As :func:`fastce.cross_entropy`.
     ValueError
         As :func:`fastce.cross_entropy`; features and weights that do not match; `memory` that has no room
-        for a row.
+        for one row and one class, saying how much they need.
 
     Notes
     -----
     Products are computed in float64 if the features or the weights are, else in float32, halves widened
-    block by block. The bounds of :func:`fastce.cross_entropy` hold for the logits as computed. Where D C is
+    part by part. The bounds of :func:`fastce.cross_entropy` hold for the logits as computed. Where D C is
     at most 65536, and for sparse features, the bits of the result do not depend on the number of threads;
     else the last ones are those of BLAS. The names of the arguments are PyTorch's [1]_.
 
@@ -104,19 +105,8 @@ def linear_cross_entropy(
     0.367084
     """
     call = _Call(input, linear_weight, linear_bias, memory)
-    rows = call.rows(
-        target,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        temperature,
-        softcap,
-        reduction,
-        normalizer,
-        n_threads,
-    )
+    options = weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
+    rows = call.rows(target, *options, reduction, normalizer, n_threads)
     return call.run(rows, LinearGrad(None, None, None), False)
 
 
@@ -204,19 +194,8 @@ def linear_cross_entropy_and_grad(
     True
     """
     call = _Call(input, linear_weight, linear_bias, memory)
-    rows = call.rows(
-        target,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        temperature,
-        softcap,
-        reduction,
-        normalizer,
-        n_threads,
-    )
+    options = weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
+    rows = call.rows(target, *options, reduction, normalizer, n_threads)
     grad = call.grads(wrt, out, accumulate)
     call.check_apart(grad, target, weight, sample_weight)
     return call.run(rows, grad, accumulate), grad

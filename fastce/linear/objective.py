@@ -188,20 +188,12 @@ class Objective:
         (w, bias), (v, v_bias) = self._split(coef), self._split(V)
         product = np.empty(self.shape)
         of_w, of_bias = product[:, : self.n_features], None if bias is None else product[:, -1]
+        self._rows.divide_by(self.normalizer)
         if self._is_small:
-            self._rows.divide_by(self.normalizer)
             self._rows.hessian_product(self._X, w, bias, v, v_bias, of_w, of_bias, self.binary, MEMORY)
         else:
-            product[...] = 0
-            for _, x, p, s in self._probabilities(w, bias):
-                t = blocks.product(x, v, v_bias, self.dtype)
-                if self.binary:
-                    h = s * (p[:, :1] * p[:, 1:]) * t
-                else:
-                    h = s * p * (t - np.einsum("ic,ic->i", p, t)[:, None])
-                of_w += blocks.transposed_product(h, x)
-                if bias is not None:
-                    of_bias += h.sum(axis=0, dtype=np.float64)
+            at, out = ((w, bias), (v, v_bias)), (of_w, of_bias)
+            blocks.hessian_product(self._rows, self._X, *at, *out, self.dtype, MEMORY, self.binary)
         if self.l2:
             of_w += self.l2 * v
         return product.reshape(np.shape(V))

@@ -327,21 +327,6 @@ def test_refusals():
         g(x, w, y, out=(None, None, b))
 
 
-def test_memory_has_room_for_a_row(monkeypatch):
-    monkeypatch.setattr(arguments, "FEW_WEIGHTS", 0)
-    x, w, _, y = problem((20, 6, 300))
-    exact = fastce.linear_cross_entropy_and_grad(x, w, y)
-    for memory in (4000, 20_000, 1 << 20):
-        loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, memory=memory)
-        assert loss == pytest.approx(exact[0], rel=1e-14)
-        for a, e in zip(grad[:2], exact[1], strict=False):
-            np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-15)
-    with pytest.raises(
-        ValueError, match=r"memory is 1000; expected at least \d+ bytes, which one row of 300 logits"
-    ):
-        fastce.linear_cross_entropy(x, w, y, memory=1000)
-
-
 @pytest.mark.once
 @pytest.mark.parametrize("shape", [(6000, 64, 5000), (100_000, 20, 300)], ids=str)
 def test_peak_memory(shape):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from calls import SHAPES, calls, digests
+from calls import SHAPES, calls, digests, linear_calls
 from conftest import FLOATS, bits, python
 
 
@@ -21,7 +21,7 @@ def test_parts_of_a_batch(shape):
     n_rows = shape[0]
     cuts = sorted({0, 1, n_rows // 7, n_rows // 2, n_rows})
     for dtype in FLOATS:
-        for call in calls(dtype.type, *shape):
+        for call in calls(dtype.type, *shape) + linear_calls(dtype.type, *shape):
             more = {"reduction": "none"} if call.reduces else {}
             whole = call.results(**more)
             parts = [call.part(slice(*cut)).results(**more) for cut in pairwise(cuts)]

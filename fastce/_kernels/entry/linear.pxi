@@ -123,19 +123,76 @@ cdef class LinearRows:
         """Add the losses of rows from `first` on, whose logits these are; leave the gradient in their place."""
         cdef Partials partials
         cdef Problem p = self.p
-        cdef int array
         cdef Environment host = enter_environment()
         try:
-            p.n_rows = p.shape[0] = cnp.PyArray_DIM(logits, 0)
-            add_operand(&p, LOGITS, logits, 1)
-            if with_grad:
-                add_operand(&p, GRAD, logits, 1)
-            for array in range(N_ARRAYS):
-                if p.data[array] and array != LOGITS and array != GRAD:
-                    p.data[array] += first * p.stride[array][0]
+            self.set_rows(&p, logits, first, with_grad)
             lay_out(&p)
             run_releasing_gil(&p, False, self.n_threads, &partials)
             self.add_losses_of(&p, &partials)
+        finally:
+            leave_environment(host)
+
+    cdef int set_rows(self, Problem *p, cnp.ndarray logits, Py_ssize_t first, bint with_grad) except -1:
+        """Of a block of rows from `first` on, whose logits these are; a gradient takes their place."""
+        cdef int array
+        p.n_rows = p.shape[0] = cnp.PyArray_DIM(logits, 0)
+        add_operand(p, LOGITS, logits, 1)
+        if with_grad:
+            add_operand(p, GRAD, logits, 1)
+        for array in range(N_ARRAYS):
+            if p.data[array] and array != LOGITS and array != GRAD:
+                p.data[array] += first * p.stride[array][0]
+        return 0
+
+    def begin_parts(self, logits, Py_ssize_t first):
+        """For rows from `first` on whose logits come a part of the classes at a time: what is kept of them.
+
+        Each part then goes through `sweep_part`, all rows through `finish_parts`, and each part, computed again,
+        through `write_part`, which leaves the gradient in its place. `logits` are any part.
+        """
+        rows = np.empty((cnp.PyArray_DIM(logits, 0) // TILE + 16) * sizeof(Rows), np.uint8)
+        self.run_parts(BEGIN, rows, logits, first, 0, True)
+        return rows
+
+    def sweep_part(self, rows, logits, Py_ssize_t first, Py_ssize_t start):
+        """Add the logits of classes from `start` on to the sums; they are not left as they were."""
+        self.run_parts(SWEEP, rows, logits, first, start, True)
+
+    def finish_parts(self, rows, logits, Py_ssize_t first, bint with_grad):
+        """Add the losses."""
+        self.run_parts(FINISH, rows, logits, first, 0, with_grad)
+
+    def write_part(self, rows, logits, Py_ssize_t first, Py_ssize_t start):
+        """The gradient of a part in the place of its logits."""
+        self.run_parts(WRITE, rows, logits, first, start, True)
+
+    cdef int run_parts(self, Stage stage, cnp.ndarray kept, cnp.ndarray logits, Py_ssize_t first, Py_ssize_t start,
+                       bint with_grad) except -1:
+        cdef Problem p = self.p
+        cdef Rows *rows = <Rows *>cnp.PyArray_DATA(kept)
+        cdef Py_ssize_t end = start + cnp.PyArray_DIM(logits, 1), number
+        cdef Sums sums
+        cdef int taken = 1
+        cdef Environment host = enter_environment()
+        try:
+            self.set_rows(&p, logits, first, with_grad)
+            lay_out_parts(&p)
+            p.data[LOGITS] -= start * p.layout[LOGITS].class_stride     # where class 0 would be
+            if with_grad:
+                p.data[GRAD] -= start * p.layout[LOGITS].class_stride
+            if stage != FINISH:
+                with nogil:
+                    if p.n_rows * (end - start) >= SERIAL_WORK:
+                        taken = take(self.n_threads, <int>min(p.n_tiles, 1 << 16))
+                    run_stages(&p, stage, start, end, rows, taken)
+                    if taken > 1:
+                        give_back(taken)
+                return 0
+            for number in range(p.n_tiles):
+                clear_sums(&sums)
+                run_stage(&p, FINISH, number, 0, 0, rows + number, &sums)
+                add_pair(&self.total, total_loss(&sums))
+            return 0
         finally:
             leave_environment(host)
 
@@ -166,6 +223,28 @@ cdef class LinearRows:
         call.accumulate = False
         call.scale = 1 / self.denominator
         self.run_dense_call(&p, &call, x, w, bias, v, v_bias, None, weight_product, bias_product, memory)
+
+    def widen(self, cnp.ndarray a, cnp.ndarray wide):
+        """Rows of numbers of any format to contiguous rows of float32 or float64."""
+        cdef Layout layout = layout_of(a)
+        cdef int most = self.n_threads
+        with nogil:
+            run_widen(cnp.PyArray_ITEMSIZE(wide) == 8, <char *>cnp.PyArray_DATA(a), &layout, cnp.PyArray_DIM(a, 0),
+                      cnp.PyArray_DIM(a, 1), <char *>cnp.PyArray_DATA(wide), most)
+
+    def hessian_rows(self, cnp.ndarray z, cnp.ndarray t, Py_ssize_t first, bint binary):
+        """s p (t - sum p t) in place of products t of rows from `first` on, s by `denominator`; p of logits z."""
+        cdef cnp.ndarray sample
+        cdef const double *weights = NULL
+        cdef int most = self.n_threads
+        if self.sample_weight is not None:
+            sample = np.ascontiguousarray(self.sample_weight[first:first + cnp.PyArray_DIM(t, 0)], np.float64)
+            weights = <const double *>cnp.PyArray_DATA(sample)
+        softmax(z, 1, z, most or None, False)
+        with nogil:
+            run_hessian_rows(self.is_f64, <char *>cnp.PyArray_DATA(z), cnp.PyArray_STRIDE(z, 0),
+                             <char *>cnp.PyArray_DATA(t), cnp.PyArray_STRIDE(t, 0), cnp.PyArray_DIM(t, 0),
+                             cnp.PyArray_DIM(t, 1), binary, weights, 1 / self.denominator, most)
 
     cdef int run_dense_call(self, Problem *p, DenseCall *call, cnp.ndarray x, cnp.ndarray w, bias, v, v_bias,
                             input_grad, weight_grad, bias_grad, Py_ssize_t memory) except -1:

@@ -30,8 +30,11 @@ cdef extern from "linear/linear.h" nogil:
     void put_bias_sums(Py_ssize_t n_columns, const double *sums, Py_ssize_t block_stride, Py_ssize_t n_blocks,
                        const Layout *to, bint accumulate, char *array) noexcept
     void pack_weights(bint is_f64, const Linear *, const char *w, const Layout *source, void *dst) noexcept
+    void widen_row(bint is_f64, const char *row, const Layout *source, Py_ssize_t n, void *to) noexcept
     void hessian_tile(bint is_f64, const void *p, Py_ssize_t n_columns, bint binary, Py_ssize_t n_rows,
                       const double *sample, double scale, void *t) noexcept
+
+    void hessian_row(bint is_f64, const void *p, Py_ssize_t n, bint binary, double s, void *t) noexcept
 
     ctypedef struct Sparse:
         const void *row_starts
@@ -115,6 +118,82 @@ cdef void run_dense(const Problem *p, const DenseCall *call, int n_threads, Part
     for block in prange(p.n_blocks, schedule="static", num_threads=n_threads):
         run_dense_block(p, call, block, call.workspace + threadid() * call.workspace_bytes, partials)
 
+
+# ---- Classes in parts --------------------------------------------------------------------------
+
+cdef enum Stage:
+    BEGIN, SWEEP, FINISH, WRITE
+
+
+cdef void lay_out_parts(Problem *p) noexcept nogil:
+    """Tiles whose rows stay between stages: at least eight, if there are so many rows."""
+    lay_out(p)
+    p.across = False
+    p.tile_rows = max(1, min(TILE, p.n_rows // 8))
+    p.n_tiles = p.tiles_in_inner = (p.n_rows + p.tile_rows - 1) // p.tile_rows
+
+
+cdef void run_stage(const Problem *p, Stage stage, Py_ssize_t number, Py_ssize_t start, Py_ssize_t end, Rows *rows,
+                    Sums *sums) noexcept nogil:
+    """A tile through a stage, of the classes from `start` to `end`."""
+    cdef Environment host = enter_environment()
+    cdef double[SCRATCH] scratch
+    cdef char *at[N_ARRAYS]
+    cdef LabelCounts counts
+    cdef Tile tile = tile_of(p, scratch)
+    if stage == BEGIN:
+        begin_rows(p, rows)
+        begin_tile(p, number, at, &tile, rows, &counts)
+        begin_parts(&tile, rows)
+    else:
+        tile.n_rows = locate(p, number, at)
+        tile.logits = at[LOGITS]
+        tile.grad = at[GRAD]
+        tile.q = at[Q]
+        tile.hess = NULL
+    if stage == SWEEP:
+        sweep_part(&tile, rows, start, end)
+    elif stage == FINISH:
+        finish_parts(&tile, rows)
+        epilogue(&tile, rows)
+        end_tile(p, at, &tile, rows, sums)
+    elif stage == WRITE:
+        write_part(&tile, rows, start, end)
+    leave_environment(host)
+
+
+cdef void run_stages(const Problem *p, Stage stage, Py_ssize_t start, Py_ssize_t end, Rows *rows,
+                     int n_threads) noexcept nogil:
+    cdef Py_ssize_t number
+    for number in prange(p.n_tiles, schedule="static", num_threads=n_threads):
+        run_stage(p, stage, number, start, end, rows + number, NULL)
+
+
+cdef void run_widen(bint is_f64, const char *rows, const Layout *source, Py_ssize_t n_rows, Py_ssize_t n, char *to,
+                    int n_threads) noexcept nogil:
+    cdef Py_ssize_t row, row_bytes = n * (8 if is_f64 else 4)
+    cdef int taken = 1
+    if n_rows * n >= SERIAL_WORK:
+        taken = take(n_threads, <int>min(n_rows, 1 << 16))
+    for row in prange(n_rows, schedule="static", num_threads=taken):
+        widen_row(is_f64, rows + row * source.row_stride, source, n, to + row * row_bytes)
+    if taken > 1:
+        give_back(taken)
+
+
+cdef void run_hessian_rows(bint is_f64, const char *p, Py_ssize_t p_row, char *t, Py_ssize_t t_row, Py_ssize_t n_rows,
+                           Py_ssize_t n, bint binary, const double *sample, double scale, int n_threads) noexcept nogil:
+    cdef Py_ssize_t row
+    cdef int taken = 1
+    if n_rows * n >= SERIAL_WORK:
+        taken = take(n_threads, <int>min(n_rows, 1 << 16))
+    for row in prange(n_rows, schedule="static", num_threads=taken):
+        hessian_row(is_f64, p + row * p_row, n, binary, scale * (sample[row] if sample else 1), t + row * t_row)
+    if taken > 1:
+        give_back(taken)
+
+
+# ---- Sparse rows -------------------------------------------------------------------------------
 
 cdef Sparse sparse_of(cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t padded) except *:
     """Of contiguous arrays of a CSR matrix that were checked."""

@@ -77,6 +77,10 @@ cdef extern from "rows/rows.h" nogil:
     void sweep_piece(const Tile *, Rows *, Py_ssize_t piece) noexcept
     bint combine_pieces(const Tile *, Rows *) noexcept
     void epilogue(const Tile *, Rows *) noexcept
+    void begin_parts(const Tile *, Rows *) noexcept
+    void sweep_part(const Tile *, Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
+    void finish_parts(const Tile *, Rows *) noexcept
+    void write_part(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept

@@ -110,6 +110,11 @@ static void pack_weights(int is_f64, const Linear *l, const char *w, const Layou
     IN_PRECISION(is_f64, pack_weights, l, w, from, dst);
 }
 
+static void widen_row(int is_f64, const char *row, const Layout *from, ptrdiff_t n, void *to)
+{
+    IN_PRECISION(is_f64, widen_row, row, from, n, to);
+}
+
 static void sparse_logits(int is_f64, const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const void *w,
                           const void *bias, void *z)
 {
@@ -127,6 +132,11 @@ static void hessian_tile(int is_f64, const void *p, ptrdiff_t n_columns, int bin
 {
     if (binary) IN_PRECISION(is_f64, hessian_binary, p, n_rows, sample, scale, t);
     else IN_PRECISION(is_f64, hessian_rows, p, n_columns, n_rows, sample, scale, t);
+}
+
+static void hessian_row(int is_f64, const void *p, ptrdiff_t n, int binary, double s, void *t)
+{
+    IN_PRECISION(is_f64, hessian_row, p, n, binary, s, t);
 }
 
 /* Sums of all blocks, in their order, of columns of LANES_F64 numbers. */

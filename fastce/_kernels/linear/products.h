@@ -61,6 +61,13 @@ static Features FN(features)(const Linear *l, ptrdiff_t first, ptrdiff_t n_rows,
     return (Features){packed, l->padded};
 }
 
+/* A row of n numbers of any format, as contiguous REALs. */
+static void FN(widen_row)(const char *row, const Layout *from, ptrdiff_t n, REAL *to)
+{
+    const REAL *at = FN(numbers)(row, from, 0, n, to);
+    if (at != to) memcpy(to, at, (size_t)n * sizeof(REAL));
+}
+
 /* Where vector number v of a row of features begins. */
 INLINE ptrdiff_t FN(feature_of)(const Linear *l, ptrdiff_t v)
 {
@@ -303,6 +310,25 @@ static void FN(hessian_binary)(const REAL *p, ptrdiff_t n_rows, const double *sa
         REAL s[LANES_COUNT];
         for (ptrdiff_t k = 0; k < LANES; k++) s[k] = i + k < n_rows ? (REAL)(sample[i + k] * scale) : 0;
         FN(store)(t + i, FN(load)(s) * FN(load)(p + i) * FN(load)(p + TILE + i) * FN(load)(t + i));
+    }
+}
+
+/* The same of a row of n classes whose probabilities and products lie along it; of two classes, if binary. */
+static void FN(hessian_row)(const REAL *p, ptrdiff_t n, int binary, double s, REAL *t)
+{
+    const vec weight = FN(splat)((REAL)s);
+    sum_vec sum = {{0}, {0}};
+    if (binary) {
+        t[0] = 0;
+        t[1] *= (REAL)s * p[0] * p[1];
+        return;
+    }
+    for (ptrdiff_t j = 0; j < n; j += LANES)
+        FN(add)(&sum, FN(load_n)(p + j, FN(smaller)(n - j, LANES), 0) * FN(load_n)(t + j, FN(smaller)(n - j, LANES), 0));
+    const vec mean = FN(splat)((REAL)FN(total)(sum));
+    for (ptrdiff_t j = 0; j < n; j += LANES) {
+        const ptrdiff_t count = FN(smaller)(n - j, LANES);
+        FN(store_n)(t + j, count, weight * FN(load_n)(p + j, count, 0) * (FN(load_n)(t + j, count, 0) - mean));
     }
 }
 #undef IN_GROUPS

@@ -15,6 +15,7 @@
 #include "rows/chunk.h"
 #include "rows/along.h"
 #include "rows/pieces.h"
+#include "rows/parts.h"
 #include "rows/across.h"
 #include "rows/anchored.h"
 #include "vector/sums.h"
@@ -39,6 +40,7 @@
 #include "rows/chunk.h"
 #include "rows/along.h"
 #include "rows/pieces.h"
+#include "rows/parts.h"
 #include "rows/across.h"
 #include "rows/anchored.h"
 #include "rows/hinge.h"
@@ -143,6 +145,20 @@ static void write_piece(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 }
 
 static void write_target(const Tile *tile, const Rows *rows) { IN_PRECISION_OF(tile, write_target, tile, rows, 0); }
+
+static void begin_parts(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, begin_parts, tile, rows); }
+
+static void sweep_part(const Tile *tile, Rows *rows, ptrdiff_t start, ptrdiff_t end)
+{
+    IN_PRECISION_OF(tile, sweep_part, tile, rows, start, end);
+}
+
+static void finish_parts(const Tile *tile, Rows *rows) { IN_PRECISION_OF(tile, finish_parts, tile, rows); }
+
+static void write_part(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t end)
+{
+    IN_PRECISION_OF(tile, write_part, tile, rows, start, end);
+}
 
 static void epilogue(const Tile *tile, Rows *rows)
 {
