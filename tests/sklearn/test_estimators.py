@@ -21,7 +21,13 @@ pytestmark = pytest.mark.once
 
 
 @pytest.mark.filterwarnings("default")
-@parametrize_with_checks([LogisticRegression(), LogisticRegression(solver="newton-cg"), TemperatureScaling()])
+@parametrize_with_checks(
+    [
+        LogisticRegression(),
+        LogisticRegressionCV(Cs=2, cv=2, use_legacy_attributes=False, scoring="neg_log_loss"),
+        TemperatureScaling(),
+    ]
+)
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
