@@ -37,10 +37,10 @@ from fastce.linear import objective
 
 __all__ = ["Solution", "minimize"]
 
-GAIN, BEYOND = 1e-7, 8
+GAIN, BEYOND = 1e-7, 4
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
-EXACT, EXACT_ALWAYS = 1e9, 2e7  # operations of a Hessian that is made again and again, or at each step
+EXACT, EXACT_ALWAYS = 1e9, 2e8  # operations of a Hessian that is made again and again, or at each step
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
@@ -77,6 +77,8 @@ def minimize(
     """Coefficients of form (K, D + fit_intercept) that minimise the objective, from `coef` on."""
     f = objective(X, target, n_classes, sample_weight=sample_weight, fit_intercept=fit_intercept, l2=l2)
     problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
+    if n_classes > 2:  # that changes no probability and lessens the penalty
+        coef = coef - coef.mean(axis=0)
     return _minimum(problem, coef, tol, max_iter, callback)
 
 
@@ -89,7 +91,7 @@ def _minimum(
         return _descend(f, coef, part.best, tol, max_iter, callback)
     if f.size <= WHOLE and (work := n_rows * f.size**2) <= EXACT:
         patience = 1 if work <= EXACT_ALWAYS else 4
-        return _descend(f, coef, lambda w, _: _factored(f.hessian(w)), tol, max_iter, callback, patience)
+        return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience)
     return _descend(f, coef, problem.best, tol, max_iter, callback)
 
 
@@ -222,7 +224,7 @@ class Problem:
 
     def of_all(self, w: NDArray, n_rows: int) -> Preconditioner:
         """The whole Hessian, of so many rows."""
-        return _factored((self.sample(n_rows) or self).objective.hessian(w))
+        return _of_hessian((self.sample(n_rows) or self).objective, w)
 
     def of_blocks(self, w: NDArray) -> Preconditioner:
         """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which
@@ -329,6 +331,12 @@ def _triangular(factor: NDArray, given: NDArray, transposed: bool = False) -> ND
     return linalg.solve_triangular(factor, given, trans=int(transposed), lower=True, check_finite=False)
 
 
-def _factored(matrix: NDArray) -> Preconditioner:
+def _of_hessian(f: Any, w: NDArray) -> Preconditioner:
+    """Of the Hessian of f. All logits may rise together: gradients of centred coefficients have nothing along
+    that, where the Hessian's rounding errors would make endless steps of theirs."""
+    matrix, (n_classes, n_columns) = f.hessian(w), f.shape
+    if n_classes > 1:
+        part, i = matrix.reshape(n_classes, n_columns, n_classes, n_columns), np.arange(n_columns)
+        part[:, i, :, i] += np.einsum("kiki->i", part)[:, None, None] / n_classes**2
     factor = _cholesky(matrix)
     return lambda g: _triangular(factor, _triangular(factor, g), transposed=True)

@@ -122,7 +122,7 @@ class _NewtonCholeskySolver:
         )
         if self.verbose:
             print(f"fastce: {self.iteration} iterations, loss {loss:.10g}")
-        if not converged:
+        if not converged or (singular and self.iteration == max_iter):  # nothing there ends at a minimum
             name = "lbfgs failed to" if singular else "Newton solver did not"
             warnings.warn(
                 f"{name} converge after {self.iteration} iterations.", ConvergenceWarning, stacklevel=2
