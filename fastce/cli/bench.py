@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     terminal = console()
     run = Run.of_now(rivals, rounds, n_threads)
     run.show_machine(terminal)
-    if args.suite not in ("accuracy", "boosting"):
+    if args.suite not in ("accuracy", "boosting", "estimators"):
         run.show_setting(terminal)
         _warn(terminal)
     if args.suite in ("peers", "all"):
@@ -53,6 +53,11 @@ def run(args: argparse.Namespace) -> None:
         show_bounds(terminal, n_threads)
     if args.suite == "boosting":
         show_boosting(terminal, rounds, n_threads)
+    if args.suite == "estimators":
+        require("sklearn", "sklearn", "scipy")
+        from fastce.cli.estimators import show_estimators
+
+        show_estimators(terminal, args.rounds or 3, n_threads, args.only, args.quick)
     if args.suite == "torch":
         require("torch", "torch")
         from fastce.cli.torch_steps import show_torch

@@ -206,9 +206,9 @@ class Objective:
         """The logits of all rows, (N, 1) or (N, C)."""
         return blocks.product(self._X, *self._split(coef), self.dtype)
 
-    def _probabilities(self, w: NDArray, bias: NDArray | None) -> Any:
+    def _probabilities(self, w: NDArray, bias: NDArray | None, width: int = 1) -> Any:
         """Blocks of rows: where they begin, their features, probabilities, and weights by the normalizer."""
-        n_block = max(1, MEMORY // (4 * self.dtype.itemsize * max(self.n_classes, self.n_features, 1)))
+        n_block = max(1, MEMORY // (4 * self.dtype.itemsize * max(self.n_classes, self.n_features, width)))
         for first in range(0, self._X.shape[0], n_block):
             x = self._X[first : first + n_block]
             z = blocks.product(x, w, bias, self.dtype)
@@ -222,24 +222,27 @@ class Objective:
             )
             yield first, x, z, (s / self.normalizer).astype(self.dtype)[:, None]
 
-    def _extended(self, x: Any) -> NDArray:
-        """Features of a block of rows in float64, with a 1 for the intercept."""
-        x = (x.toarray() if self._is_sparse else x).astype(np.float64)
-        return np.concatenate([x, np.ones((len(x), 1))], axis=1) if self.fit_intercept else x
+    def _extended(self, x: Any, dtype: Any = np.float64) -> NDArray:
+        """Features of a block of rows, with a 1 for the intercept."""
+        x = (x.toarray() if self._is_sparse else x).astype(dtype, copy=False)
+        return np.concatenate([x, np.ones((len(x), 1), dtype)], axis=1) if self.fit_intercept else x
 
     def hessian(self, coef: ArrayLike) -> NDArray:
         """The whole Hessian, (size, size): classes by features on both sides, in C order."""
         n_rows, n_columns = self.shape
         whole = np.zeros((n_rows, n_columns, n_rows, n_columns))
-        for _, x, p, s in self._probabilities(*self._split(coef)):
-            x, p, s = self._extended(x), p.astype(np.float64), s.astype(np.float64)
-            for k in range(n_rows):
-                for j in range(k, n_rows):
-                    h = p[:, 0] * p[:, 1] if self.binary else p[:, k] * ((k == j) - p[:, j])
-                    whole[k, :, j] += (x * (s[:, 0] * h)[:, None]).T @ x
+        diagonal = np.zeros((n_rows, n_columns, n_columns))
+        others = 1 - np.eye(self.n_classes, dtype=self.dtype)
+        for _, x, p, s in self._probabilities(*self._split(coef), self.size):
+            x = self._extended(x, self.dtype)
+            for k, h in enumerate((s * p * (p @ others)).T[:n_rows]):  # p (1 - p), whose 1 - p has all digits
+                diagonal[k] += (x * h[:, None]).T @ x
+            if n_rows > 1:
+                a = ((p * np.sqrt(np.abs(s)))[:, :, None] * x[:, None]).reshape(len(x), self.size)
+                b = a if s.min(initial=0) >= 0 else a * np.sign(s)  # of a'a BLAS computes one half
+                whole -= (a.T @ b).reshape(whole.shape)
         for k in range(n_rows):
-            for j in range(k):
-                whole[k, :, j] = whole[j, :, k].T
+            whole[k, :, k] = diagonal[k]
         whole = whole.reshape(self.size, self.size)
         whole[np.diag_indices(self.size)] += self.l2 * self._penalised().ravel()
         return whole

@@ -37,18 +37,16 @@ from fastce.linear import objective
 
 __all__ = ["Solution", "minimize"]
 
-GAIN, BEYOND = 1e-9, 2
+GAIN, BEYOND = 1e-7, 4
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
-SMALL, SMALL_WORK = (
-    100,
-    2e7,
-)  # coefficients, and rows times their square, of a Hessian that is made at each step
+EXACT, EXACT_ALWAYS = 1e9, 2e8  # operations of a Hessian that is made again and again, or at each step
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
-SAMPLED, PER_COEFFICIENT = 8, 20  # a sample is one of so many rows, and so many times the coefficients
+SAMPLED, PER_COEFFICIENT = 16, 16  # a sample is one of so many rows, and so many times the coefficients
 SAMPLE_BYTES = 1 << 25
+WHOLE, LEAST, MOST = 1200, 6, 400  # coefficients of a Hessian of a sample, whose rows are so many times those
 ROWS_PER_COLUMN = 50  # of a block on the diagonal
 
 Preconditioner = Callable[[NDArray], NDArray]
@@ -78,13 +76,22 @@ def minimize(
 ) -> Solution:
     """Coefficients of form (K, D + fit_intercept) that minimise the objective, from `coef` on."""
     f = objective(X, target, n_classes, sample_weight=sample_weight, fit_intercept=fit_intercept, l2=l2)
-    n_rows, size = X.shape[0], f.size
     problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
-    if size <= SMALL and n_rows * size**2 <= SMALL_WORK:
-        return _descend(f, coef, lambda w, _: _factored(f.hessian(w)), tol, max_iter, callback, patience=1)
-    if n_rows >= SAMPLED * PER_COEFFICIENT * size and (part := problem.sample(n_rows // SAMPLED)):
-        coef = _descend(part.objective, coef, part.best, tol, max_iter, None).coef
+    if n_classes > 2:  # that changes no probability and lessens the penalty
+        coef = coef - coef.mean(axis=0)
+    return _minimum(problem, coef, tol, max_iter, callback)
+
+
+def _minimum(
+    problem: Problem, coef: NDArray, tol: float, max_iter: int, callback: Callable[[NDArray], Any] | None
+) -> Solution:
+    f, n_rows = problem.objective, problem.X.shape[0]
+    if n_rows >= SAMPLED * PER_COEFFICIENT * f.size and (part := problem.sample(n_rows // SAMPLED)):
+        coef = _minimum(part, coef, tol, max_iter, None).coef
         return _descend(f, coef, part.best, tol, max_iter, callback)
+    if f.size <= WHOLE and (work := n_rows * f.size**2) <= EXACT:
+        patience = 1 if work <= EXACT_ALWAYS else 4
+        return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience)
     return _descend(f, coef, problem.best, tol, max_iter, callback)
 
 
@@ -124,7 +131,7 @@ def _descend(
                 break
             step *= np.clip(-slope * step / (2 * (new_loss - loss - slope * step)), 0.1, 0.5)
             if step < 1e-6 or not np.isfinite(slope):  # nothing below the rounding errors of the objective
-                return Solution(w, loss, n_iter, -slope <= noise * abs(loss))
+                return Solution(w, loss, n_iter, bool(settled) or -slope <= noise * abs(loss))
         gained = loss - new_loss
         if most and (product := step * (new_slope - slope)) > 0:
             pairs = [*pairs[1 - most :], (step * d, new_g - g, 1 / product)]
@@ -173,6 +180,7 @@ class Problem:
     ) -> None:
         self.objective, self.X, self.target, self.sample_weight = f, X, target, sample_weight
         self.options = n_classes, fit_intercept, l2
+        self.n_rows = X.shape[0]  # of what this is a sample of
 
     def sample(self, n_rows: int) -> Problem | None:
         """The same of so many rows, or as many as memory allows, the same rows each time."""
@@ -188,12 +196,18 @@ class Problem:
             return None
         n_classes, fit_intercept, l2 = self.options
         f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
-        return Problem(f, X, target, n_classes, weight, fit_intercept, l2)
+        part = Problem(f, X, target, n_classes, weight, fit_intercept, l2)
+        part.n_rows = self.n_rows
+        return part
 
     def best(self, w: NDArray, n_iter: int) -> Preconditioner:
         """What costs about as much as EARLY passes over X at first, and LATE ones when they have not been
         enough."""
-        (n_classes, _), (n_rows, n_columns) = self.objective.shape, self.X.shape
+        f, n_rows = self.objective, self.X.shape[0]
+        n_classes, n_columns = f.shape[0], self.X.shape[1]
+        if self.n_rows > n_rows and f.size <= WHOLE:  # little beside the passes over the rows it stands for
+            wanted = EARLY * self.n_rows // f.size
+            return self.of_all(w, int(np.clip(wanted, LEAST * f.size, MOST * f.size)))
         passes = LATE if n_iter else EARLY
         if not sparse.issparse(self.X) and n_columns <= WIDEST:
             # A pass takes 4 n_rows n_columns n_classes operations, a matrix X'X 2 n_columns^2 for each row.
@@ -207,6 +221,10 @@ class Problem:
         diagonal = self.objective.hessian_diagonal(w)
         diagonal += 1e-10 * diagonal.max(initial=0) + _TINY
         return lambda g: g / diagonal
+
+    def of_all(self, w: NDArray, n_rows: int) -> Preconditioner:
+        """The whole Hessian, of so many rows."""
+        return _of_hessian((self.sample(n_rows) or self).objective, w)
 
     def of_blocks(self, w: NDArray) -> Preconditioner:
         """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which
@@ -313,6 +331,12 @@ def _triangular(factor: NDArray, given: NDArray, transposed: bool = False) -> ND
     return linalg.solve_triangular(factor, given, trans=int(transposed), lower=True, check_finite=False)
 
 
-def _factored(matrix: NDArray) -> Preconditioner:
+def _of_hessian(f: Any, w: NDArray) -> Preconditioner:
+    """Of the Hessian of f. All logits may rise together: gradients of centred coefficients have nothing along
+    that, where the Hessian's rounding errors would make endless steps of theirs."""
+    matrix, (n_classes, n_columns) = f.hessian(w), f.shape
+    if n_classes > 1:
+        part, i = matrix.reshape(n_classes, n_columns, n_classes, n_columns), np.arange(n_columns)
+        part[:, i, :, i] += np.einsum("kiki->i", part)[:, None, None] / n_classes**2
     factor = _cholesky(matrix)
     return lambda g: _triangular(factor, _triangular(factor, g), transposed=True)

@@ -113,16 +113,19 @@ class _NewtonCholeskySolver:
 
     def solve(self, X: Any, y: NDArray, sample_weight: NDArray | None) -> NDArray:
         coef, linear_loss, l2, tol, max_iter = self.arguments
+        # Where the Hessian is singular scikit-learn's spends a step to find that out, and the others on lbfgs.
+        n_columns = X.shape[1] + linear_loss.fit_intercept
+        singular = X.shape[0] < n_columns and l2 < np.finfo(X.dtype).eps
+        max_iter -= singular
         coef, loss, self.iteration, converged = _solved(
             coef, linear_loss, (X, y, sample_weight, l2), tol, max_iter
         )
         if self.verbose:
             print(f"fastce: {self.iteration} iterations, loss {loss:.10g}")
-        if not converged:
+        if not converged or (singular and self.iteration == max_iter):  # nothing there ends at a minimum
+            name = "lbfgs failed to" if singular else "Newton solver did not"
             warnings.warn(
-                f"Newton solver did not converge after {self.iteration} iterations.",
-                ConvergenceWarning,
-                stacklevel=2,
+                f"{name} converge after {self.iteration} iterations.", ConvergenceWarning, stacklevel=2
             )
         return coef
 

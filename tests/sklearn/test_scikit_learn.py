@@ -16,9 +16,6 @@ COLLECTED = {
     for name, test in vars(theirs).items()
     if name.startswith("test_") and inspect.isfunction(test)
 }
-# Of how scikit-learn's newton-cholesky resorts to its lbfgs at a singular Hessian. Ours has nothing to
-# resort to: it converges, also where that test wants a warning.
-del COLLECTED["test_of_scikit_learn_newton_cholesky_fallback_to_lbfgs"]
 CLASSES = {theirs.LogisticRegression: LogisticRegression, theirs.LogisticRegressionCV: LogisticRegressionCV}
 for test in COLLECTED.values():
     for mark in getattr(test, "pytestmark", []):
