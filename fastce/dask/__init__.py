@@ -1,4 +1,4 @@
-"""What fastce does with dask arrays: losses and scores, lazily, and a classifier fitted where its data are."""
+"""What fastce does with dask arrays: lazy losses and scores, and a classifier fitted where its data are."""
 
 from typing import Any
 

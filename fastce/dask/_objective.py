@@ -1,17 +1,22 @@
 """The objective of a linear classifier as a sum over chunks of rows, each where it lies.
 
-An evaluation is one graph: the coefficients, a task for each chunk, and a tree of sums whose form depends on the
-number of chunks alone. Results have the same bits wherever chunks lie. The coefficients are a part of the graph,
-which the scheduler keeps: whatever a lost worker held is made again.
+An evaluation is one graph: the coefficients, a task for each chunk, and a tree of sums whose form depends on
+the number of chunks alone. Results have the same bits wherever chunks lie. The coefficients are a part of the
+graph, which the scheduler keeps: whatever a lost worker held is made again.
 """
 
 from __future__ import annotations
 
 import warnings
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import dask
 import numpy as np
+from dask import core
+from dask._task_spec import DataNode, GraphNode, Task, TaskRef
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.utils import check_array
@@ -51,35 +56,49 @@ class Terms(NamedTuple):
 
 
 class Chunks:
-    """Chunks of rows: features, labels and weights or None, each delayed."""
+    """Chunks of rows: dask arrays of features, labels, and weights or None, with the same chunks."""
 
-    def __init__(self, rows: list[tuple[Any, Any, Any]]) -> None:
-        self.rows = rows
+    def __init__(self, X: Any, y: Any, sample_weight: Any) -> None:
+        self.arrays = dask.optimize(*(a for a in (X, y, sample_weight) if a is not None))
+        features, *others = (list(core.flatten(a.__dask_keys__())) for a in self.arrays)
+        keys = zip(features, *others, strict=True)
+        self.refs = [tuple(map(TaskRef, of)) + (None,) * (2 - len(others)) for of in keys]
 
-    def _each(self, function: Any, *arguments: Any, **by_chunk: list[Any]) -> list[Any]:
-        call = dask.delayed(function, pure=False, traverse=False)
-        return [
-            call(*row, *arguments, **{name: values[i] for name, values in by_chunk.items()})
-            for i, row in enumerate(self.rows)
-        ]
+    def _computed(self, tasks: dict[str, GraphNode], wanted: list[str]) -> list[Any]:
+        name = f"fastce-{uuid4()}"
+        graph = HighLevelGraph.from_collections(name, tasks, dependencies=self.arrays)
+        with warnings.catch_warnings():
+            # Coefficients travel with the graph on purpose.
+            warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+            return list(dask.compute(*(Delayed(key, graph, layer=name) for key in wanted)))
+
+    def _each(self, name: str, function: Any, arguments: list[tuple]) -> list[Any]:
+        tasks = {f"{name}-{i}": Task(f"{name}-{i}", function, *given) for i, given in enumerate(arguments)}
+        return self._computed(tasks, list(tasks))
 
     def counts(self) -> list[tuple[NDArray, NDArray, int]]:
-        """Classes of each chunk, the sums of their weights, and rows; features are not looked at."""
-        call = dask.delayed(_counts, pure=False, traverse=False)
-        return list(_computed(*[call(y, w) for _, y, w in self.rows]))
+        """Classes of each chunk, the sums of their weights, and rows."""
+        name = f"counts-{uuid4()}"
+        return self._each(name, _counts, [of[1:] for of in self.refs])
 
     def samples(self, share: float, n_bytes: int) -> list[tuple[Any, NDArray, NDArray | None]]:
         """Rows of each chunk, the same ones each time, all of which are checked to be finite."""
-        seeds = list(range(len(self.rows)))
-        return list(_computed(*self._each(_sample, share, n_bytes // len(seeds), seed=seeds)))
+        name = f"samples-{uuid4()}"
+        given = [(share, n_bytes // len(self.refs), i, *of) for i, of in enumerate(self.refs)]
+        return self._each(name, _sample, given)
 
     def loss_and_grad(self, w: NDArray, terms: Terms) -> Sum:
-        coef = dask.delayed(w, name=f"coef-{dask.base.tokenize(w)}", traverse=False)
-        sums = self._each(_term, coef, terms)
-        add = dask.delayed(_added, pure=False)
+        name = f"coef-{uuid4()}"
+        sums = [f"term-{name}-{i}" for i in range(len(self.refs))]
+        tasks: dict[str, GraphNode] = {name: DataNode(name, w)}
+        for key, of in zip(sums, self.refs, strict=True):
+            tasks[key] = Task(key, _term, terms, TaskRef(name), *of)
         while len(sums) > 1:
-            sums = [add(sums[i : i + FAN_IN]) for i in range(0, len(sums), FAN_IN)]
-        return _computed(sums[0])[0]
+            groups = [sums[i : i + FAN_IN] for i in range(0, len(sums), FAN_IN)]
+            sums = [f"sum-{group[0]}" for group in groups]
+            for key, group in zip(sums, groups, strict=True):
+                tasks[key] = Task(key, _added, *map(TaskRef, group))
+        return self._computed(tasks, sums)[0]
 
 
 class ChunkedObjective:
@@ -97,13 +116,6 @@ class ChunkedObjective:
         return loss + 0.5 * self.l2 * float(np.square(penalised).sum()), grad.ravel()
 
 
-def _computed(*tasks: Any) -> tuple:
-    with warnings.catch_warnings():
-        # Coefficients travel with the graph on purpose.
-        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        return dask.compute(*tasks)
-
-
 # ---- Tasks -------------------------------------------------------------------------------------------
 
 
@@ -116,7 +128,7 @@ def _counts(y: Any, sample_weight: Any) -> tuple[NDArray, NDArray, int]:
 
 
 def _sample(
-    X: Any, y: Any, sample_weight: Any, share: float, n_bytes: int, *, seed: int
+    share: float, n_bytes: int, seed: int, X: Any, y: Any, sample_weight: Any
 ) -> tuple[Any, NDArray, NDArray | None]:
     try:
         X = check_array(X, accept_sparse="csr", dtype=[np.float64, np.float32], ensure_min_samples=0)
@@ -129,15 +141,15 @@ def _sample(
     return X[rows], np.asarray(y)[rows], None if sample_weight is None else np.asarray(sample_weight)[rows]
 
 
-def _term(X: Any, y: Any, sample_weight: Any, coef: NDArray, terms: Terms) -> Sum:
+def _term(terms: Terms, coef: NDArray, X: Any, y: Any, sample_weight: Any) -> Sum:
     if X.shape[0] == 0:
         return 0.0, np.zeros(coef.size)
     return terms.objective(X, y, sample_weight).loss_and_grad(coef)
 
 
-def _added(sums: list[Sum]) -> Sum:
-    (loss, first), *others = sums
-    grad = first.copy()
+def _added(first: Sum, *others: Sum) -> Sum:
+    loss, grad = first
+    grad = grad.copy()
     for term, other in others:
         loss += term
         grad += other

@@ -1,10 +1,10 @@
 r"""Tasks of chunks that hold some of the classes of their rows, and what joins them.
 
 A chunk j of classes tells of each row its largest logit m_j and the logarithm of s_j = sum exp(x - m_j). With
-m = max m_j and q_j = s_j exp(m_j - m) the loss is (m - x_y) + log sum q_j, where nothing cancels; chunk j has the
-share P_j = q_j / sum q of the probability, by which its own softmax becomes the whole one's, and the entropy is
-sum P_j (H_j - log P_j). Logits are widened to float64 a block of rows at a time, the few numbers of a row to
-long doubles: results of float32 are rounded once, of float64 they carry the rounding of log s_j.
+m = max m_j and q_j = s_j exp(m_j - m) the loss is (m - x_y) + log sum q_j, where nothing cancels; chunk j has
+the share P_j = q_j / sum q of the probability, by which its own softmax becomes the whole one's, and the
+entropy is sum P_j (H_j - log P_j). Logits are widened to float64, a block of rows at a time, a row's numbers
+to long doubles: results of float32 are rounded once, those of float64 carry the rounding of log s_j.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def gradient(
         slope = 1 / temperature
         if softcap is not None:
             slope = slope / np.cosh(z[each, known] / softcap) ** 2  # 1 - tanh², without cancelling
-        element = np.where(here, np.expm1(-rows.loss[block].astype(np.float64)), share * np.exp(-of.log_sum[block]))
+        of_target = np.expm1(-rows.loss[block].astype(np.float64))
+        element = np.where(here, of_target, share * np.exp(-of.log_sum[block]))
         grad[each, known] = slope * element
         grad[np.isnan(rows.loss[block])] = np.nan
         grad *= scale[block, None].astype(np.float64)

@@ -33,10 +33,10 @@ class LogisticRegression(_LogisticRegression):
 
     Notes
     -----
-    Each step is a task for each chunk of rows, which takes the coefficients and gives a loss and a gradient, and a
-    tree of their sums. Chunks that are persisted stay where they are; others are made again at each step, of which
-    workers then hold few at a time. Coefficients are those of `fastce.sklearn.LogisticRegression` within `tol`;
-    their bits depend on the chunks, not on where these lie.
+    Each step is a task for each chunk of rows, which takes the coefficients and gives a loss and a gradient,
+    and a tree of their sums. Chunks that are persisted stay where they are; others are made again at each
+    step, and workers hold few of them at a time. Coefficients are those of
+    `fastce.sklearn.LogisticRegression` within `tol`; their bits depend on the chunks, not on where these lie.
 
     Examples
     --------
@@ -77,16 +77,16 @@ class LogisticRegression(_LogisticRegression):
         C = self._checked_C()
         if not isinstance(X, da.Array):
             raise TypeError(
-                f"X is a {type(X).__name__}; expected a dask array: fastce.sklearn.LogisticRegression fits arrays"
+                f"X is a {type(X).__name__}; expected a dask array: "
+                "fastce.sklearn.LogisticRegression fits others"
             )
         if X.ndim != 2:
             raise ValueError(f"X has shape {X.shape}; expected (n_samples, n_features)")
         X = _whole_rows(X)
         y = as_rows(y, X.chunks[:1], "y")
-        weights = [None] * X.numblocks[0]
         if sample_weight is not None:
-            weights = as_rows(sample_weight, X.chunks[:1], "sample_weight").to_delayed().tolist()
-        chunks = Chunks(list(zip(X.to_delayed()[:, 0].tolist(), y.to_delayed().tolist(), weights, strict=True)))
+            sample_weight = as_rows(sample_weight, X.chunks[:1], "sample_weight")
+        chunks = Chunks(X, y, sample_weight)
 
         labels, counts, n_rows = map(list, zip(*chunks.counts(), strict=True))
         self.classes_, index = np.unique(np.concatenate(labels), return_inverse=True)
@@ -117,12 +117,13 @@ class LogisticRegression(_LogisticRegression):
             print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
         if not converged:
             warnings.warn(
-                f"{self.solver} failed to converge after {n_iter} iterations. Increase max_iter, or scale the data.",
+                f"{self.solver} failed to converge after {n_iter} iterations: "
+                "increase max_iter, or scale the data",
                 ConvergenceWarning,
                 stacklevel=3,
             )
         coef = coef.reshape(shape)
-        if n_classes > 2:  # all logits may rise together: of equal solutions the one whose sum over classes is 0
+        if n_classes > 2:  # all logits may rise together: the one of equal solutions whose sum over them is 0
             coef = coef - coef.mean(axis=0)
         coef = coef.astype(dtype)
         self.n_features_in_, self.n_iter_ = n_features, np.array([n_iter], np.int32)
@@ -132,7 +133,9 @@ class LogisticRegression(_LogisticRegression):
     def _checked_C(self) -> float:
         """scikit-learn's `C`, of a penalty that is to be had."""
         if self.solver not in SOLVERS:
-            raise ValueError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)} on dask arrays")
+            raise ValueError(
+                f"solver is {self.solver!r}; on dask arrays expected one of {', '.join(SOLVERS)}"
+            )
         if self.penalty in ("l1", "elasticnet") or self.l1_ratio not in (0, None) or self.dual:
             raise ValueError(
                 f"penalty is {self.penalty!r}, l1_ratio {self.l1_ratio!r} and dual {self.dual!r}; expected "
