@@ -20,8 +20,8 @@ pixels = torch.tensor(digits.data / 16, dtype=torch.float32)
 labels = torch.tensor(digits.target)
 
 # %%
-# What is timed is the criterion's part: the loss, and its gradient with respect to the logits. The part of the
-# layers is the same on both sides.
+# What is timed is the part of the criterion: the loss, and its gradient with respect to the logits. That of
+# the layers is the same on both sides.
 
 
 def train(criterion, epochs=200):

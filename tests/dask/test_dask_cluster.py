@@ -82,31 +82,27 @@ def test_a_worker_that_dies_in_mid_fit_costs_time_only(client, monkeypatch):
     assert len(evaluations) > 3
 
 
-def made(block, block_info=None):
-    """Rows of a chunk, from its number; a copy of 16 MiB."""
-    i = block_info[0]["chunk-location"][0]
-    X = np.roll(BASE, i, axis=0)
-    X[:, 0] += i % 3
-    return X
-
-
 BASE = np.random.default_rng(1).normal(size=(1 << 16, 64)).astype(np.float32)
+
+
+def made(block):
+    """A chunk of 16 MiB; or its labels."""
+    return BASE.copy() if block.ndim == 2 else (BASE[:, 1] > 0.3 * BASE[:, 0]).astype(np.int8)
 
 
 def test_data_of_ten_times_the_memory_stream_through():
     limit, n_chunks, rows = 400 << 20, 250, len(BASE)
-    X = da.zeros((n_chunks * rows, BASE.shape[1]), chunks=(rows, -1), dtype=np.float32).map_blocks(
-        made, dtype=np.float32, meta=np.empty((0, 0), np.float32)
-    )
-    y = (X[:, 1] > 0.3 * X[:, 0]).astype(np.int8)
+    X = da.zeros((n_chunks * rows, BASE.shape[1]), chunks=(rows, -1), dtype=np.float32)
+    y = da.zeros(len(X), chunks=rows, dtype=np.int8)
+    X, y = (a.map_blocks(made, dtype=a.dtype, meta=np.empty((0,) * a.ndim, a.dtype)) for a in (X, y))
     assert X.nbytes >= 10 * limit
     with (
         distributed.LocalCluster(
-            1, threads_per_worker=2, memory_limit=limit, dashboard_address=":0"
+            1, threads_per_worker=1, memory_limit=limit, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
         pid = client.run(os.getpid)
-        model = LogisticRegression(tol=1e-2).fit(X, y)
+        model = LogisticRegression(tol=0.1, max_iter=1).fit(X, y)
         assert client.run(os.getpid) == pid  # it was not ended for holding too much
-    assert model.score(BASE, BASE[:, 1] > 0) > 0.95
+    assert model.score(BASE, made(np.empty(0))) > 0.9
