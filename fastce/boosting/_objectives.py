@@ -107,6 +107,23 @@ class Objective:
         return arrays
 
 
+class Called(Objective):
+    """An objective that is called, in either of two conventions that XGBoost and LightGBM share."""
+
+    def __call__(
+        self, y_true: Any, y_pred: Any, sample_weight: ArrayLike | None = None
+    ) -> tuple[NDArray, NDArray]:
+        """Gradient and Hessian, of ``(labels, margins, weights)`` or of ``(margins, data set)``."""
+        return self._derivatives(*in_order(y_true, y_pred, sample_weight))
+
+
+def in_order(first: Any, second: Any, weight: ArrayLike | None) -> tuple[Any, Any, Any]:
+    """Margins, labels and weights, of labels, margins and weights or of margins and a data set."""
+    if hasattr(second, "get_label"):
+        return first, second.get_label(), second.get_weight()
+    return second, first, weight
+
+
 class Softmax(Objective):
     """The softmax of `n_classes` margins; `_order` is the memory order of its library's matrices."""
 

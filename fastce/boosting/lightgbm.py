@@ -21,17 +21,7 @@ __all__ = [
 ]
 
 
-class _Call:
-    """LightGBM's two conventions."""
-
-    def __call__(self, y_true: Any, y_pred: Any, weight: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
-        """Gradient and Hessian, of ``(labels, scores, weights)`` or of ``(scores, Dataset)``."""
-        if hasattr(y_pred, "get_label"):
-            return self._derivatives(y_true, y_pred.get_label(), y_pred.get_weight())
-        return self._derivatives(y_pred, y_true, weight)
-
-
-class SoftmaxObjective(_Call, _objectives.Softmax):
+class SoftmaxObjective(_objectives.Called, _objectives.Softmax):
     """Cross-entropy of several classes, with the trees of ``multiclass`` where no option is set.
 
     Parameters
@@ -78,7 +68,7 @@ class SoftmaxObjective(_Call, _objectives.Softmax):
         return "friedman"
 
 
-class LogisticObjective(_Call, _objectives.Logistic):
+class LogisticObjective(_objectives.Called, _objectives.Logistic):
     """Binary cross-entropy, with the trees of ``binary`` where no option is set.
 
     Parameters
@@ -136,9 +126,7 @@ def init_score(
 
 
 def _metric(loss: Any, y_true: Any, y_pred: Any, weight: ArrayLike | None) -> tuple[str, float, bool]:
-    if hasattr(y_pred, "get_label"):
-        y_true, y_pred, weight = y_pred.get_label(), y_true, y_pred.get_weight()
-    return f"fastce_{loss.__name__}", loss(y_pred, y_true, weight), False
+    return f"fastce_{loss.__name__}", loss(*_objectives.in_order(y_true, y_pred, weight)), False
 
 
 def softmax_loss(y_true: Any, y_pred: Any, weight: ArrayLike | None = None) -> tuple[str, float, bool]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import xgboost
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fastce.boosting import _objectives
 from fastce.boosting._objectives import predict_proba
@@ -22,21 +22,10 @@ __all__ = [
 ]
 
 
-class _Call:
-    """XGBoost's two conventions."""
-
-    _floor = 1e-16  # XGBoost's own
-
-    def __call__(
-        self, y_true: Any, y_pred: Any, sample_weight: ArrayLike | None = None
-    ) -> tuple[NDArray, NDArray]:
-        """Gradient and Hessian, of ``(labels, margins, weights)`` or of ``(margins, DMatrix)``."""
-        if hasattr(y_pred, "get_label"):
-            return self._derivatives(y_true, y_pred.get_label(), y_pred.get_weight())
-        return self._derivatives(y_pred, y_true, sample_weight)
+FLOOR = 1e-16  # of a Hessian, XGBoost's own
 
 
-class SoftmaxObjective(_Call, _objectives.Softmax):
+class SoftmaxObjective(_objectives.Called, _objectives.Softmax):
     """Cross-entropy of several classes, with the trees of ``multi:softprob`` where no option is set.
 
     Parameters
@@ -78,11 +67,13 @@ class SoftmaxObjective(_Call, _objectives.Softmax):
     np.True_
     """
 
+    _floor = FLOOR
+
     def _default_curvature(self) -> str:
         return _softprob_curvature()
 
 
-class LogisticObjective(_Call, _objectives.Logistic):
+class LogisticObjective(_objectives.Called, _objectives.Logistic):
     """Binary cross-entropy, with the trees of ``binary:logistic`` where no option is set.
 
     Parameters
@@ -105,6 +96,8 @@ class LogisticObjective(_Call, _objectives.Logistic):
     >>> float(model.score(X, y))
     1.0
     """
+
+    _floor = FLOOR
 
 
 def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: ArrayLike | None = None) -> Any:
@@ -147,9 +140,8 @@ def _softprob_curvature() -> str:
 
 
 def _metric(loss: Any, y_true: Any, y_pred: Any, sample_weight: ArrayLike | None) -> Any:
-    if hasattr(y_pred, "get_label"):
-        return f"fastce_{loss.__name__}", loss(y_true, y_pred.get_label(), y_pred.get_weight())
-    return loss(y_pred, y_true, sample_weight)
+    value = loss(*_objectives.in_order(y_true, y_pred, sample_weight))
+    return (f"fastce_{loss.__name__}", value) if hasattr(y_pred, "get_label") else value
 
 
 def softmax_loss(y_true: Any, y_pred: Any, sample_weight: ArrayLike | None = None) -> Any:

@@ -28,7 +28,7 @@ def class_axis(t: Tensor) -> int:
 
 def _loss(value: float | NDArray, dtype: torch.dtype) -> Tensor:
     if isinstance(value, float):
-        return torch.full((), value, dtype=dtype)
+        return torch.scalar_tensor(value, dtype=dtype)
     return torch.from_numpy(np.asarray(value)).to(dtype)
 
 

@@ -36,7 +36,7 @@ def is_eager_backward(grad: Tensor) -> bool:
 def check_tensors(function: str, **tensors: Tensor | None) -> None:
     """Refuse what is no tensor, and tensors on other devices than the CPU."""
     for name, t in tensors.items():
-        if t is None:
+        if t is None or (type(t) in _PLAIN and t.is_cpu):
             continue
         if not isinstance(t, Tensor):
             raise TypeError(

@@ -11,7 +11,7 @@ bridge = pytest.importorskip("fastce.dask")
 
 pytestmark = pytest.mark.once
 
-CHUNKS = [(50, 7), (13, 7), (1, 7), (13, 3), ((20, 0, 30), (1, 6))]
+CHUNKS = [(50, 7), (13, 7), (1, 7), ((20, 0, 30), 7)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_labels(rng, chunks, reduction, dtype):
         loss, grad = bridge.cross_entropy_and_grad(
             lazy, da.from_array(y, chunks=9), reduction=reduction, **given
         )
-        assert grad.shape == lazy.shape
+        assert grad.chunks == lazy.chunks
         assert grad.dtype == dtype
         assert loss.dtype == (dtype if reduction == "none" else np.float64)
         alone = bridge.cross_entropy(lazy, y, reduction=reduction, **options)
@@ -74,7 +74,7 @@ def test_probabilities(rng, reduction):
 def test_more_axes_of_rows(rng):
     x, y = rng.normal(size=(6, 4, 5)), rng.integers(5, size=(6, 4))
     expected, gradient = fastce.cross_entropy_and_grad(x, y, reduction="none")
-    loss, grad = bridge.cross_entropy_and_grad(da.from_array(x, chunks=(4, 3, 2)), y, reduction="none")
+    loss, grad = bridge.cross_entropy_and_grad(da.from_array(x, chunks=(4, 3, 5)), y, reduction="none")
     loss, grad = dask.compute(loss, grad)
     assert (loss == expected).all()
     assert (grad == gradient).all()

@@ -1,0 +1,205 @@
+"""The classifier on dask arrays against the one on arrays: coefficients, bits, predictions, refusals."""
+
+import pickle
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+dask = pytest.importorskip("dask", reason="dask is not installed: its LogisticRegression is NOT tested")
+da = pytest.importorskip("dask.array")
+pytest.importorskip("sklearn")
+
+from sklearn.datasets import make_classification  # noqa: E402
+from sklearn.exceptions import ConvergenceWarning  # noqa: E402
+
+import fastce.sklearn  # noqa: E402
+from fastce.dask import LogisticRegression, _objective  # noqa: E402
+from fastce.linear import objective  # noqa: E402
+
+pytestmark = pytest.mark.once
+
+TOL = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def scheduler():
+    with dask.config.set(scheduler="threads", num_workers=2):
+        yield
+
+
+def data(n_classes, dtype=np.float64, n_rows=600):
+    X, y = make_classification(
+        n_rows,
+        12,
+        n_informative=8,
+        n_redundant=0,
+        n_classes=n_classes,
+        n_clusters_per_class=1,
+        random_state=0,
+    )
+    return X.astype(dtype), y
+
+
+def lazily(X, chunks=(170, 7)):
+    """A dask array, of sparse chunks where X is."""
+    if not sparse.issparse(X):
+        return da.from_array(X, chunks=chunks)
+    whole = da.from_array(X.toarray(), chunks=(chunks[0], -1))
+    return whole.map_blocks(sparse.csr_matrix, meta=sparse.csr_matrix((0, 0), dtype=X.dtype))
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+@pytest.mark.parametrize("kind", ["dense", "float32", "csr"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"C": np.inf},
+        {"fit_intercept": False, "C": 0.1},
+        {"class_weight": "balanced"},
+        {"class_weight": {0: 2.0}, "weighted": True},
+    ],
+)
+def test_coefficients(n_classes, kind, options, rng):
+    X, y = data(n_classes, np.float32 if kind == "float32" else np.float64)
+    if kind == "csr":
+        X = sparse.csr_matrix(np.where(np.abs(X) > 0.5, X, 0))
+    options = dict(options)
+    weight = rng.integers(1, 4, len(y)).astype(float) if options.pop("weighted", False) else None
+    tol = 1e-3 if kind == "float32" else TOL  # float32 sees no smaller ones of every objective here
+    model = LogisticRegression(tol=tol, max_iter=1000, **options)
+    model.fit(lazily(X), da.from_array(y, chunks=100), weight)
+    expected = fastce.sklearn.LogisticRegression(tol=tol, max_iter=1000, **options).fit(X, y, weight)
+    assert model.coef_.dtype == expected.coef_.dtype
+    assert model.coef_.shape == expected.coef_.shape
+    assert model.intercept_.shape == expected.intercept_.shape
+    for name in ("classes_", "n_features_in_"):
+        np.testing.assert_array_equal(getattr(model, name), getattr(expected, name))
+
+    weight = np.ones(len(y)) if weight is None else weight
+    if "class_weight" in options:
+        counts = np.bincount(y, weight)
+        balanced = weight.sum() / (n_classes * counts)
+        given = options["class_weight"]
+        weight = weight * (balanced if given == "balanced" else np.r_[2.0, np.ones(n_classes - 1)])[y]
+    f = objective(
+        X,
+        y,
+        n_classes,
+        sample_weight=weight,
+        l2=1 / (model.C * weight.sum()),
+        fit_intercept=model.fit_intercept,
+    )
+    coef = model.coef_
+    if model.fit_intercept:
+        coef = np.concatenate([coef, model.intercept_[:, None]], axis=1)
+    # They stop where no element of the gradient is above tol; then coefficients are centred, which moves the
+    # penalty's part, and rounded.
+    assert np.abs(f.loss_and_grad(coef)[1]).max() <= 1.1 * tol
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * tol * np.abs(expected.coef_).max())
+
+
+def test_bits_depend_on_the_chunks_alone():
+    X, y = data(4)
+    lazy = lazily(X, (37, 12))
+    results = set()
+    for scheduler in ("synchronous", "threads"):
+        for _ in range(2):
+            with dask.config.set(scheduler=scheduler):
+                model = LogisticRegression().fit(lazy, y)
+                results.add(model.coef_.tobytes() + model.intercept_.tobytes())
+    assert len(results) == 1
+
+
+def test_chunks_without_rows_and_of_unknown_size(rng):
+    X, y = data(3)
+    keep = rng.random(len(y)) < 0.5
+    keep[:100] = False
+    lazy, labels, kept = (da.from_array(a, chunks=(100, *a.shape[1:])) for a in (X, y, keep))
+    model = LogisticRegression(tol=TOL).fit(lazy[kept], labels[kept])
+    expected = fastce.sklearn.LogisticRegression(tol=TOL).fit(X[keep], y[keep])
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * TOL)
+
+
+def test_labels_of_any_kind():
+    X, y = data(3)
+    names = np.array(["ant", "bee", "cat"])[y]
+    model = LogisticRegression().fit(lazily(X), da.from_array(names, chunks=90))
+    assert model.classes_.tolist() == ["ant", "bee", "cat"]
+    assert model.predict(lazily(X)).compute().tolist() == model.predict(X).tolist()
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        LogisticRegression().fit(lazily(X), y + 0.5)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("kind", ["dense", "csr"])
+def test_predictions(n_classes, kind):
+    X, y = data(n_classes, np.float32)
+    if kind == "csr":
+        X = sparse.csr_matrix(X)
+    model = LogisticRegression().fit(lazily(X), y)
+    lazy = lazily(X)
+    for method in ("decision_function", "predict", "predict_proba", "predict_log_proba"):
+        result, expected = getattr(model, method)(lazy), getattr(model, method)(X)
+        assert isinstance(result, da.Array)
+        assert result.shape == expected.shape
+        assert result.dtype == expected.dtype
+        # Products of blocks and of the whole differ by the rounding of BLAS.
+        np.testing.assert_allclose(result.compute(), expected, rtol=1e-5, atol=1e-6)
+    assert model.score(lazy, y) == pytest.approx(model.score(X, y), rel=1e-15)
+    weight = np.arange(len(y))
+    assert model.score(lazy, y, weight) == pytest.approx(model.score(X, y, weight), rel=1e-12)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def test_warm_start_and_max_iter():
+    X, y = data(3)
+    lazy = lazily(X)
+    model = LogisticRegression(tol=TOL, warm_start=True).fit(lazy, y)
+    first = int(model.n_iter_[0])
+    model.fit(lazy, y)
+    assert model.n_iter_[0] < first
+    with pytest.warns(ConvergenceWarning, match="lbfgs failed to converge after 1 iterations"):
+        LogisticRegression(tol=1e-12, max_iter=1).fit(lazy, y)
+
+
+def test_a_sample_takes_the_first_steps():
+    """Of many rows, most steps are those of the rows that chunks gave."""
+    X, y = data(2, n_rows=40_000)
+    model = LogisticRegression().fit(lazily(X, (5_000, 12)), y)
+    assert model.n_iter_[0] <= 4
+
+
+def test_a_task_has_one_thread(monkeypatch):
+    seen = []
+
+    def spied(*args, **kwargs):
+        seen.append(kwargs["n_threads"])
+        return objective(*args, **kwargs)
+
+    monkeypatch.setattr(_objective, "objective", spied)
+    X, y = data(2)
+    LogisticRegression().fit(lazily(X), y)
+    assert set(seen) == {1}
+
+
+def test_what_is_refused():
+    X, y = data(3)
+    lazy = lazily(X)
+    with pytest.raises(TypeError, match=r"X is a ndarray; expected a dask array"):
+        LogisticRegression().fit(X, y)
+    with pytest.raises(ValueError, match="solver is 'saga'; on dask arrays expected one of lbfgs"):
+        LogisticRegression(solver="saga").fit(lazy, y)
+    with pytest.raises(ValueError, match="expected l1_ratio=0 and dual=False"):
+        LogisticRegression(l1_ratio=1).fit(lazy, y)
+    with pytest.raises(ValueError, match=r"y has shape \(599,\); expected \(600,\)"):
+        LogisticRegression().fit(lazy, y[1:])
+    with pytest.raises(ValueError, match=r"y has the classes \[0\]; expected at least 2"):
+        LogisticRegression().fit(lazy, 0 * y)
+    with pytest.raises(ValueError, match="The 'C' parameter"):
+        LogisticRegression(C=-1).fit(lazy, y)
+    X[450, 3] = np.nan
+    with pytest.raises(ValueError, match=r"chunk 2 of the rows: Input contains NaN"):
+        LogisticRegression().fit(lazily(X), y)

@@ -1,0 +1,160 @@
+"""Rows whose classes are split into chunks, against the same rows in one piece, in float64."""
+
+import numpy as np
+import pytest
+
+import fastce
+from fastce import inference
+
+dask = pytest.importorskip("dask", reason="dask is not installed: rows in parts are NOT tested")
+da = pytest.importorskip("dask.array")
+bridge = pytest.importorskip("fastce.dask")
+
+pytestmark = pytest.mark.once
+
+CHUNKS = [(40, 3), ((15, 0, 25), (1, 6, 2)), (7, (8, 1))]
+OPTIONS = [{}, {"temperature": 0.7}, {"softcap": 5.0}]
+# Sums carry the rounding of log s_j, the largest of which is log 8, four ULP at most: a few eps of each term.
+EXACT = 32 * np.finfo(np.float64).eps
+
+
+@pytest.fixture(autouse=True)
+def scheduler():
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+def rows(rng, dtype):
+    """Sure rows, ties, infinities, NaN, rows that do not count, and chunks of nothing but -inf."""
+    x = (rng.normal(size=(40, 9)) * 6).astype(dtype)
+    y = rng.integers(9, size=40)
+    x[1, y[1]] = 45
+    x[2] = 3
+    x[3, :4] = -np.inf
+    x[4, y[4]] = -np.inf
+    x[5, 2] = np.inf
+    x[6, 8] = np.nan
+    x[7] = -np.inf
+    x[8] = np.nan
+    y[8:12] = -100
+    x[13, 1:] = -np.inf
+    x[14] = 1e4 * np.arange(9)
+    return x, y
+
+
+def expected_of(function, x, y, **options):
+    return function(x.astype(np.float64), y, **options)
+
+
+def assert_within(actual, expected, dtype):
+    """`expected` is of float64; that of float32 is rounded once."""
+    if dtype == np.float32:
+        np.testing.assert_allclose(actual, expected.astype(dtype), rtol=np.finfo(dtype).eps)
+    else:
+        np.testing.assert_allclose(actual, expected, rtol=EXACT)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_losses(rng, chunks, dtype, options):
+    x, y = rows(rng, dtype)
+    lazy = da.from_array(x, chunks=chunks)
+    loss, grad = bridge.cross_entropy_and_grad(lazy, y, reduction="none", **options)
+    assert grad.chunks == lazy.chunks
+    assert loss.dtype == grad.dtype == dtype
+    loss, grad = dask.compute(loss, grad)
+    expected, gradient = expected_of(fastce.cross_entropy_and_grad, x, y, reduction="none", **options)
+    assert_within(loss, expected, dtype)
+    assert_within(grad, gradient, dtype)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reduced(rng, chunks, reduction):
+    x = rng.normal(size=(40, 9)) * 5
+    y = np.where(np.arange(40) % 7, rng.integers(9, size=40), -100)
+    weight, sample_weight = rng.random(9), rng.random(40)
+    given = {"weight": weight, "reduction": reduction}
+    loss, grad = bridge.cross_entropy_and_grad(
+        da.from_array(x, chunks=chunks), da.from_array(y, chunks=11), sample_weight=sample_weight, **given
+    )
+    loss, grad = dask.compute(loss, grad)
+    expected, gradient = fastce.cross_entropy_and_grad(x, y, sample_weight=sample_weight, **given)
+    np.testing.assert_allclose(loss, expected, rtol=EXACT)
+    np.testing.assert_allclose(grad, gradient, rtol=EXACT)
+
+
+@pytest.mark.parametrize("chunks", [(40, 9), (7, 9), *CHUNKS])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("top_k", [0, 1, 5])
+def test_scores(rng, chunks, dtype, options, top_k):
+    x, y = rows(rng, dtype)
+    lazy = bridge.token_logprobs(da.from_array(x, chunks=chunks), y, top_k=top_k, **options)
+    scores = dask.compute(*lazy)
+    expected = expected_of(inference.token_logprobs, x, y, top_k=top_k, **options)
+    for name, of, actual, value in zip(lazy._fields, lazy, scores, expected, strict=True):
+        assert of.dtype == actual.dtype, name
+        assert of.shape == actual.shape == value.shape, name
+        if actual.dtype.kind == "i":
+            np.testing.assert_array_equal(actual, value, err_msg=name)
+        elif isinstance(chunks[1], int) and chunks[1] == 9 and dtype == np.float32:  # the kernel's own, 4 ULP
+            np.testing.assert_allclose(actual, value.astype(dtype), rtol=8 * np.finfo(dtype).eps)
+        else:
+            assert_within(actual, value, dtype)
+
+
+@pytest.mark.parametrize("chunks", [(7, 9), (7, 4)])
+def test_perplexity(rng, chunks):
+    x, y = rng.normal(size=(40, 9)), rng.integers(9, size=40)
+    weight = rng.random(40)
+    lazy = bridge.perplexity(da.from_array(x, chunks=chunks), y, sample_weight=weight, temperature=2.0)
+    expected = inference.perplexity(x, y, sample_weight=weight, temperature=2.0)
+    np.testing.assert_allclose(lazy.compute(), expected, rtol=EXACT)
+    with pytest.raises(TypeError, match="unexpected arguments: label_smoothing"):
+        bridge.perplexity(da.zeros((4, 3)), np.zeros(4, int), label_smoothing=0.1)
+
+
+def test_more_axes_of_rows(rng):
+    x, y = rng.normal(size=(6, 4, 5)), rng.integers(5, size=(6, 4))
+    lazy = da.from_array(x, chunks=(4, 3, 2))
+    loss, grad = dask.compute(*bridge.cross_entropy_and_grad(lazy, y, reduction="none"))
+    expected, gradient = fastce.cross_entropy_and_grad(x, y, reduction="none")
+    np.testing.assert_allclose(loss, expected, rtol=EXACT)
+    np.testing.assert_allclose(grad, gradient, rtol=EXACT)
+    scores, values = (
+        dask.compute(*bridge.token_logprobs(lazy, y, top_k=2)),
+        inference.token_logprobs(x, y, top_k=2),
+    )
+    for actual, value in zip(scores, values, strict=True):
+        np.testing.assert_allclose(actual, value, rtol=EXACT)
+
+
+def test_parts_never_meet(rng):
+    lazy = da.from_array(rng.normal(size=(6, 8)), chunks=(6, 2))
+    y = rng.integers(8, size=6)
+    for result in (*bridge.cross_entropy_and_grad(lazy, y), *bridge.token_logprobs(lazy, y, top_k=2)):
+        layers = str(sorted(result.__dask_graph__().layers))
+        assert "rechunk" not in layers
+        assert "concatenate" not in layers
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"z_loss": 0.01}])
+def test_what_asks_for_all_classes_has_them_joined(rng, options):
+    x, y = rng.normal(size=(6, 8)), rng.integers(8, size=6)
+    lazy = da.from_array(x, chunks=(4, 3))
+    loss, grad = bridge.cross_entropy_and_grad(lazy, y, **options)
+    expected, gradient = fastce.cross_entropy_and_grad(x, y, **options)
+    np.testing.assert_allclose(loss.compute(), expected, rtol=1e-14)
+    np.testing.assert_allclose(grad.compute(), gradient, rtol=1e-14)
+
+
+@pytest.mark.parametrize("label", [-1, 9])
+def test_a_wrong_label_is_named_by_its_place_in_the_whole(rng, label):
+    x, y = rng.normal(size=(40, 9)), rng.integers(9, size=40)
+    y[31] = label
+    lazy = da.from_array(x, chunks=(7, 4))
+    for result in (*bridge.cross_entropy_and_grad(lazy, y), *bridge.token_logprobs(lazy, y)[:1]):
+        with pytest.raises(IndexError, match=rf"target\[31\] is {label}; expected a class in \[0, 9\)"):
+            result.compute()
