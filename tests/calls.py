@@ -12,6 +12,7 @@ import numpy as np
 from conftest import FLOATS, bits, nasty
 
 import fastce
+from fastce import inference
 
 
 class Call(NamedTuple):
@@ -88,6 +89,8 @@ def calls(
         Call("logsumexp, b", fastce.logsumexp, (x,), {**last, "return_sign": True}, {"b": p - dtype(0.5)}),
         Call("softmax", fastce.softmax, (x,), last),
         Call("log_softmax", fastce.log_softmax, (x,), last),
+        Call("scores", inference.token_logprobs, (x, y), {**last, "top_k": min(n_classes, 5)}),
+        Call("best classes", inference.top_k, (x,), {**last, "k": min(n_classes, 5)}),
     ]
 
 

@@ -312,6 +312,48 @@ def logsumexp(arrays, options):
     return {"logsumexp": (result, signs)}
 
 
+# ---- Scores and samples --------------------------------------------------------------------------
+
+
+def exactly(a):
+    return Interval(*[np.asarray(a, np.longdouble)] * 2)
+
+
+def token_logprobs(arrays, options):
+    """Bounds are those of docs and `tests/inference`; with a softcap, of the terms that cancel."""
+    x, tokens = arrays["x"], arrays["tokens"]
+    row = compute_dtype(logits_dtype(x))
+    exact = reference.inference.token_logprobs(x, tokens, **options)
+    scale, factor = (None, None, None), 1
+    if "softcap" in options:
+        factor, term = 1.5, options["softcap"] / options.get("temperature", 1)
+        largest = np.where(exact.rank == 0, exact.logprob, np.maximum(term, abs(exact.logprob)))
+        tops = np.maximum(term, abs(exact.top_logprobs))
+        scale = (largest, np.maximum(term * (1 + 2 * exact.entropy), exact.entropy), tops)
+    return {
+        "token_logprobs": (
+            within_ulp(row, exact.logprob, factor * LOSS_ULP[row], scale[0]),
+            exactly(exact.rank),
+            within_ulp(row, exact.entropy, factor * 2 * LOSS_ULP[row], scale[1]),
+            exactly(exact.top_tokens),
+            within_ulp(row, exact.top_logprobs, factor * LOSS_ULP[row], scale[2]),
+        )
+    }
+
+
+def top_k(arrays, options):
+    return {"top_k": tuple(map(exactly, reference.inference.top_k(arrays["x"], **options)))}
+
+
+def sample(arrays, options):
+    """Of temperature 0: the first of the largest, for sure; none where the row has no softmax."""
+    x = np.moveaxis(arrays["x"].astype(np.longdouble), options["axis"], -1)
+    if x.shape[-1] == 0:
+        return {"sample": (exactly(np.zeros(x.shape[:-1])),) * 2}
+    bad = ~np.isfinite(x.max(axis=-1)) | np.isnan(x).any(axis=-1)
+    return {"sample": (exactly(np.where(bad, -1, x.argmax(axis=-1))), exactly(np.where(bad, np.nan, 0)))}
+
+
 # ---- Information ---------------------------------------------------------------------------------
 
 

@@ -82,6 +82,8 @@ def possible(case, name):
         yield with_options(ValueError, p=1.5)
         yield with_options(TypeError, p="1")
         yield with_options(ValueError, margin=np.inf)
+    if "tokens" in case.arrays:
+        yield from of_tokens(case, a, with_array, with_options)
     if by_rows:
         yield from of_rows(case, name, a, with_array, with_options)
     elif not scipys:
@@ -93,6 +95,20 @@ def possible(case, name):
                 yield with_array("target", wrong, ValueError)
     if name.endswith(WRITERS):
         yield from of_out(case, name, a, with_out)
+
+
+def of_tokens(case, a, with_array, with_options):
+    tokens, n_classes = case.arrays["tokens"].a, a.shape[case.options["axis"]]
+    for value, error in ((n_classes + 1, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)):
+        yield with_options(error, top_k=value)
+    yield with_options(ValueError, temperature=0)
+    yield with_options(ValueError, softcap=np.inf)
+    yield with_array("tokens", np.zeros((2, *tokens.shape), tokens.dtype), ValueError)
+    for value in (n_classes, -1, 2**40):
+        if tokens.size and value != case.options.get("ignore_index", -100):
+            wrong = tokens.astype(np.int64)
+            wrong.flat[case.rng.integers(tokens.size)] = value
+            yield with_array("tokens", wrong, IndexError)
 
 
 def of_rows(case, name, a, with_array, with_options):

@@ -1,4 +1,4 @@
-"""Calls of SciPy's functions, information measures and log_loss that hypothesis draws."""
+"""Calls of SciPy's functions, scores of tokens, information measures and log_loss that hypothesis draws."""
 
 import numpy as np
 from conftest import DTYPES
@@ -9,6 +9,7 @@ from fuzz_strategies import (
     SEEDS,
     Case,
     broadcastable,
+    labels,
     logits,
     maybe,
     probabilities,
@@ -57,6 +58,49 @@ def logsumexps(draw):
         b = weights(rng, broadcastable(draw, rng, a.shape), kind, dtype)
         arrays["b"] = in_memory(rng, b, draw(LAYOUTS))
     return Case(("logsumexp",), arrays, options, rng)
+
+
+def at_axis(draw, batch, x, axis, options):
+    options["axis"] = axis - draw(st.sampled_from([0, len(batch) + 1]))
+    return np.moveaxis(x.reshape(*batch, x.shape[1]), -1, axis)
+
+
+@st.composite
+def scores(draw):
+    rng, options = np.random.default_rng(draw(SEEDS)), {}
+    batch, n_classes, axis = shape_of_rows(draw)
+    x, y = logits(draw, rng, int(np.prod(batch)), n_classes)
+    tokens = labels(draw, rng, y, batch, n_classes, options)
+    arrays = {"x": in_memory(rng, at_axis(draw, batch, x, axis, options), draw(LAYOUTS))}
+    arrays["tokens"] = in_memory(rng, tokens, draw(LAYOUTS))
+    options["top_k"] = draw(st.integers(0, min(n_classes, 40)))
+    for name, values in (("temperature", (0.07, 1.3, 8.0)), ("softcap", (1.5, 30.0))):
+        value = maybe(draw, *values)
+        if value is not None:
+            options[name] = value
+    return Case(("token_logprobs",), arrays, options, rng)
+
+
+@st.composite
+def best_classes(draw):
+    rng, options = np.random.default_rng(draw(SEEDS)), {}
+    batch, n_classes, axis = shape_of_rows(draw)
+    x = at_axis(draw, batch, logits(draw, rng, int(np.prod(batch)), n_classes)[0], axis, options)
+    options["k"] = draw(st.integers(0, n_classes) | st.integers(0, min(n_classes, 70)))
+    return Case(("top_k",), {"x": in_memory(rng, x, draw(LAYOUTS))}, options, rng)
+
+
+@st.composite
+def greedy_samples(draw):
+    """Whatever the filters: what is random of the others, test_sample.py compares with the twin."""
+    rng, options = np.random.default_rng(draw(SEEDS)), {"temperature": 0}
+    batch, n_classes, axis = shape_of_rows(draw)
+    x = at_axis(draw, batch, logits(draw, rng, int(np.prod(batch)), n_classes)[0], axis, options)
+    for name, values in (("top_k", (1, 3)), ("top_p", (0.0, 0.5)), ("min_p", (0.1, 1.0))):
+        value = maybe(draw, *values)
+        if value is not None:
+            options[name] = value
+    return Case(("sample",), {"x": in_memory(rng, x, draw(LAYOUTS))}, options, rng)
 
 
 @st.composite

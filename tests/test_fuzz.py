@@ -22,12 +22,20 @@ from fuzz_strategies import (
     log_probabilities,
     margins,
 )
-from fuzz_strategies_special import log_losses, logsumexps, measures, softmaxes
+from fuzz_strategies_special import (
+    best_classes,
+    greedy_samples,
+    log_losses,
+    logsumexps,
+    measures,
+    scores,
+    softmaxes,
+)
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 import fastce
-from fastce import _kernels
+from fastce import _kernels, inference
 
 pytestmark = pytest.mark.once  # each example runs at every level
 
@@ -43,16 +51,20 @@ FAMILIES = {
     "binary_cross_entropy": (binary_probabilities, fuzz_expected.binary_cross_entropy, 1),
     "softmaxes": (softmaxes, fuzz_expected.softmaxes, 3),
     "logsumexp": (logsumexps, fuzz_expected.logsumexp, 3),
+    "token_logprobs": (scores, fuzz_expected.token_logprobs, 3),
+    "top_k": (best_classes, fuzz_expected.top_k, 1),
+    "sample": (greedy_samples, fuzz_expected.sample, 1),
     "information": (measures, fuzz_expected.information, 1),
     "log_loss": (log_losses, fuzz_expected.log_loss, 0.1),
 }
 ONCE = {"information", "log_loss"}  # NumPy alone, which has no levels
-POSITIONAL = {"logits", "cosine", "log_probs", "probs", "x", "a", "p", "q", "target", "y_true", "y_proba"}
+POSITIONAL = {"logits", "cosine", "log_probs", "probs", "x", "a", "p", "q", "target", "tokens", "y_true", "y_proba"}
 EXAMPLES_AT_ONCE = 500  # hypothesis keeps what it knows of each
 
 
 def function_of(name, arrays):
-    return getattr(fastce.information if "p" in arrays else fastce, name)
+    module = fastce.information if "p" in arrays else inference if name in inference.__all__ else fastce
+    return getattr(module, name)
 
 
 def use(level):

@@ -1,9 +1,9 @@
 /* The k best of many numbers: the largest, and of equal ones those with the lower index.
  *
  * Numbers pass by in the order of their indices, and only those above a threshold are looked at: of a long row all but
- * a few vectors are passed over with one comparison. A few best are a heap, whose root, the least of them, is the
- * threshold. Many are a list with room for more; when it is full its k best stay, and the least of them is the
- * threshold: whatever the order of the numbers, n of them cost O(n + k log k).
+ * a few vectors are passed over with one comparison. They go on a list with room for more than k; when it is full its
+ * k best stay, and the least of them is the threshold: whatever the order of the numbers, n of them cost
+ * O(n + k log k). A heap has the threshold that is right at any time, and costs more than the few that this spares.
  */
 #ifndef FASTCE_BEST_H
 #define FASTCE_BEST_H
@@ -11,8 +11,6 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-
-enum { FEW_BEST = 64 }; /* up to here a heap */
 
 typedef struct {
     double x;
@@ -92,7 +90,7 @@ static void sort_candidates(Candidate *list, ptrdiff_t n)
 }
 
 /* How many candidates a list must have room for. */
-static inline ptrdiff_t room_for_best(ptrdiff_t k) { return k <= FEW_BEST ? k : 2 * k; }
+static inline ptrdiff_t room_for_best(ptrdiff_t k) { return 2 * k; }
 
 static inline void begin_best(Best *best, Candidate *list, ptrdiff_t k)
 {
@@ -114,42 +112,15 @@ static void settle_best(Best *best)
     best->threshold = least;
 }
 
-/* A candidate in place of the least of a heap. */
-static inline void replace_least(Candidate *heap, ptrdiff_t n, Candidate a)
-{
-    ptrdiff_t i = 0;
-    for (ptrdiff_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n) child += is_before(heap[child], heap[child + 1]);
-        if (!is_before(a, heap[child])) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = a;
-}
-
 static inline void add_to_best(Best *best, double x, int64_t index)
 {
-    const Candidate a = {x, 0, index};
-    if (best->k > FEW_BEST) {
-        best->list[best->n++] = a;
-        if (best->n == best->room) settle_best(best);
-        return;
-    }
-    if (best->n == best->k) replace_least(best->list, best->n, a);
-    else {
-        best->list[best->n++] = a;
-        if (best->n < best->k) return;
-        sort_candidates(best->list, best->n); /* in reverse it is a heap */
-        for (ptrdiff_t i = 0; i < best->n / 2; i++) swap_candidates(best->list, i, best->n - 1 - i);
-    }
-    best->threshold = best->list[0].x;
+    best->list[best->n++] = (Candidate){x, 0, index};
+    if (best->n == best->room) settle_best(best);
 }
 
 /* The k best of two lists, in the first. */
 static void merge_best(Best *best, const Best *other)
 {
-    for (ptrdiff_t i = 0; i < other->n; i++) {
-        const Candidate a = other->list[i]; /* in no order: one that ties with the least may be before it */
-        if (best->n < best->k || best->k > FEW_BEST || is_before(a, best->list[0])) add_to_best(best, a.x, a.index);
-    }
+    for (ptrdiff_t i = 0; i < other->n; i++) add_to_best(best, other->list[i].x, other->list[i].index);
 }
 #endif

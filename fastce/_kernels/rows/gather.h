@@ -150,120 +150,68 @@ static Scored conclude(const Gathered *g, double z_y, const Temperature *tempera
 /* A piece that is being read. */
 typedef struct {
     Gathered so_far;
-    REAL target;        /* x_y, as it was given */
-    ptrdiff_t place;    /* of the anchor's element in the row */
-    sum_vec rest, spread;
+    REAL target;               /* x_y, as it was given */
+    ptrdiff_t place;           /* of the anchor's element in the row */
+    double sum, error, spread; /* what joined since the anchor is what it is, in units of the exps */
     FN(Exps) exps;
-    int are_near;       /* those */
     int is_nan;
 } FN(Open);
 
 INLINE void FN(set_exps)(FN(Open) *piece, REAL anchor, const Temperature *temperature)
 {
     piece->exps = FN(exps_against)(FN(splat)(anchor == -INFINITY ? 0 : anchor), FN(units)(temperature));
-    piece->are_near = FN(are_near)(&piece->exps);
 }
 
-/* ---- First time: the maximum, the rank, the best --------------------------------------------- */
-
-/* Puts those of a few vectors that are above the threshold on the list. */
-static __attribute__((noinline)) void FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
+/* Puts those above the threshold on the list; returns whether there is a NaN. */
+static int FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
 {
-    for (ptrdiff_t j = 0; j < n; j += LANES) {
-        const vec v = n - j >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, n - j, -INFINITY);
-        for (unsigned bits = FN(bits_above)(v, FN(splat)((REAL)best->threshold)); bits; bits &= bits - 1) {
-            const ptrdiff_t i = j + __builtin_ctz(bits);
+    const ptrdiff_t group = 4 * LANES;
+    int is_nan = 0;
+    for (ptrdiff_t j = 0; j < n; j += group) {
+        const vec least = FN(splat)((REAL)best->threshold);
+        vec v[4];
+        for (ptrdiff_t k = 0; k < 4; k++) {
+            const ptrdiff_t at = j + k * LANES, count = n - at;
+            v[k] = count >= LANES ? FN(load)(x + at)
+                                  : count > 0 ? FN(load_n)(x + at, count, -INFINITY) : FN(splat)(-INFINITY);
+        }
+        if (__builtin_expect(!FN(beyond_any)(v[0], v[1], v[2], v[3], least), 1)) continue;
+        uint64_t bits = 0;
+        for (int k = 0; k < 4; k++) bits |= (uint64_t)FN(bits_beyond)(v[k], least) << (k * LANES);
+        for (; bits; bits &= bits - 1) {
+            const ptrdiff_t i = j + __builtin_ctzll(bits);
             if (x[i] > best->threshold) add_to_best(best, x[i], index + i);
+            else is_nan |= x[i] != x[i];
         }
     }
+    return is_nan;
 }
 
-typedef struct {
-    vec top;
-    ivec above[2];     /* the target's logit, minus how many */
-    unsigned is_nan;   /* bits */
-} FN(Surveyed);
-
-/* Four vectors, or the n elements that are left of a block. */
-INLINE void FN(survey_group)(const REAL *x, ptrdiff_t n, int64_t index, vec target, FN(Surveyed) *so_far, Best *best,
-                             int only_best)
+/* Sum of exps times distances from the anchor, and how many of the logits as given are above the target's. */
+INLINE void FN(add_spread)(FN(Open) *piece, const REAL *given, const REAL *z, const REAL *e, ptrdiff_t n, int is_near)
 {
-    vec v[4];
-    for (ptrdiff_t k = 0; k < 4; k++) {
-        const ptrdiff_t at = k * LANES, count = n - at;
-        v[k] = count >= LANES ? FN(load)(x + at)
-                              : count > 0 ? FN(load_n)(x + at, count, -INFINITY) : FN(splat)(-INFINITY);
-        if (!only_best) so_far->above[k & 1] += (ivec)(v[k] > target);
-    }
-    if (only_best)
-        so_far->is_nan |= FN(bits_of_nan)(v[0]) | FN(bits_of_nan)(v[1]) | FN(bits_of_nan)(v[2]) | FN(bits_of_nan)(v[3]);
-    const vec most = FN(larger)(FN(larger)(v[0], v[1]), FN(larger)(v[2], v[3]));
-    so_far->top = FN(larger)(most, so_far->top);
-    if (__builtin_expect(FN(bits_above)(most, FN(splat)((REAL)best->threshold)) != 0, 0))
-        FN(note_best)(x, n, index, best);
-}
-
-INLINE REAL FN(survey)(const REAL *x, ptrdiff_t n, int64_t start, FN(Open) *piece, Best *best, int only_best)
-{
-    const ptrdiff_t group = 4 * LANES, full = n - n % group;
-    const vec target = FN(splat)(piece->target);
-    FN(Surveyed) so_far = {FN(splat)(-INFINITY), {{0}, {0}}, 0};
-    for (ptrdiff_t j = 0; j < full; j += group)
-        FN(survey_group)(x + j, group, start + j, target, &so_far, best, only_best);
-    if (full < n) FN(survey_group)(x + full, n - full, start + full, target, &so_far, best, only_best);
-    piece->is_nan |= so_far.is_nan != 0;
-    const ivec sum = so_far.above[0] + so_far.above[1];
-    for (int i = 0; i < LANES; i++) piece->so_far.above -= sum[i];
-    return FN(largest_lane)(so_far.top);
-}
-
-/* ---- Second time: the exps ------------------------------------------------------------------ */
-
-/* Where the first of n numbers stands that is not below `most`, which one of them is. */
-static ptrdiff_t FN(first_of)(REAL most, const REAL *z, ptrdiff_t n)
-{
-    const vec least = FN(splat)(most);
-    ptrdiff_t j = 0;
-    while (j + LANES <= n && FN(bits_above)(least, FN(load)(z + j)) == (1u << LANES) - 1) j += LANES;
-    while (j < n - 1 && !(z[j] >= most)) j++;
-    return j;
-}
-
-/* Adds the terms of four vectors, or of the n elements that are left of a block, but that of the one at y. */
-INLINE void FN(add_group_of_terms)(sum_vec *rest, sum_vec *spread, const REAL *z, ptrdiff_t n, vec anchor,
-                                   const FN(Exps) *exps, int with_spread, int has_top, ptrdiff_t y)
-{
-    const vec most = FN(splat)(FAR); /* the exp is 0 from there on; 0 times infinity would be NaN */
-    vec products = {0};
-    for (ptrdiff_t k = 0; k < 4; k++) {
-        const ptrdiff_t at = k * LANES, count = n - at;
-        if (count <= 0) break;
-        const vec v = count >= LANES ? FN(load)(z + at) : FN(load_n)(z + at, count, -INFINITY);
-        const vec e = has_top ? FN(exps_where)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - at)), v, exps)
-                              : FN(exps)(v, exps);
-        if (with_spread) products = FN(fma)(e, FN(lesser)((anchor - v) * exps->units.inverse, most), products);
-        FN(add)(rest, e);
-    }
-    if (with_spread) FN(add)(spread, products);
-}
-
-/* Adds n terms to the sums; y: the place of the one that is not to be in them, or -1. `ahead`: more is asked for
- * meanwhile. */
-INLINE void FN(add_terms_of)(FN(Open) *piece, const REAL *z, ptrdiff_t n, FN(Exps) exps, int with_spread,
-                             int has_top, ptrdiff_t y, int ahead)
-{
-    const ptrdiff_t group = 4 * LANES, full = n - n % group;
     const vec anchor = FN(splat)(piece->so_far.anchor == -INFINITY ? 0 : (REAL)piece->so_far.anchor);
-    sum_vec rest = piece->rest, spread = piece->spread;
-    for (ptrdiff_t j = 0; j < full; j += group) {
-        if (ahead) FN(ask_for)(z + j, AHEAD_ROWS, group * sizeof(REAL), 0);
-        if (has_top && y >= j && y < j + group)
-            FN(add_group_of_terms)(&rest, &spread, z + j, group, anchor, &exps, with_spread, 1, y - j);
-        else FN(add_group_of_terms)(&rest, &spread, z + j, group, anchor, &exps, with_spread, 0, 0);
+    const vec target = FN(splat)(piece->target), inverse = FN(splat)(piece->exps.units.inverse);
+    const vec most = FN(splat)(FAR); /* the exp is 0 from there on; 0 times infinity would be NaN */
+    sum_vec spread = {{0}, {0}};
+    ivec above[2] = {{0}, {0}};
+    for (ptrdiff_t j = 0; j < n; j += 4 * LANES) {
+        vec products = {0};
+        for (ptrdiff_t k = 0; k < 4; k++) {
+            const ptrdiff_t at = j + k * LANES, count = n - at;
+            if (count <= 0) break;
+            const int whole = count >= LANES;
+            const vec x = whole ? FN(load)(given + at) : FN(load_n)(given + at, count, -INFINITY);
+            const vec gap = anchor - (whole ? FN(load)(z + at) : FN(load_n)(z + at, count, -INFINITY));
+            const vec v = whole ? FN(load)(e + at) : FN(load_n)(e + at, count, 0);
+            above[k & 1] += (ivec)(x > target);
+            products = FN(fma)(v, FN(lesser)(is_near ? gap : gap * inverse, most), products);
+        }
+        FN(add)(&spread, products);
     }
-    if (full < n) FN(add_group_of_terms)(&rest, &spread, z + full, n - full, anchor, &exps, with_spread, 1, y - full);
-    piece->rest = rest;
-    piece->spread = spread;
+    piece->spread += FN(total)(spread);
+    const ivec sum = above[0] + above[1];
+    for (int i = 0; i < LANES; i++) piece->so_far.above -= sum[i];
 }
 
 /* What has been added against the present anchor joins the sums in their units. */
@@ -271,47 +219,53 @@ static void FN(close_sums)(FN(Open) *piece)
 {
     const double unit = SUM_SCALE / EXP_SCALE, unit_low = fma(-unit, EXP_SCALE / SUM_SCALE, 1.0) * unit;
     const double c = FN(correction)(&piece->exps, 0)[0];
-    double low;
-    const double high = FN(total_and_error)(piece->rest, &low), product = high * unit;
+    const double high = piece->sum, low = piece->error, product = high * unit;
     const double lost = product_error_f64(splat_f64(high), splat_f64(unit), splat_f64(product))[0];
     add_to_rest(&piece->so_far, product, (lost + high * unit_low) + fma(product, c, low * unit));
-    const double spread = FN(total)(piece->spread) * unit;
+    const double spread = piece->spread * unit;
     piece->so_far.spread += fma(spread, c, spread);
-    piece->rest = piece->spread = (sum_vec){{0}, {0}};
+    piece->sum = piece->error = piece->spread = 0;
 }
 
-/* n logits of the row, from `start` on, contiguous. `ahead`: they are where they were given. */
-static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best, const REAL *x, ptrdiff_t n,
-                             ptrdiff_t start, ptrdiff_t ahead)
+/* Adds the exps of n logits to the sum, but that of the one at y if that is among them; stages them in e unless that
+ * is NULL. `run` is where the logits come from: more is asked for from there on. */
+INLINE void FN(add_exps)(FN(Open) *piece, const REAL *z, REAL *e, ptrdiff_t n, ptrdiff_t y, const char *run)
 {
-    const Temperature *temperature = &call->formula->temperature;
-    REAL transformed[BLOCK];
+    const FN(Source) source = {run, NULL, NULL, sizeof(REAL), 0, 0};
+    double low;
+    const double high = FN(total_and_error)(FN(chunk_sum_of)(z, e, n, &piece->exps, y, NULL, source), &low);
+    FN(add_number)(&piece->sum, &piece->error, high, low);
+}
+
+/* n logits of the row, from `start` on, contiguous. */
+static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best, const REAL *x, ptrdiff_t n,
+                             ptrdiff_t start, const char *run)
+{
+    REAL e[BLOCK], transformed[BLOCK];
+    const REAL *z = x;
     if (call->only_best) {
-        FN(survey)(x, n, start, piece, best, 1);
+        piece->is_nan |= FN(note_best)(x, n, start, best);
         return;
     }
-    REAL top = FN(survey)(x, n, start, piece, best, 0);
+    REAL top = FN(chunk_max)(x, n);
+    if (top > best->threshold) FN(note_best)(x, n, start, best);
     if (call->formula->transform != AS_GIVEN) {
         FN(copy)(x, n, transformed);
         FN(transform)(transformed, n, call->formula);
-        x = transformed;
-        ahead = 0;
-        Best none;
-        begin_best(&none, NULL, 0);
-        top = FN(survey)(x, n, start, piece, &none, 1);
+        z = transformed;
+        top = FN(chunk_max)(z, n);
     }
     if (top > piece->so_far.anchor) {
         FN(close_sums)(piece);
-        raise_anchor(&piece->so_far, top, temperature);
-        piece->place = start + FN(first_of)(top, x, n);
-        FN(set_exps)(piece, top, temperature);
+        raise_anchor(&piece->so_far, top, &call->formula->temperature);
+        piece->place = start + FN(place_of)(top, z, n);
+        FN(set_exps)(piece, top, &call->formula->temperature);
     }
     const ptrdiff_t y = piece->place - start;
-    const int has_top = y >= 0 && y < n;
-    piece->so_far.passed |= has_top;
-    if (!piece->are_near) FN(add_terms_of)(piece, x, n, piece->exps, 1, 1, has_top ? y : -1, ahead);
-    else if (has_top) FN(add_terms_of)(piece, x, n, FN(near_exps)(piece->exps), 1, 1, y, ahead);
-    else FN(add_terms_of)(piece, x, n, FN(near_exps)(piece->exps), 1, 0, -1, ahead);
+    piece->so_far.passed |= y >= 0 && y < n;
+    FN(add_exps)(piece, z, e, n, y, run);
+    if (FN(are_near)(&piece->exps)) FN(add_spread)(piece, x, z, e, n, 1);
+    else FN(add_spread)(piece, x, z, e, n, 0);
 }
 
 /* ---- Pieces of rows -------------------------------------------------------------------------- */
@@ -341,6 +295,9 @@ static void FN(fetch_panel)(const Layout *from, const char *rows, ptrdiff_t n_ro
     }
 }
 
+/* A place from which on nothing is asked for that is not in cache. */
+INLINE const char *FN(in_cache)(const REAL *scratch) { return (const char *)((uintptr_t)scratch - AHEAD_ROWS); }
+
 static void FN(begin_piece)(const Gathering *call, const char *row, int64_t label, FN(Open) *piece)
 {
     double z = 0, x = 0;
@@ -349,7 +306,7 @@ static void FN(begin_piece)(const Gathering *call, const char *row, int64_t labe
     piece->target = (REAL)x;
     piece->place = label;
     piece->is_nan = 0;
-    piece->rest = piece->spread = (sum_vec){{0}, {0}};
+    piece->sum = piece->error = piece->spread = 0;
     FN(set_exps)(piece, (REAL)z, &call->formula->temperature);
 }
 
@@ -370,6 +327,7 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
     FN(Open) *piece = (FN(Open) *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); /* vectors are aligned */
     REAL *panel = (REAL *)(piece + PANEL), scratch[BLOCK];
     const int direct = FN(is_contiguous)(from), by_panel = is_panel(from);
+    const int is_dense = from->class_stride == (ptrdiff_t)format_size(from->format);
 
     for (ptrdiff_t i = 0; i < n_rows; i++)
         if (label[i] >= 0) FN(begin_piece)(call, rows + i * from->row_stride, label[i], piece + i);
@@ -377,7 +335,8 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
         const ptrdiff_t n = FN(smaller)(end - at, BLOCK);
         FN(fetch_panel)(from, rows, n_rows, at, n, panel, BLOCK);
         for (ptrdiff_t i = 0; i < n_rows; i++)
-            if (label[i] >= 0) FN(gather_block)(call, piece + i, best + i, panel + i * BLOCK, n, at, 0);
+            if (label[i] >= 0)
+                FN(gather_block)(call, piece + i, best + i, panel + i * BLOCK, n, at, FN(in_cache)(panel + i * BLOCK));
     }
     for (ptrdiff_t i = 0; !by_panel && i < n_rows; i++) {
         if (label[i] < 0) continue;
@@ -385,7 +344,8 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
             const ptrdiff_t n = FN(smaller)(end - at, BLOCK);
             const char *run = rows + i * from->row_stride + at * from->class_stride;
             if (!direct) FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
-            FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at, direct);
+            FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at,
+                             is_dense ? run : FN(in_cache)(scratch));
         }
     }
     for (ptrdiff_t i = 0; i < n_rows; i++)

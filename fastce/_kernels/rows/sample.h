@@ -93,20 +93,24 @@ static void FN(look_at_blocks)(const Sampling *call, const REAL *x, ptrdiff_t fi
 {
     const int sums = !call->greedy && !is_filtered(call);
     for (ptrdiff_t b = first; b < last; b++) {
-        const ptrdiff_t start = b * BLOCK, n = FN(smaller)(call->n_classes - start, BLOCK);
-        FN(Open) block = {0};
-        const REAL m = FN(survey)(x + start, n, start, &block, best, 1);
-        *is_nan |= block.is_nan;
+        const ptrdiff_t n = FN(smaller)(call->n_classes - b * BLOCK, BLOCK);
+        const REAL *block = x + b * BLOCK, m = FN(chunk_max)(block, n);
         row->max[b] = m;
         row->rest[b] = 0;
-        if (!sums || m == -INFINITY) continue;
-        block.so_far.anchor = m;
-        FN(set_exps)(&block, m, &call->temperature);
-        const ptrdiff_t y = FN(first_of)(m, x + start, n);
-        if (block.are_near) FN(add_terms_of)(&block, x + start, n, FN(near_exps)(block.exps), 0, 1, y, 1);
-        else FN(add_terms_of)(&block, x + start, n, block.exps, 0, 1, y, 1);
-        FN(close_sums)(&block);
-        row->rest[b] = block.so_far.rest;
+        if (m > best->threshold) FN(note_best)(block, n, b * BLOCK, best);
+        if (!sums || m == -INFINITY) {
+            Best none;
+            begin_best(&none, NULL, 0); /* nothing is above its threshold */
+            *is_nan |= FN(note_best)(block, n, 0, &none);
+            continue;
+        }
+        FN(Open) piece = {0};
+        piece.so_far.anchor = m;
+        FN(set_exps)(&piece, m, &call->temperature);
+        FN(add_exps)(&piece, block, NULL, n, FN(place_of)(m, block, n), (const char *)block);
+        FN(close_sums)(&piece);
+        row->rest[b] = piece.so_far.rest;
+        *is_nan |= piece.so_far.rest != piece.so_far.rest;
     }
 }
 
@@ -324,7 +328,7 @@ static void FN(draw)(const Sampling *call, const REAL *x, Sampled *row, uint64_t
         if (m == m) {
             ptrdiff_t b = 0;
             while (row->max[b] != m) b++;
-            best = b * BLOCK + FN(first_of)((REAL)m, x + b * BLOCK, FN(smaller)(call->n_classes - b * BLOCK, BLOCK));
+            best = b * BLOCK + FN(place_of)((REAL)m, x + b * BLOCK, FN(smaller)(call->n_classes - b * BLOCK, BLOCK));
         }
         for (ptrdiff_t i = 0; i < n_draws; i++) {
             token[i] = best;
