@@ -2,7 +2,7 @@
 # Design in kernels.pyx.
 
 cdef extern from "rows/rows.h" nogil:
-    enum: TILE, CHUNK, SCRATCH, FEW_BYTES
+    enum: TILE, CHUNK, SCRATCH, FEW_BYTES, BAND
     ctypedef enum Kind: CROSS_ENTROPY, FOCAL, MARGIN, NLL, HINGE, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP
     ctypedef enum Hinge: ONE_VS_REST, MULTI_MARGIN, CRAMMER_SINGER
     ctypedef enum Transform: AS_GIVEN, SOFTCAP, COSINES
@@ -56,6 +56,9 @@ cdef extern from "rows/rows.h" nogil:
         double loss[1]
         double sign[1]
         Pieces *pieces
+    ctypedef struct Band:
+        Tile tile[1]
+        Rows rows[1]
     ctypedef struct Sums:
         pass
     ctypedef struct Pair:
@@ -65,6 +68,7 @@ cdef extern from "rows/rows.h" nogil:
     void *own_staging() noexcept
     double *own_scratches() noexcept
     Pieces *own_pieces() noexcept
+    Band *own_band() noexcept
     void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
@@ -72,6 +76,7 @@ cdef extern from "rows/rows.h" nogil:
     void replace_weightless(Rows *, Py_ssize_t n, const Formula *) noexcept
     void put_losses(const double *, Py_ssize_t n, Format, Py_ssize_t stride, char *) noexcept
     void run_tile(const Tile *, Rows *, bint across) noexcept
+    void run_band(Band *, Py_ssize_t n_tiles) noexcept
     void read_given(const Tile *, Rows *) noexcept
     void begin_long_row(const Tile *, Rows *) noexcept
     void sweep_piece(const Tile *, Rows *, Py_ssize_t piece) noexcept
@@ -116,6 +121,7 @@ cdef struct Problem:
     bint weight_swapped
     Formula formula
     Py_ssize_t tile_rows, tiles_in_inner, n_tiles
+    int band                               # tiles that pass together
     int n_blocks
 
 cdef struct Partials:                      # one entry per block
@@ -230,6 +236,24 @@ cdef void end_block(const Problem *p, Partials *partials, int block, const Sums 
         partials.weight[block] = Pair(partials.counts[block].used, 0)
 
 
+cdef void run_bands(const Problem *p, int block, const Tile *tile, LabelCounts *counts, Sums *sums) noexcept nogil:
+    """The tiles of a block of many classes across, a band at a time."""
+    cdef Band *band = own_band()
+    cdef char *at[BAND][N_ARRAYS]
+    cdef Py_ssize_t number = p.n_tiles * block // p.n_blocks, end = p.n_tiles * (block + 1) // p.n_blocks, k, n
+    for k in range(p.band):
+        band.tile[k] = tile[0]
+        begin_rows(p, &band.rows[k])
+    while number < end:
+        n = min(p.band, end - number)
+        for k in range(n):
+            begin_tile(p, number + k, at[k], &band.tile[k], &band.rows[k], counts)
+        run_band(band, n)
+        for k in range(n):
+            end_tile(p, at[k], &band.tile[k], &band.rows[k], sums)
+        number += n
+
+
 cdef void run_block(const Problem *p, int block, bint check, Partials *partials) noexcept nogil:
     """The tiles of a block; with `check` their labels and weights alone."""
     cdef Environment host = enter_environment()
@@ -243,6 +267,11 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
         tile.staging = own_staging()
     begin_block(partials, block, &sums)
     begin_rows(p, &rows)
+    if p.band > 1 and not check:
+        run_bands(p, block, &tile, &partials.counts[block], &sums)
+        end_block(p, partials, block, &sums)
+        leave_environment(host)
+        return
     for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
         begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
         if check:
@@ -467,10 +496,13 @@ cdef void lay_out(Problem *p) noexcept nogil:
         p.tile_rows = max(1, min(TILE, CHUNK // p.n_classes))
     elif not p.across:
         p.tile_rows = max(1, min(TILE, p.n_rows // 8))
-    elif not few and p.n_rows < 16 * TILE:
+    elif not few and p.n_rows < 8 * TILE:
         p.tile_rows = TILE // 4            # narrow tiles, so that there is one for each thread
     p.tiles_in_inner = (p.shape[p.n_dims - 1] + p.tile_rows - 1) // p.tile_rows
     p.n_tiles = 0
     if p.n_rows > 0:
         p.n_tiles = p.n_rows // p.shape[p.n_dims - 1] * p.tiles_in_inner
-    p.n_blocks = <int>min(BLOCKS, p.n_tiles)
+    p.band = 1
+    if p.across and not few:
+        p.band = <int>max(1, min(BAND, p.n_tiles // 8))
+    p.n_blocks = <int>min(BLOCKS, (p.n_tiles + p.band - 1) // p.band)

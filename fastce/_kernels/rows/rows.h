@@ -233,6 +233,30 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
     if (tile->grad) write_gradient(tile, rows, across);
 }
 
+/* Adjacent tiles of many classes across, in memory of a thread as in pieces.h. */
+typedef struct { Tile tile[BAND]; Rows rows[BAND]; } Band;
+
+static Band *own_band(void)
+{
+    static _Thread_local Band memory;
+    return &memory;
+}
+
+/* run_tile for the first tiles of a band, a chunk of classes of all of them at a time. */
+static void run_band(Band *band, ptrdiff_t n_tiles)
+{
+    const Tile *tile = band->tile;
+    Rows *rows = band->rows;
+    const Kind kind = tile->formula->kind;
+    for (ptrdiff_t t = 0; t < n_tiles; t++) {
+        set_no_targets(&tile[t], &rows[t]);
+        if (kind == MARGIN || kind == NLL) read_given(&tile[t], &rows[t]);
+    }
+    if (kind != NLL) IN_PRECISION_OF(tile, sweep_own_band, tile, rows, n_tiles);
+    for (ptrdiff_t t = 0; t < n_tiles; t++) epilogue(&tile[t], &rows[t]);
+    if (tile->grad) IN_PRECISION_OF(tile, write_own_band, tile, rows, n_tiles);
+}
+
 /* Logits that count as x factor / divisor, one of which is 1. */
 static void set_temperature(Temperature *t, double factor, double divisor)
 {
