@@ -56,9 +56,9 @@
 typedef struct {
     INT target[TILE];                          /* -1: ignored */
     REAL x_y[TILE], anchor[TILE], near[TILE];  /* near: 0 where the row is far */
-    REAL high[TILE], low[TILE], power[TILE];   /* of the staged exps but the target's the sum; 2^k */
+    REAL sum[TILE], low[TILE], power[TILE];    /* of the staged exps but the target's, and what that lacks; 2^k */
     REAL offset[TILE], offset_low[TILE];       /* see Exps */
-    REAL top[TILE];                            /* high as it was staged, when it has become that of r */
+    REAL r[TILE], r_low[TILE];
     REAL unit[TILE], peak[TILE], whole[TILE];  /* what makes gradients of staged exps; -g_y; alpha */
 } FN(Anchored);
 
@@ -162,17 +162,17 @@ INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
     FN(store)(a->x_y + i, x_y);
     FN(store)(a->anchor + i, anchor);
     FN(store)(a->near + i, FN(keep)(near, FN(splat)(1)));
-    FN(store)(a->high + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
+    FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
     FN(store)(a->power + i, power);
 }
 
 /* ---- Epilogue ------------------------------------------------------------------------------ */
 
-/* From sums to r, a pair in place of the sum, and the rows' factors. weight: NULL if all are 1. */
+/* From sums to r and the rows' factors. weight: NULL if all are 1. */
 INLINE void FN(finish_two)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a)
 {
-    const vec high = FN(load)(a->high + i), low = FN(load)(a->low + i);
+    const vec high = FN(load)(a->sum + i), low = FN(load)(a->low + i);
     const vec power = FN(load)(a->power + i) * (REAL)(1 / ANCHOR_POWER);
     vec r = high, r_low = low;
 #if EXP_TABLE_BITS > 0
@@ -182,8 +182,8 @@ INLINE void FN(finish_two)(ptrdiff_t i, const double *weight, double normalizer,
     r_low = FN(fma)(high, FN(splat)(scale), -r) + FN(fma)(high, FN(splat)(scale_low), low * scale);
 #endif
     r *= power;
-    FN(store)(a->high + i, r);
-    FN(store)(a->low + i, r_low * power);
+    FN(store)(a->r + i, r);
+    FN(store)(a->r_low + i, r_low * power);
     if (!with_grad) return;
     vec alpha = FN(splat)((REAL)(1 / normalizer)), of_exps = FN(splat)((REAL)(1 / EXP_TABLE_SCALE / normalizer));
     if (weight) {
@@ -204,7 +204,7 @@ INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int
 {
     const double by_normalizer = 1 / normalizer;
     for (ptrdiff_t k = i; k < i + LANES; k += LANES_F64) {
-        const vec_f64 high = FN(load_wide)(a->high + k), low = FN(load_wide)(a->low + k);
+        const vec_f64 high = FN(load_wide)(a->sum + k), low = FN(load_wide)(a->low + k);
         const vec_f64 scale = FN(load_wide)(a->power + k) * (EXP_POWER / REST_SCALE / ANCHOR_POWER);
         const Reduced_f64 offset = {-FN(load_wide)(a->offset + k), -FN(load_wide)(a->offset_low + k)};
         const FN(Wide) to_r = FN(to_rest)(expm1_wide_f64(offset));
@@ -214,8 +214,8 @@ INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int
 #else
         const FN(Wide) rest = {(high + low) * (to_r.high * scale), {0}};
 #endif
-        FN(store_narrow)(a->high + k, rest.high);
-        FN(store_narrow)(a->low + k, REAL_BITS == 64 ? rest.low : rest.high - FN(load_wide)(a->high + k));
+        FN(store_narrow)(a->r + k, rest.high);
+        FN(store_narrow)(a->r_low + k, REAL_BITS == 64 ? rest.low : rest.high - FN(load_wide)(a->r + k));
         if (!with_grad) continue;
         const vec_f64 alpha = weight ? load_f64(weight + k) / normalizer : splat_f64(by_normalizer);
         FN(store_narrow)(a->unit + k, alpha * (to_r.high * scale) / (FN(load_wide)(a->near + k) + rest.high));
@@ -228,7 +228,7 @@ INLINE void FN(limit)(ptrdiff_t i, FN(Anchored) *a)
 {
     const FN(mask) near = FN(are_set)(a->near + i);
     const vec unit = FN(load)(a->unit + i), alpha = FN(load)(a->whole + i), size = FN(larger)(alpha, -alpha);
-    const vec peak = FN(load)(a->top + i) * unit;
+    const vec peak = FN(load)(a->sum + i) * unit;
     const FN(mask) is_below = FN(not_less)(size, FN(larger)(peak, -peak));
     FN(store)(a->unit + i, FN(select)(is_below, unit, unit * (1 - REAL_EPSILON))); /* it was rounded up */
     FN(store)(a->peak + i, FN(select)(is_below & near, peak, alpha + 0 * unit)); /* NaN stays */
@@ -241,24 +241,28 @@ INLINE void FN(finish_losses)(ptrdiff_t i, int plain, const FN(Anchored) *a, Row
         const double w = plain ? 1 : rows->weight[k], log_s = rows->loss[k];
         const double half = (0.5 * a->anchor[k] - 0.5 * a->x_y[k]) + 0.5 * log_s; /* m - x_y may overflow */
         double loss = a->near[k] != 0 ? w * log_s : 2 * w * half;
-        if (w == 0) loss = w * a->high[k]; /* no part in a loss of infinity */
+        if (w == 0) loss = w * a->r[k]; /* no part in a loss of infinity */
         rows->loss[k] = plain || a->target[k] >= 0 ? loss : 0;
     }
 }
 
-INLINE void FN(anchored_epilogue)(const Tile *tile, ptrdiff_t i, int two, int plain, FN(Anchored) *a, Rows *rows)
+INLINE void FN(anchored_epilogue)(const Tile *tile, int two, int plain, FN(Anchored) *a, Rows *rows)
 {
     const double *weight = plain ? NULL : rows->weight, normalizer = tile->formula->normalizer;
-    const FN(mask) near = FN(are_set)(a->near + i);
-    const int all_near = FN(every_lane)(near), with_grad = tile->grad != NULL;
-    FN(store)(a->top + i, FN(load)(a->high + i));
-    if (two) FN(finish_two)(i, weight, normalizer, with_grad, a);
-    else FN(finish)(i, weight, normalizer, with_grad, a);
-    if (with_grad) FN(limit)(i, a);
-    vec r = FN(load)(a->high + i);
-    if (!all_near) r = FN(select)(near, r, r - 1);
-    FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(r, FN(load)(a->low + i)));
-    if (!plain || !all_near) FN(finish_losses)(i, plain, a, rows);
+    const int with_grad = tile->grad != NULL;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+        if (two) FN(finish_two)(i, weight, normalizer, with_grad, a);
+        else FN(finish)(i, weight, normalizer, with_grad, a);
+    }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) { /* stores of narrower vectors have passed by now */
+        const FN(mask) near = FN(are_set)(a->near + i);
+        const int all_near = FN(every_lane)(near);
+        vec r = FN(load)(a->r + i);
+        if (!all_near) r = FN(select)(near, r, r - 1);
+        FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(r, FN(load)(a->r_low + i)));
+        if (with_grad) FN(limit)(i, a);
+        if (!plain || !all_near) FN(finish_losses)(i, plain, a, rows);
+    }
 }
 
 /* ---- Write --------------------------------------------------------------------------------- */
@@ -266,7 +270,7 @@ INLINE void FN(anchored_epilogue)(const Tile *tile, ptrdiff_t i, int two, int pl
 /* The gradient in place of the exps; of targets too if they are few. */
 INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain, const FN(Anchored) *a)
 {
-    const vec unit = FN(load)(a->unit + i), top = FN(load)(a->top + i), peak = FN(load)(a->peak + i), down = 0 - peak;
+    const vec unit = FN(load)(a->unit + i), top = FN(load)(a->sum + i), peak = FN(load)(a->peak + i), down = 0 - peak;
     const FN(mask) near = FN(are_set)(a->near + i);
     const int all_near = FN(every_lane)(near);
     ivec y, here = {0};
@@ -299,7 +303,7 @@ static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, const FN(A
     ptrdiff_t n = 0;
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         const double size = fabs(rows->weight[i]);
-        const int moderate = size >= LEAST_WEIGHT && size <= MOST_WEIGHT && a->high[i] >= REAL_TINY * (REAL)MOST_WEIGHT;
+        const int moderate = size >= LEAST_WEIGHT && size <= MOST_WEIGHT && a->r[i] >= REAL_TINY * (REAL)MOST_WEIGHT;
         extreme[n] = i;
         n += a->target[i] >= 0 && !(size == 0 || size == 1 || moderate);
     }
@@ -328,7 +332,7 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
         if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, n_classes, 1);
         FN(anchored_sweep)(x, n_classes, i, few, with_grad, &a);
     }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(anchored_epilogue)(tile, i, n_classes == 2, plain, &a, rows);
+    FN(anchored_epilogue)(tile, n_classes == 2, plain, &a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES) FN(anchored_write)(x, n_classes, i, few, plain, &a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
         if (a.target[i] >= 0) x[a.target[i] * TILE + i] = 0 - a.peak[i];
