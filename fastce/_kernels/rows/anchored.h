@@ -4,19 +4,25 @@
  *
  *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),    alpha = w / normalizer
  *
- * a vector of rows at a time, from logits in the scratch to gradients in their place. Exps, their sum and log1p are
- * in REAL; the sum is a pair, high + low, since an ULP of r may be two of the loss. Only the factors of a row are
- * float64. Every class but the target is treated alike, whichever is the largest.
+ * from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
+ * vectors of rows that do not wait for one another. Exps, their sum and log1p are in REAL; the sum is a pair,
+ * high + low, since an ULP of r may be two of the loss. Every class but the target is treated alike, whichever is the
+ * largest. Of two classes nothing is float64 but the loss; of more the factors of a row are, too.
  *
  * exp(d_j) is staged times 2^(ANCHOR_SHIFT - k), 2^k near the largest: then neither it nor what it is multiplied by
- * leaves the normal numbers. Rows for which that does not hold are `far`: their largest logit is more than FAR_GAP
- * above the target's, or their weight is extreme. They take the walk by the maximum (across.h), in a tile of their
- * own. Each row decides by its own numbers.
+ * leaves the normal numbers. Where the largest logit m is more than FAR_GAP above the target's the row is far. It has m
+ * for an anchor in the same sweep, and with r against m, beside which exp(x_y - m) is nothing,
+ *
+ *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
+ *
+ * Each row decides by its own numbers. Rows of an extreme weight take the walk by the maximum (across.h), in a tile
+ * of their own.
  */
 #ifndef FASTCE_ANCHORED_H
 #define FASTCE_ANCHORED_H
 #define LEAST_NORMALIZER 0x1p-20
 #define MOST_NORMALIZER 0x1p37
+#define FEW_CLASSES 8 /* up to so many a target is found by comparing, beyond in memory */
 #endif
 
 /* ANCHOR_LOWEST: of d_j - k ln 2, below which the scaled exp is subnormal; what MOST_WEIGHT / LEAST_NORMALIZER times
@@ -46,6 +52,18 @@
 #define REAL_EPSILON 0x1p-23f
 #endif
 
+/* What passes between sweep, epilogue and write. */
+typedef struct {
+    INT target[TILE];                          /* -1: ignored */
+    REAL x_y[TILE], anchor[TILE], near[TILE];  /* near: 0 where the row is far */
+    REAL sum[TILE], low[TILE], power[TILE];    /* of the staged exps but the target's, and what that lacks; 2^k */
+    REAL offset[TILE], offset_low[TILE];       /* see Exps */
+    REAL r[TILE], r_low[TILE];
+    REAL unit[TILE], peak[TILE], whole[TILE];  /* what makes gradients of staged exps; -g_y; alpha */
+} FN(Anchored);
+
+INLINE FN(mask) FN(are_set)(const REAL *flags) { return FN(not_less)(FN(load)(flags), FN(splat)(1)); }
+
 typedef struct { vec high, low; } FN(Sum); /* unevaluated */
 
 /* term >= 0, and so are all before it */
@@ -58,35 +76,40 @@ INLINE void FN(add_term)(FN(Sum) *acc, vec term)
 
 /* ---- Sweep --------------------------------------------------------------------------------- */
 
-/* Exps against x_y, scaled as said above. power: 2^k. */
+/* Exps against a logit, scaled as said above. gap: of the largest above it; power: 2^k. */
 typedef struct { FN(Exps) exps; vec power; } FN(Anchor);
 
-INLINE FN(Anchor) FN(anchor)(vec x_y, vec gap)
+INLINE FN(Anchor) FN(anchor)(vec anchor, vec gap)
 {
     const vec shifted = FN(fma)(gap, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)), k = shifted - TO_INTEGER;
-    FN(Exps) exps = FN(exps_against)(x_y, &FN(plain_units));
+    FN(Exps) exps = FN(exps_against)(anchor, &FN(plain_units));
     exps.bias += STEPS * (ANCHOR_SHIFT - EXP_SHIFT) - STEPS * k;
     exps.lowest += gap + (ANCHOR_LOWEST - EXP_LOWEST);
     return (FN(Anchor)){exps, (vec)(((uvec)shifted + EXPONENT_BIAS) << MANTISSA_BITS)};
 }
 
-/* The sum over a vector of rows, whose targets are at -inf; stages the exps if asked to. */
-INLINE FN(Sum) FN(sum_lanes)(const REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, vec *e)
+/* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. */
+INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage)
 {
     FN(Sum) sum = {{0}, {0}};
-    for (ptrdiff_t c = 0; c < n_classes; c++) {
-        const vec v = FN(exps)(FN(load)(x + c * TILE), exps);
-        if (e) e[c] = v;
+    ivec here = {0};
+    for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
+        const FN(mask) others = few ? FN(differ)(y, here) : EVERY_LANE;
+        const FN(Exp) e = FN(exp_where)(others, FN(load)(x + c * TILE), exps);
+        const vec v = FN(value)(e);
+        if (stage) FN(store)(x + c * TILE, v);
         FN(add_term)(&sum, v);
+#ifndef HAS_FMA /* two roundings too many for a loss that may double them */
+        sum.low += FN(lost)(e, v);
+#endif
     }
     const vec high = sum.high + sum.low; /* now low is less than an ULP */
     return (FN(Sum)){high, sum.low - (high - sum.high)};
 }
 
-/* Of two classes the exp of their difference, with what that has lost (TwoSum): no factor of the row is left. */
-INLINE vec FN(exp_of_two)(vec other, vec x_y, FN(Anchor) *a)
+/* Of two classes the exp of their difference d, with what that has lost: no factor of the row is left. */
+INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
 {
-    const vec d = other - x_y, back = d - other, lost = (other - (d - back)) - (x_y + back);
     const vec k = FN(fma)(FN(larger)(d, (vec){0}), FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER));
     const vec bias = TO_INTEGER + STEPS * (EXPONENT_BIAS + ANCHOR_SHIFT) - STEPS * (k - TO_INTEGER);
     const vec shifted = FN(fma)(d, FN(splat)(FN(plain_units).per_step), bias);
@@ -96,119 +119,171 @@ INLINE vec FN(exp_of_two)(vec other, vec x_y, FN(Anchor) *a)
 #else
     t.low += lost;
 #endif
-    const vec power = FN(power_of_two)((uvec)shifted);
-    a->power = (vec)(((uvec)k + EXPONENT_BIAS) << MANTISSA_BITS);
-    return FN(keep_fma)(FN(not_less)(d, FN(splat)(ANCHOR_LOWEST)), power, FN(expm1_reduced)(t), power);
+    const FN(Exp) e = {FN(not_less)(d, FN(splat)(ANCHOR_LOWEST)), FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
+    const vec v = FN(value)(e);
+    *two_to_k = (vec)(((uvec)k + EXPONENT_BIAS) << MANTISSA_BITS);
+    return (FN(Sum)){v, FN(lost)(e, v)};
 }
 
-/* ---- Epilogue ------------------------------------------------------------------------------ */
-
-/* r as a pair; unit: what makes gradients of staged exps; peak: that of the sum, which none exceeds. */
-typedef struct { vec r, r_low, unit, peak; } FN(Finished);
-
-/* weight: of LANES rows, NULL: ones. has_offset: the exps are against the row's exps.offset. */
-INLINE FN(Finished) FN(finish)(FN(Sum) sum, const FN(Anchor) *anchor, int has_offset, const double *weight,
-                               double normalizer, int with_grad)
+INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, FN(Anchored) *a)
 {
-    REAL high[LANES_COUNT], low[LANES_COUNT], power[LANES_COUNT], r[LANES_COUNT], r_low[LANES_COUNT];
-    REAL unit[LANES_COUNT], all[LANES_COUNT];
-    FN(store)(high, sum.high);
-    FN(store)(low, sum.low);
-    FN(store)(power, anchor->power);
-    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
-        const vec_f64 none = {0}, scale = FN(load_wide)(power + k) * (EXP_POWER / REST_SCALE / ANCHOR_POWER);
-        const FN(Wide) to_r = FN(to_rest)(has_offset ? FN(correction)(&anchor->exps, k) : none);
-#if REAL_BITS == 64
-        const FN(Wide) scaled = FN(wide_product)((FN(Wide)){sum.high, sum.low}, to_r), rest = {scaled.high * scale, scaled.low * scale};
-#else
-        const FN(Wide) rest = {(FN(load_wide)(high + k) + FN(load_wide)(low + k)) * (to_r.high * scale), {0}};
-#endif
-        FN(store_narrow)(r + k, rest.high);
-        FN(store_narrow)(r_low + k, REAL_BITS == 64 ? rest.low : rest.high - FN(load_wide)(r + k));
-        if (!with_grad) continue;
-        const vec_f64 alpha = weight ? load_f64(weight + k) / normalizer : splat_f64(1 / normalizer);
-        FN(store_narrow)(unit + k, alpha * (to_r.high * scale) / (1 + rest.high));
-        FN(store_narrow)(all + k, alpha);
-    }
-    FN(Finished) row = {FN(load)(r), FN(load)(r_low), {0}, {0}};
-    if (!with_grad) return row;
-    const vec alpha = FN(load)(all), size = FN(larger)(alpha, -alpha);
-    row.unit = FN(load)(unit);
-    row.peak = sum.high * row.unit;
-    const FN(mask) is_below = FN(not_less)(size, FN(larger)(row.peak, -row.peak));
-    row.unit = FN(select)(is_below, row.unit, row.unit * (1 - REAL_EPSILON)); /* it was rounded up */
-    row.peak = FN(select)(is_below, row.peak, alpha);
-    return row;
-}
-
-/* ---- A vector of rows ---------------------------------------------------------------------- */
-
-/* What comes with each row of a tile. */
-typedef struct {
-    INT target[TILE];        /* -1: ignored */
-    REAL x_y[TILE];
-    REAL furthest[TILE];     /* FAR_GAP, or -inf where the weight is extreme */
-    REAL least[TILE];        /* of r: a smaller one may be without the digits that a weight wants */
-    REAL done[TILE];         /* 0: the row is far */
-} FN(Given);
-
-/* Rows from i on of a tile whose logits are in the scratch: their losses, their gradients in its place but for the
- * targets of more than two classes, and those as x_y. plain: no row is ignored or has a weight. The logits of far
- * rows stay. */
-INLINE void FN(anchored_lanes)(const Tile *tile, ptrdiff_t n_classes, ptrdiff_t i, int plain, int with_grad,
-                               FN(Given) *given, Rows *rows)
-{
-    REAL *x = (REAL *)tile->scratch + i;
-    vec e[FEW_BYTES / sizeof(REAL)], x_y, most, other = {0};
-    ivec y;
-    memcpy(&y, given->target + i, sizeof y);
-    const FN(mask) used = FN(differ)(y, (ivec){0} - 1), is_second = FN(differ)(y, (ivec){0});
+    vec x_y = FN(load)(a->x_y + i), most = x_y, power;
+    ivec y, here = {0};
+    memcpy(&y, a->target + i, sizeof y);
+    x += i;
     if (n_classes == 2) {
+        const FN(mask) is_second = FN(differ)(y, here);
         x_y = FN(select)(is_second, FN(load)(x + TILE), FN(load)(x));
-        most = other = FN(select)(is_second, FN(load)(x), FN(load)(x + TILE));
+        most = FN(select)(is_second, FN(load)(x), FN(load)(x + TILE));
     } else {
-        most = x_y = FN(load)(given->x_y + i);
+        for (ptrdiff_t c = 0; few && c < n_classes; c++, here += 1)
+            x_y = FN(select)(FN(differ)(y, here), x_y, FN(load)(x + c * TILE));
+        most = x_y;
         for (ptrdiff_t c = 0; c < n_classes; c++)
             most = FN(larger)(FN(load)(x + c * TILE), most); /* a NaN is passed over here and met by the sum */
     }
     const vec gap = most - x_y;
-    FN(mask) near = FN(not_less)(plain ? FN(splat)(FAR_GAP) : FN(load)(given->furthest + i), gap);
-    if (!plain) near |= (FN(mask))~used;
-    FN(store)(given->done + i, FN(keep)(near, FN(splat)(1)));
-    if (FN(every_lane)((FN(mask))~near)) return;
-
-    FN(Anchor) anchor;
-    FN(Sum) sum = {{0}, {0}};
-    if (n_classes == 2) sum.high = FN(exp_of_two)(other, x_y, &anchor);
-    else {
-        anchor = FN(anchor)(x_y, gap);
-        if (FN(are_near)(&anchor.exps)) {
-            const FN(Exps) exps = FN(near_exps)(anchor.exps);
-            sum = FN(sum_lanes)(x, n_classes, &exps, with_grad ? e : NULL);
-        } else sum = FN(sum_lanes)(x, n_classes, &anchor.exps, with_grad ? e : NULL);
-    }
-    sum.low += x_y - x_y; /* NaN where that is infinite */
-
-    const FN(Finished) row = FN(finish)(sum, &anchor, n_classes != 2, plain ? NULL : rows->weight + i,
-                                        tile->formula->normalizer, with_grad);
-    FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(row.r, row.r_low));
-    if (!plain) {
-        near &= FN(not_less)(row.r, FN(load)(given->least + i)) | (FN(mask))~used;
-        FN(store)(given->done + i, FN(keep)(near, FN(splat)(1)));
-        for (ptrdiff_t k = i; k < i + LANES; k++)
-            rows->loss[k] = given->target[k] < 0 ? 0 : rows->weight[k] * rows->loss[k];
-    }
-    if (!with_grad) return;
+    const FN(mask) near = FN(not_less)(FN(splat)(FAR_GAP), gap);
+    const vec anchor = FN(select)(near, x_y, most);
+    FN(Sum) sum;
     if (n_classes == 2) {
-        const vec first = FN(select)(is_second, row.peak, 0 - row.peak), second = FN(select)(is_second, 0 - row.peak, row.peak);
-        e[0] = plain ? first : FN(keep)(used, first);
-        e[1] = plain ? second : FN(keep)(used, second);
-    } else FN(store)(given->x_y + i, FN(select)(near, 0 - row.peak, x_y));
-    const int whole = FN(every_lane)(near);
-    for (ptrdiff_t c = 0; c < n_classes; c++) {
-        vec g = n_classes == 2 ? e[c] : e[c] * row.unit;
-        if (!plain) g = FN(keep)(used, g);
-        FN(store)(x + c * TILE, whole ? g : FN(select)(near, g, FN(load)(x + c * TILE)));
+        const vec back = gap - most, lost = (most - (gap - back)) - (x_y + back); /* TwoSum */
+        sum = FN(exp_of_two)(FN(keep)(near, gap), FN(keep)(near, lost), &power);
+    } else {
+        const FN(Anchor) scaled = FN(anchor)(anchor, FN(keep)(near, gap));
+        if (FN(are_near)(&scaled.exps)) {
+            const FN(Exps) exps = FN(near_exps)(scaled.exps);
+            sum = FN(sum_lanes)(x, n_classes, &exps, y, few, stage);
+        } else sum = FN(sum_lanes)(x, n_classes, &scaled.exps, y, few, stage);
+        power = scaled.power;
+        FN(store)(a->offset + i, scaled.exps.offset.high);
+        FN(store)(a->offset_low + i, scaled.exps.offset.low);
+    }
+    FN(store)(a->x_y + i, x_y);
+    FN(store)(a->anchor + i, anchor);
+    FN(store)(a->near + i, FN(keep)(near, FN(splat)(1)));
+    FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
+    FN(store)(a->low + i, sum.low);
+    FN(store)(a->power + i, power);
+}
+
+/* ---- Epilogue ------------------------------------------------------------------------------ */
+
+/* From sums to r and the rows' factors. weight: NULL if all are 1. */
+INLINE void FN(finish_two)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a)
+{
+    const vec high = FN(load)(a->sum + i), low = FN(load)(a->low + i);
+    const vec power = FN(load)(a->power + i) * (REAL)(1 / ANCHOR_POWER);
+    vec r = high, r_low = low;
+#if EXP_TABLE_BITS > 0
+    const REAL scale = (REAL)(1 / EXP_TABLE_SCALE);
+    const REAL scale_low = REAL_BITS == 64 ? (REAL)EXP_TABLE_RECIPROCAL_LOW : (REAL)(1 / EXP_TABLE_SCALE - scale);
+    r = high * scale;
+    r_low = FN(fma)(high, FN(splat)(scale), -r) + FN(fma)(high, FN(splat)(scale_low), low * scale);
+#endif
+    r *= power;
+    FN(store)(a->r + i, r);
+    FN(store)(a->r_low + i, r_low * power);
+    if (!with_grad) return;
+    vec alpha = FN(splat)((REAL)(1 / normalizer)), of_exps = FN(splat)((REAL)(1 / EXP_TABLE_SCALE / normalizer));
+    if (weight) {
+        REAL of_row[LANES_COUNT], of_its_exps[LANES_COUNT];
+        for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+            const vec_f64 quotient = load_f64(weight + i + k) / normalizer;
+            FN(store_narrow)(of_row + k, quotient);
+            FN(store_narrow)(of_its_exps + k, quotient * (1 / EXP_TABLE_SCALE));
+        }
+        alpha = FN(load)(of_row);
+        of_exps = FN(load)(of_its_exps);
+    }
+    FN(store)(a->whole + i, alpha);
+    FN(store)(a->unit + i, of_exps * power / (FN(keep)(FN(are_set)(a->near + i), FN(splat)(1)) + r));
+}
+
+INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a)
+{
+    const double by_normalizer = 1 / normalizer;
+    for (ptrdiff_t k = i; k < i + LANES; k += LANES_F64) {
+        const vec_f64 high = FN(load_wide)(a->sum + k), low = FN(load_wide)(a->low + k);
+        const vec_f64 scale = FN(load_wide)(a->power + k) * (EXP_POWER / REST_SCALE / ANCHOR_POWER);
+        const Reduced_f64 offset = {-FN(load_wide)(a->offset + k), -FN(load_wide)(a->offset_low + k)};
+        const FN(Wide) to_r = FN(to_rest)(expm1_wide_f64(offset));
+#if REAL_BITS == 64
+        const FN(Wide) product = FN(wide_product)((FN(Wide)){high, low}, to_r);
+        const FN(Wide) rest = {product.high * scale, product.low * scale};
+#else
+        const FN(Wide) rest = {(high + low) * (to_r.high * scale), {0}};
+#endif
+        FN(store_narrow)(a->r + k, rest.high);
+        FN(store_narrow)(a->r_low + k, REAL_BITS == 64 ? rest.low : rest.high - FN(load_wide)(a->r + k));
+        if (!with_grad) continue;
+        const vec_f64 alpha = weight ? load_f64(weight + k) / normalizer : splat_f64(by_normalizer);
+        FN(store_narrow)(a->unit + k, alpha * (to_r.high * scale) / (FN(load_wide)(a->near + k) + rest.high));
+        FN(store_narrow)(a->whole + k, alpha);
+    }
+}
+
+/* The factors of far rows and such that no gradient is above alpha. */
+INLINE void FN(limit)(ptrdiff_t i, FN(Anchored) *a)
+{
+    const FN(mask) near = FN(are_set)(a->near + i);
+    const vec unit = FN(load)(a->unit + i), alpha = FN(load)(a->whole + i), size = FN(larger)(alpha, -alpha);
+    const vec peak = FN(load)(a->sum + i) * unit;
+    const FN(mask) is_below = FN(not_less)(size, FN(larger)(peak, -peak));
+    FN(store)(a->unit + i, FN(select)(is_below, unit, unit * (1 - REAL_EPSILON))); /* it was rounded up */
+    FN(store)(a->peak + i, FN(select)(is_below & near, peak, alpha + 0 * unit)); /* NaN stays */
+}
+
+/* Losses of far rows, and weighted ones. */
+INLINE void FN(finish_losses)(ptrdiff_t i, int plain, const FN(Anchored) *a, Rows *rows)
+{
+    for (ptrdiff_t k = i; k < i + LANES; k++) {
+        const double w = plain ? 1 : rows->weight[k], log_s = rows->loss[k];
+        const double half = (0.5 * a->anchor[k] - 0.5 * a->x_y[k]) + 0.5 * log_s; /* m - x_y may overflow */
+        double loss = a->near[k] != 0 ? w * log_s : 2 * w * half;
+        if (w == 0) loss = w * a->r[k]; /* no part in a loss of infinity */
+        rows->loss[k] = plain || a->target[k] >= 0 ? loss : 0;
+    }
+}
+
+INLINE void FN(anchored_epilogue)(const Tile *tile, int two, int plain, FN(Anchored) *a, Rows *rows)
+{
+    const double *weight = plain ? NULL : rows->weight, normalizer = tile->formula->normalizer;
+    const int with_grad = tile->grad != NULL;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+        if (two) FN(finish_two)(i, weight, normalizer, with_grad, a);
+        else FN(finish)(i, weight, normalizer, with_grad, a);
+    }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) { /* stores of narrower vectors have passed by now */
+        const FN(mask) near = FN(are_set)(a->near + i);
+        const int all_near = FN(every_lane)(near);
+        vec r = FN(load)(a->r + i);
+        if (!all_near) r = FN(select)(near, r, r - 1);
+        FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(r, FN(load)(a->r_low + i)));
+        if (with_grad) FN(limit)(i, a);
+        if (!plain || !all_near) FN(finish_losses)(i, plain, a, rows);
+    }
+}
+
+/* ---- Write --------------------------------------------------------------------------------- */
+
+/* The gradient in place of the exps; of targets too if they are few. */
+INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain, const FN(Anchored) *a)
+{
+    const vec unit = FN(load)(a->unit + i), top = FN(load)(a->sum + i), peak = FN(load)(a->peak + i), down = 0 - peak;
+    const FN(mask) near = FN(are_set)(a->near + i);
+    const int all_near = FN(every_lane)(near);
+    ivec y, here = {0};
+    memcpy(&y, a->target + i, sizeof y);
+    const FN(mask) used = FN(differ)(y, here - 1);
+    x += i;
+    for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
+        const vec e = FN(load)(x + c * TILE);
+        vec g = n_classes == 2 ? peak : e * unit;
+        if (n_classes != 2 && !all_near) /* of a far row's only finite class exactly alpha */
+            g = FN(select)(near | FN(not_less)(top * (1 - REAL_EPSILON), e), g, FN(load)(a->whole + i) + 0 * g);
+        if (few) g = FN(select)(FN(differ)(y, here), g, down);
+        FN(store)(x + c * TILE, plain ? g : FN(keep)(used, g));
     }
 }
 
@@ -221,71 +296,78 @@ INLINE void FN(ask_for_rows)(const char *array, const Layout *layout, ptrdiff_t 
         FN(ask_for)(array + i * layout->row_stride, AHEAD_ROWS, LANES * n_classes * sizeof(REAL), to_write);
 }
 
-static void FN(give)(const Rows *rows, ptrdiff_t n_rows, FN(Given) *given)
+/* Rows that are left to the walk by the maximum: of a weight that leaves no room for factors, or that wants digits of an
+ * r that is subnormal. */
+static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, const FN(Anchored) *a, ptrdiff_t *extreme)
 {
-    for (ptrdiff_t i = 0; i < n_rows; i++) {
+    ptrdiff_t n = 0;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         const double size = fabs(rows->weight[i]);
-        given->furthest[i] = size == 0 || (size >= LEAST_WEIGHT && size <= MOST_WEIGHT) ? FAR_GAP : -INFINITY;
-        given->least[i] = size != 1 ? REAL_TINY * (REAL)MOST_WEIGHT : 0;
+        const int moderate = size >= LEAST_WEIGHT && size <= MOST_WEIGHT && a->r[i] >= REAL_TINY * (REAL)MOST_WEIGHT;
+        extreme[n] = i;
+        n += a->target[i] >= 0 && !(size == 0 || size == 1 || moderate);
     }
+    return n;
 }
 
-/* Losses, and gradients in the scratch, of all rows that are not far; those are noted and counted. */
-static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *far)
+/* Losses, and gradients in the scratch, of all rows but the extreme; those are noted and counted. n_classes: that of
+ * the tile, perhaps as a constant. */
+INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int few, int plain, Rows *rows,
+                                   ptrdiff_t *extreme)
 {
-    const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
     const int with_grad = tile->grad != NULL;
     REAL *x = (REAL *)tile->scratch;
-    int64_t labels = 0;
-    ptrdiff_t n_far = 0;
-    FN(Given) given;
-    FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, 0, n_classes, x);
-    for (ptrdiff_t i = n_rows; i < TILE; i++) rows->label[i] = -1;
-    for (ptrdiff_t i = 0; i < TILE; i++) given.target[i] = (INT)rows->label[i];
-    for (ptrdiff_t i = 0; i < n_rows; i++) labels |= rows->label[i];
-    const int plain = labels >= 0 && !rows->weighted;
-    if (!plain) FN(give)(rows, n_rows, &given);
-    for (ptrdiff_t i = 0; n_classes != 2 && i < TILE; i++) {
-        REAL *at = x + given.target[i] * TILE + i;
-        given.x_y[i] = 0;
-        if (given.target[i] < 0) continue;
-        given.x_y[i] = *at;
+    FN(Anchored) a;
+    for (ptrdiff_t i = tile->n_rows; i < TILE; i++) rows->label[i] = -1;
+    for (ptrdiff_t i = 0; i < TILE; i++) a.target[i] = (INT)rows->label[i];
+    for (ptrdiff_t i = 0; i < TILE; i++) a.x_y[i] = 0;
+    for (ptrdiff_t i = 0; !few && i < tile->n_rows; i++) {
+        if (a.target[i] < 0) continue;
+        REAL *at = x + a.target[i] * TILE + i;
+        a.x_y[i] = *at;
         *at = -INFINITY; /* out of the sum */
     }
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(ask_for_rows)(tile->logits, &tile->logits_layout, i, n_classes, 0);
         if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, n_classes, 1);
-#define IN_LANES(n, plain) \
-    do { \
-        if (with_grad) FN(anchored_lanes)(tile, n, i, plain, 1, &given, rows); \
-        else FN(anchored_lanes)(tile, n, i, plain, 0, &given, rows); \
-    } while (0)
-        if (plain && n_classes == 2) IN_LANES(2, 1);
-        else if (plain) IN_LANES(n_classes, 1);
-        else IN_LANES(n_classes, 0);
-#undef IN_LANES
+        FN(anchored_sweep)(x, n_classes, i, few, with_grad, &a);
     }
-    for (ptrdiff_t i = 0; i < n_rows; i++) {
-        if (given.target[i] >= 0 && n_classes != 2) x[given.target[i] * TILE + i] = given.x_y[i];
-        far[n_far] = i;
-        n_far += given.done[i] == 0;
-    }
-    return n_far;
+    FN(anchored_epilogue)(tile, n_classes == 2, plain, &a, rows);
+    for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES) FN(anchored_write)(x, n_classes, i, few, plain, &a);
+    for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
+        if (a.target[i] >= 0) x[a.target[i] * TILE + i] = 0 - a.peak[i];
+    return plain ? 0 : FN(find_extreme)(tile, rows, &a, extreme);
 }
 
-/* The logits of far rows, from the scratch to another; and their gradients, back to where these were. */
-static void FN(gather_far)(const Tile *tile, const ptrdiff_t *far, ptrdiff_t n_far, REAL *plane)
+static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
 {
-    const REAL *x = (const REAL *)tile->scratch;
-    for (ptrdiff_t c = 0; c < tile->n_classes; c++)
-        for (ptrdiff_t k = 0; k < n_far; k++) plane[c * TILE + k] = x[c * TILE + far[k]];
+    const ptrdiff_t n_classes = tile->n_classes;
+    int64_t labels = 0;
+    FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, 0, n_classes, (REAL *)tile->scratch);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) labels |= rows->label[i];
+    const int plain = labels >= 0 && !rows->weighted;
+    if (plain && n_classes == 2) return FN(anchored_rows)(tile, 2, 1, 1, rows, extreme);
+    if (n_classes == 2) return FN(anchored_rows)(tile, 2, 1, 0, rows, extreme);
+    if (plain && n_classes <= FEW_CLASSES) return FN(anchored_rows)(tile, n_classes, 1, 1, rows, extreme);
+    if (plain) return FN(anchored_rows)(tile, n_classes, 0, 1, rows, extreme);
+    return FN(anchored_rows)(tile, n_classes, 0, 0, rows, extreme);
 }
 
-static void FN(scatter_far)(const Tile *tile, const ptrdiff_t *far, ptrdiff_t n_far, const REAL *plane)
+/* The logits of extreme rows, which the scratch has no more, to a plane; and their gradients from there. */
+static void FN(gather_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, REAL *plane)
+{
+    const Layout *from = &tile->logits_layout;
+    for (ptrdiff_t c = 0; c < tile->n_classes; c++)
+        for (ptrdiff_t k = 0; k < n; k++)
+            plane[c * TILE + k] = (REAL)load_number(tile->logits + extreme[k] * from->row_stride + c * from->class_stride,
+                                                    from->format, from->swapped);
+}
+
+static void FN(scatter_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, const REAL *plane)
 {
     REAL *x = (REAL *)tile->scratch;
     for (ptrdiff_t c = 0; c < tile->n_classes; c++)
-        for (ptrdiff_t k = 0; k < n_far; k++) x[c * TILE + far[k]] = plane[c * TILE + k];
+        for (ptrdiff_t k = 0; k < n; k++) x[c * TILE + extreme[k]] = plane[c * TILE + k];
 }
 
 static void FN(put_anchored)(const Tile *tile)

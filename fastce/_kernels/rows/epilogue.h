@@ -321,8 +321,9 @@ typedef struct { sum_vec_f64 loss, weight; } Sums;
 
 INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
 {
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES)
-        add_f64(&sums->loss, load_n_f64(rows->loss + i, smaller_f64(n_rows - i, LANES), 0));
+    ptrdiff_t i = 0;
+    for (; i + LANES <= n_rows; i += LANES) add_f64(&sums->loss, load_f64(rows->loss + i));
+    if (i < n_rows) add_f64(&sums->loss, load_n_f64(rows->loss + i, n_rows - i, 0));
 }
 
 /* Over the rows that are not ignored. */

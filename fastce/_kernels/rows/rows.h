@@ -191,8 +191,8 @@ static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, in
            && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
 }
 
-/* Rows too far from their target, in a tile of their own. */
-static void run_far(const Tile *tile, Rows *rows, const ptrdiff_t *far, ptrdiff_t n_far)
+/* Rows of extreme weights, in a tile of their own. */
+static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, ptrdiff_t n)
 {
     const int is_f64 = tile->logits_layout.format == FORMAT_F64;
     const ptrdiff_t item = is_f64 ? sizeof(double) : sizeof(float);
@@ -200,21 +200,21 @@ static void run_far(const Tile *tile, Rows *rows, const ptrdiff_t *far, ptrdiff_
     void *plane = tile->second;
     Rows some;
     Tile few = *tile;
-    few.n_rows = n_far;
+    few.n_rows = n;
     few.logits = (char *)plane;
     few.grad = tile->grad ? (char *)plane : NULL;
     few.logits_layout = few.grad_layout = layout;
     few.scratch = tile->third;
-    for (ptrdiff_t k = 0; k < n_far; k++) {
-        some.label[k] = rows->label[far[k]];
-        some.weight[k] = rows->weight[far[k]];
+    for (ptrdiff_t k = 0; k < n; k++) {
+        some.label[k] = rows->label[extreme[k]];
+        some.weight[k] = rows->weight[extreme[k]];
     }
-    IN_PRECISION_OF(tile, gather_far, tile, far, n_far, plane);
+    IN_PRECISION_OF(tile, gather_extreme, tile, extreme, n, plane);
     IN_PRECISION_OF(tile, sweep_across, &few, &some);
     epilogue(&few, &some);
     if (few.grad) IN_PRECISION_OF(tile, write_across, &few, &some);
-    if (few.grad) IN_PRECISION_OF(tile, scatter_far, tile, far, n_far, plane);
-    for (ptrdiff_t k = 0; k < n_far; k++) rows->loss[far[k]] = some.loss[k];
+    if (few.grad) IN_PRECISION_OF(tile, scatter_extreme, tile, extreme, n, plane);
+    for (ptrdiff_t k = 0; k < n; k++) rows->loss[extreme[k]] = some.loss[k];
 }
 
 /* The losses of a tile, and its gradient if there is one: sweep, epilogue, write. */
@@ -222,9 +222,9 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
 {
     const ptrdiff_t item = tile->logits_layout.format == FORMAT_F64 ? sizeof(double) : sizeof(float);
     if (across && is_anchored(tile->formula, tile->n_classes, item, tile->q != NULL)) {
-        ptrdiff_t far[TILE + 1];
-        const ptrdiff_t n_far = IN_PRECISION_OF(tile, anchored_tile, tile, rows, far);
-        if (n_far > 0) run_far(tile, rows, far, n_far);
+        ptrdiff_t extreme[TILE + 1];
+        const ptrdiff_t n = IN_PRECISION_OF(tile, anchored_tile, tile, rows, extreme);
+        if (n > 0) run_extreme(tile, rows, extreme, n);
         if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
         return;
     }

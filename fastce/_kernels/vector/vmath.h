@@ -250,13 +250,27 @@ INLINE vec FN(expm1_reduced)(FN(Reduced) given)
  * Worst error over all float32 and all m: 0.891 ULP at 4.506326 (baseline), 0.591 ULP at 114.50809 (v3),
  * 0.753 ULP at -4.3594866 (v4); for float64, sampled: 0.87, 0.86 and 0.80 ULP. Without a table t is large
  * enough for its own rounding to show. */
-INLINE vec FN(exps_where)(FN(mask) where, vec x, const FN(Exps) *exps)
+typedef struct { FN(mask) where; vec power, expm1; } FN(Exp); /* power (1 + expm1), or 0 */
+
+INLINE FN(Exp) FN(exp_where)(FN(mask) where, vec x, const FN(Exps) *exps)
 {
     const vec d = x - exps->base;
     const vec shifted = FN(fma)(d, FN(splat)(exps->units.per_step), exps->bias);
     const FN(Reduced) t = FN(reduce)(d, shifted - exps->bias, &exps->units);
-    const vec power = FN(power_of_two)((uvec)shifted);
-    return FN(keep_fma)(where & FN(not_less)(d, exps->lowest), power, FN(expm1_reduced)(t), power);
+    return (FN(Exp)){where & FN(not_less)(d, exps->lowest), FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
+}
+
+INLINE vec FN(value)(FN(Exp) e) { return FN(keep_fma)(e.where, e.power, e.expm1, e.power); }
+
+/* What that has lost by its rounding. */
+INLINE vec FN(lost)(FN(Exp) e, vec value)
+{
+    return FN(keep_fma)(e.where, e.power, e.expm1, e.power - value);
+}
+
+INLINE vec FN(exps_where)(FN(mask) where, vec x, const FN(Exps) *exps)
+{
+    return FN(value)(FN(exp_where)(where, x, exps));
 }
 
 /* All rows are plain logits and reduced from 0, as most are. A loop over `near_exps` of them needs no subtraction
