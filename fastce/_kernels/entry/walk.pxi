@@ -503,6 +503,6 @@ cdef void lay_out(Problem *p) noexcept nogil:
     if p.n_rows > 0:
         p.n_tiles = p.n_rows // p.shape[p.n_dims - 1] * p.tiles_in_inner
     p.band = 1
-    if p.across and not few:
+    if p.across and not few and p.formula.kind != HINGE:
         p.band = <int>max(1, min(BAND, p.n_tiles // 8))
     p.n_blocks = <int>min(BLOCKS, (p.n_tiles + p.band - 1) // p.band)

@@ -55,7 +55,8 @@ static ptrdiff_t FN(first_at)(const REAL *x, ptrdiff_t from, ptrdiff_t to, REAL 
 }
 
 /* n classes of a row, at most CHUNK, from `start` on. */
-static FN(HingeRun) FN(sweep_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
+static FN(HingeRun) FN(sweep_hinges_of_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start,
+                                            ptrdiff_t n)
 {
     const Layout *from = &tile->logits_layout;
     const REAL *x = FN(contiguous_run)(tile->logits + i * from->row_stride, from, start, n, (REAL *)tile->scratch);
@@ -89,7 +90,7 @@ static void FN(sweep_hinges_along)(const Tile *tile, Rows *rows)
     FN(set_edges)(tile->formula, rows, tile->n_rows);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         if (rows->label[i] < 0) continue;
-        const FN(HingeRun) run = FN(sweep_run)(tile, rows, i, 0, tile->n_classes);
+        const FN(HingeRun) run = FN(sweep_hinges_of_run)(tile, rows, i, 0, tile->n_classes);
         rows->rest[i] = run.rest;
         rows->rest_low[i] = run.rest_low;
         rows->mass[i] = run.mass;
@@ -115,7 +116,7 @@ static void FN(sweep_hinges_of_piece)(const Tile *tile, const Rows *rows, ptrdif
     p->max[piece] = -INFINITY;
     p->place[piece] = -1;
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
-        const FN(HingeRun) run = FN(sweep_run)(tile, rows, 0, at, FN(smaller)(end - at, CHUNK));
+        const FN(HingeRun) run = FN(sweep_hinges_of_run)(tile, rows, 0, at, FN(smaller)(end - at, CHUNK));
         FN(add_number)(&p->sum[piece], &p->error[piece], run.rest, run.rest_low);
         p->mass[piece] += run.mass;
         if (run.most > p->max[piece]) p->place[piece] = at + run.place;
