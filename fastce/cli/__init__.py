@@ -86,6 +86,9 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
     score.add_argument("--output", metavar="FILE", help="one line a token: .npz, .parquet or .csv")
     score.add_argument("--plot", metavar="FILE.png", help="losses, running perplexity, reliability")
     score.add_argument("--threads", type=_positive, help="threads (the library's default)")
+    score.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of a dask cluster that scores LOGITS TOKENS LOGITS TOKENS ..."
+    )
     score.set_defaults(extra="score", needs=("rich",))
 
 

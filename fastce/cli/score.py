@@ -37,6 +37,11 @@ class Totals:
         self.top1 += int((rank == 1).sum())
         self.top5 += int(((rank >= 1) & (rank <= 5)).sum())
 
+    def merge(self, other: "Totals") -> None:
+        """Count what another has counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def lines(self, n_bytes: int | None) -> Iterator[tuple[str, str]]:
         """Name and figure of each line of the summary."""
         yield "tokens", f"{self.n:,}"
@@ -58,6 +63,11 @@ class Totals:
 
 def run(args: argparse.Namespace) -> None:
     """Score the files that are named and print what came of it."""
+    if args.scheduler:
+        from fastce.cli import score_cluster
+
+        score_cluster.run(args)
+        return
     source, head, bias, tokens = _arrays(args)
     if args.plot:
         require("score", "matplotlib")

@@ -15,6 +15,7 @@ import dask.array as da  # noqa: E402
 
 pytest.importorskip("sklearn")
 
+from fastce.cli import main  # noqa: E402
 from fastce.dask import LogisticRegression, _objective  # noqa: E402
 
 pytestmark = pytest.mark.once
@@ -82,6 +83,35 @@ def test_a_worker_that_dies_in_mid_fit_costs_time_only(client, monkeypatch):
     assert len(evaluations) > 3
 
 
+def test_score_command(client, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rng, files = np.random.default_rng(0), []
+    x, y = rng.normal(size=(50, 9)), rng.integers(9, size=50)
+    for i, rows in enumerate((slice(0, 20), slice(20, 21), slice(21, 50))):
+        files += [str(tmp_path / f"logits_{i}.npy"), str(tmp_path / f"tokens_{i}.npy")]
+        np.save(files[-2], x[rows])
+        np.save(files[-1], y[rows])
+    np.save("logits.npy", x)
+    np.save("tokens.npy", y)
+
+    def figures(*arguments):
+        assert main(["score", *arguments]) == 0
+        lines = (
+            line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip()
+        )
+        shown = {name.strip(): figure.strip() for name, figure in lines}
+        return {name: figure for name, figure in shown.items() if name not in ("tasks", "time", "read")}
+
+    address = client.scheduler.address
+    assert figures("--scheduler", address, *files) == figures("logits.npy", "tokens.npy")
+    for arguments, message in (
+        (files[:3], "3 files given; expected LOGITS and TOKENS of each task in turn"),
+        ([*files, "--output", "scores.npz"], "--output is given with --scheduler"),
+    ):
+        assert main(["score", "--scheduler", address, *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
 BASE = np.random.default_rng(1).normal(size=(1 << 16, 64)).astype(np.float32)
 
 
@@ -90,6 +120,7 @@ def made(block):
     return BASE.copy() if block.ndim == 2 else (BASE[:, 1] > 0.3 * BASE[:, 0]).astype(np.int8)
 
 
+@pytest.mark.slow
 def test_data_of_ten_times_the_memory_stream_through():
     limit, n_chunks, rows = 400 << 20, 250, len(BASE)
     X = da.zeros((n_chunks * rows, BASE.shape[1]), chunks=(rows, -1), dtype=np.float32)
