@@ -111,8 +111,13 @@ class LogisticRegression(_LogisticRegression):
             coef = np.concatenate([self.coef_, self.intercept_[:, None]], axis=1)[:, : shape[1]]
         if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
             coef = _solver._descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
+        preconditioner, patience = part.best, _solver.PATIENCE
+        if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT:
+            preconditioner, patience = lambda w, _: _solver._of_hessian(part.objective, w), 4
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
-        coef, loss, n_iter, converged = _solver._descend(f, coef, part.best, self.tol, self.max_iter, None)
+        coef, loss, n_iter, converged = _solver._descend(
+            f, coef, preconditioner, self.tol, self.max_iter, None, patience
+        )
         if self.verbose:
             print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
         if not converged:
