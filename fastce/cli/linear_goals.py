@@ -1,5 +1,6 @@
 """Figures of the linear layer and its loss, beside products by BLAS, reads and other libraries."""
 
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -8,6 +9,7 @@ import fastce
 from fastce.cli.common import require, time_text
 from fastce.cli.timing import interleaved, read_call
 from fastce.linear import objective
+from fastce.linear.arguments import MEMORY
 
 HEAD = (1024, 512, 32000)  # rows, features, classes of a language model's head
 Figure = tuple[float, str]
@@ -19,6 +21,7 @@ def figures() -> list[tuple]:
         ("linear loss, 1024x512x32000, ÷ one product", partial(_head, False), {"at_most": 1.1}),
         ("linear loss + 3 gradients ÷ three products", partial(_head, True), {"at_most": 1.05}),
         ("the same, torch ÷ fastce", _head_torch, {"at_least": 1.1}),
+        ("20000x8x100000, peak beyond `memory`, MiB", _peak, {"at_most": 16.0}),
         ("bfloat16 weights, 256x4096x32000, ÷ float32", _half_weights, {"at_most": 1.2}),
         *(
             (
@@ -86,6 +89,7 @@ def _head_torch(rounds: int, n_threads: int) -> Figure:
     out = fastce.LinearGrad(np.empty_like(x), np.empty_like(w), None)
     tx, tw, ty = torch.tensor(x, requires_grad=True), torch.tensor(w, requires_grad=True), torch.tensor(y)
     function = torch.nn.functional
+
     def whole() -> None:
         tx.grad = tw.grad = None
         function.cross_entropy(function.linear(tx, tw), ty).backward()
@@ -101,6 +105,16 @@ def _head_torch(rounds: int, n_threads: int) -> Figure:
         calls["chunked"] = chunked
     seconds = interleaved(calls, rounds)
     return _ratio(min(calls.keys() - {"fastce"}, key=seconds.get), "fastce", seconds)
+
+
+def _peak(rounds: int, n_threads: int) -> Figure:
+    x, w, y = _problem((20_000, 8, 100_000))
+    out = fastce.LinearGrad(np.empty_like(x), np.empty_like(w), None)
+    tracemalloc.start()
+    fastce.linear_cross_entropy_and_grad(x, w, y, out=out, n_threads=n_threads)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return (peak - MEMORY) / 2**20, f"{peak / 2**20:.1f} MiB"
 
 
 def _half_weights(rounds: int, n_threads: int) -> Figure:

@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from conftest import FLOATS, GRAD_ULP, KINDS, LOSS_ULP, assert_ulp, bits, nasty
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastce
 from fastce import _kernels, reference
@@ -59,22 +61,36 @@ def arguments_of(options, z, y):
     return y, options
 
 
+def check(z, y, cuts, options):
+    """In ULP of the largest number that is added up."""
+    loss, grad = in_parts(z, y, cuts, **options)
+    exact, exact_grad = reference.cross_entropy_and_grad(z, y, reduction="none", **options)
+    terms, of_grad = largest_terms(z, y, reduction="none", **options)
+    factor = 1 if options.keys() <= {"weight", "sample_weight", "temperature"} and y.ndim == 1 else 1.5
+    assert_ulp(loss, exact, factor * LOSS_ULP[z.dtype], scale=terms)
+    if factor > 1 or "softcap" in options:  # sums and products of numbers that may be subnormal already
+        above = np.abs(exact_grad) >= np.finfo(z.dtype).tiny
+        grad, exact_grad, of_grad = grad[above], exact_grad[above], of_grad[above]
+    assert_ulp(grad, exact_grad, factor * GRAD_ULP[z.dtype], scale=of_grad)
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("cuts", [(0, 1, 2, 60), (0, 3, 40, 41, 300), (0, 9000, 20_000)], ids=str)
 def test_bounds(options, dtype, cuts):
-    """Of all kinds of rows, in ULP of the largest number that is added up."""
     z, y = nasty(dtype, 2 * len(KINDS) if cuts[-1] < 1000 else 12, cuts[-1])
     y, options = arguments_of(options, z, y)
-    loss, grad = in_parts(z, y, cuts, **options)
-    exact, exact_grad = reference.cross_entropy_and_grad(z, y, reduction="none", **options)
-    terms = largest_terms(z, y, reduction="none", **options)
-    factor = 1 if options.keys() <= {"weight", "sample_weight", "temperature"} and y.ndim == 1 else 1.5
-    assert_ulp(loss, exact, factor * LOSS_ULP[dtype], scale=terms[0])
-    if "softcap" in options:  # its slope multiplies what may be subnormal already, as in whole rows
-        above = np.abs(exact_grad) >= np.finfo(dtype).tiny
-        grad, exact_grad, terms = grad[above], exact_grad[above], (None, terms[1][above])
-    assert_ulp(grad, exact_grad, factor * GRAD_ULP[dtype], scale=terms[1])
+    check(z, y, cuts, options)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32), st.sampled_from(FLOATS), st.sets(st.sampled_from([*OPTIONS]), max_size=3))
+def test_any_cuts_and_options(seed, dtype, names):
+    rng = np.random.default_rng(seed)
+    n_classes = int(rng.integers(1, 80))
+    z, y = nasty(dtype, 9, n_classes, tuple(rng.permutation([*KINDS])), seed)
+    y, options = arguments_of({k: v for name in names for k, v in OPTIONS[name].items()}, z, y)
+    check(z, y, sorted({0, n_classes, *rng.integers(0, n_classes + 1, 3).tolist()}), options)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
