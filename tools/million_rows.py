@@ -18,7 +18,7 @@ from fastce.linear import objective
 
 SHAPE = (1_000_000, 20, 5)
 STEPS = (1, 2, 4, 7, 12, 20, 35, 60)
-PATIENCE = 6.0  # seconds that a peer gets for all of its fits
+PATIENCE = 15.0  # seconds that a peer gets for all of its fits
 TO = Path(__file__).parents[1] / "docs" / "plots" / "million_rows.json"
 
 
