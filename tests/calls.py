@@ -12,7 +12,7 @@ import numpy as np
 from conftest import FLOATS, bits, nasty
 
 import fastce
-from fastce import inference
+from fastce import calibration, inference
 
 
 class Call(NamedTuple):
@@ -115,6 +115,17 @@ def linear_calls(dtype, n_rows, n_classes):
     ]
 
 
+def scores(dtype, n_rows, n_classes):
+    """Functions whose results are of the whole batch."""
+    rng = np.random.default_rng(n_classes)
+    x = rng.normal(size=(n_rows, n_classes)).astype(dtype)
+    y = (x + rng.gumbel(size=x.shape) / 2).argmax(axis=1)  # surer than the logits: there is a temperature
+    return [
+        Call(f.__name__, f, (x, y), {}, {"sample_weight": rng.uniform(0.5, 2, n_rows)})
+        for f in (calibration.fit_temperature, calibration.reliability_curve, calibration.brier_score)
+    ]
+
+
 # Few classes, some, a row of pieces for each thread, and fewer rows than threads.
 SHAPES = ((4001, 3), (700, 57), (300, 200), (4, 20_000), (3, 20_000))
 
@@ -126,7 +137,8 @@ def named():
         f"{call.name}, {dtype}, {shape}": call
         for dtype in FLOATS
         for shape in SHAPES
-        for call in calls(dtype.type, *shape) + linear_calls(dtype.type, *shape)
+        for make in (calls, linear_calls, scores)
+        for call in make(dtype.type, *shape)
     }
 
 

@@ -1,11 +1,15 @@
 """Calibration against plain formulas, scikit-learn's temperature and torchmetrics' bins."""
 
+import warnings
+
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from scipy import special
 from sklearn.calibration import _TemperatureScaling
 
-from fastce import calibration
+from fastce import calibration, reference
 
 
 def batch(rng, n, n_classes, dtype=np.float64):
@@ -143,3 +147,49 @@ def test_no_rows():
         calibration.fit_temperature(np.empty((0, 3)), [])
     with pytest.raises(ValueError, match=r"logits\[0\] holds NaN, \+inf or -inf as the target's"):
         calibration.fit_temperature([[-np.inf, 0.0]], [0])
+
+
+@st.composite
+def batches(draw):
+    """Logits (N, C) of any spread, some of them masked, with labels, weights and ignored rows."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    n, n_classes = draw(st.integers(1, 60)), draw(st.integers(2, 70))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    z = (rng.normal(size=(n, n_classes)) * draw(st.sampled_from([0.01, 1, 8, 100]))).astype(dtype)
+    y = rng.integers(0, n_classes, n)
+    if draw(st.booleans()):
+        z[rng.random(z.shape) < 0.2] = -np.inf
+        z[np.arange(n), y] = rng.normal(size=n)
+    if draw(st.booleans()):
+        y[1:][rng.random(n - 1) < 0.2] = -100
+    options = {"sample_weight": rng.uniform(0.1, 2, n)} if draw(st.booleans()) else {}
+    planes = draw(st.booleans())
+    return (np.asfortranarray(z) if planes else z), y, options
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(case=batches(), norm=st.sampled_from(["l1", "l2", "max"]), n_bins=st.integers(1, 40))
+def test_equals_the_twin(level, case, norm, n_bins):
+    z, y, options = case
+    eps = float(np.finfo(z.dtype).eps)
+    exact = float(reference.calibration.brier_score(z, y, **options))
+    # Squares of probabilities that are right to 4 ULP, 8 of them; sums of numbers of one sign add nothing.
+    assert calibration.brier_score(z, y, **options) == pytest.approx(exact, rel=16 * eps, abs=1e-37)
+    with warnings.catch_warnings():  # ends of the range
+        warnings.simplefilter("ignore", RuntimeWarning)
+        got = calibration.fit_temperature(z, y, **options)
+    exact = reference.calibration.fit_temperature(z, y, **options)
+    # The derivative's terms are right to 4 ULP of probabilities; its root is off by that over the slope.
+    used, weight = y >= 0, options.get("sample_weight", np.ones(len(y)))[y >= 0]
+    x = np.where(np.isinf(z), 0, z)[used].astype(np.float64)
+    p = special.softmax(z[used].astype(np.float64) / exact, axis=1)
+    mean = (p * x).sum(axis=1, keepdims=True)
+    terms = (weight * (p * np.abs(x - x[np.arange(len(x)), y[used]][:, None])).sum(axis=1)).sum()
+    slope = (weight * (p * (x - mean) ** 2).sum(axis=1)).sum()
+    if 1e-4 < exact < 2e4:  # at the ends of the range, and beyond, there is no root
+        assert got == pytest.approx(exact, rel=1e-7 + 8 * eps * terms / max(slope, 1e-300) * exact)
+    p = reference.softmax(z, axis=1).max(axis=1).astype(np.float64)
+    hypothesis.assume(np.abs(p * n_bins - np.round(p * n_bins)).min() > 1e-5)  # none may change its bin
+    twin = reference.calibration.calibration_error(z, y, n_bins=n_bins, norm=norm, **options)
+    error = calibration.calibration_error(z, y, n_bins=n_bins, norm=norm, **options)
+    assert error == pytest.approx(twin, abs=8 * eps)

@@ -18,12 +18,11 @@ for (name, points), colour, marker in zip(measured["curves"].items(), COLOURS, M
     axes.plot(seconds, above, f"{marker}-", color=colour, label=label)
 axes.set_xscale("log")
 axes.set_yscale("log")
-axes.set_xlabel("seconds of a fit")
+axes.set_xlabel("processor seconds of a fit, of all its threads together")
 axes.set_ylabel("objective above the least one,\nby it (1e-9: at it)")
 n_rows, n_features, n_classes = measured["shape"]
 axes.set_title(
-    f"{n_rows:,} rows, {n_features} features, {n_classes} classes, float32; {measured['processor']}, "
-    f"{measured['threads']} threads",
+    f"{n_rows:,} rows, {n_features} features, {n_classes} classes, float32; {measured['processor']}",
     loc="left",
     fontsize=10,
 )

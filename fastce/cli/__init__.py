@@ -108,7 +108,8 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         help="peers: shapes against other libraries; goals: fastce's own limits (copy, read, "
         "class axis first, small calls, levels, bfloat16); accuracy: errors in ULP against their "
         "bounds, at every level; boosting: objectives for trees against the libraries' own; "
-        "estimators: fits of logistic regressions against scikit-learn and its extensions; torch: whole steps of loss and backward in PyTorch",
+        "estimators: fits of logistic regressions against scikit-learn and its extensions; "
+        "torch: whole steps of loss and backward in PyTorch",
     )
     bench.add_argument(
         "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"
@@ -119,7 +120,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "--rivals", type=_list, metavar="torch,numpy,...", help="all installed ones; or none"
     )
-    bench.add_argument("--only", default="", metavar="TEXT", help="estimators suite: data whose names have it")
+    bench.add_argument("--only", default="", metavar="TEXT", help="estimators suite: data of such a name")
     bench.add_argument("--rounds", type=_positive, help="interleaved rounds (10; 3 with --quick)")
     bench.add_argument("--threads", type=_positive, help="threads (the library's default)")
     bench.add_argument("--quick", action="store_true", help="small shapes, few rounds")

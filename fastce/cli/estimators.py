@@ -44,9 +44,15 @@ class Fit(NamedTuple):
 def cases(quick: bool) -> list[Case]:
     """The table's rows: large data, small data, hard data."""
     share = 10 if quick else 1
-    shapes = {"200000x64x10": ("float32", "float64"), "200000x30x2": ("float32",), "20000x784x10": ("float32", "float64")}
+    shapes = {
+        "200000x64x10": ("float32", "float64"),
+        "200000x30x2": ("float32",),
+        "20000x784x10": ("float32", "float64"),
+    }
     made = {
-        f"{shape} {dtype}, {columns}": partial(dense, *map(int, shape.split("x")), dtype, columns == "correlated", share)
+        f"{shape} {dtype}, {columns}": partial(
+            dense, *map(int, shape.split("x")), dtype, columns == "correlated", share
+        )
         for shape, dtypes in shapes.items()
         for dtype in dtypes
         for columns in ("independent", "correlated")
@@ -144,7 +150,13 @@ def counted(n_rows: int) -> Iterator[list[float]]:
     total = [0.0]
     walks = {
         Objective: ("_sums", "hessian_product", "_probabilities"),
-        LinearModelLoss: ("loss", "loss_gradient", "gradient", "gradient_hessian", "gradient_hessian_product"),
+        LinearModelLoss: (
+            "loss",
+            "loss_gradient",
+            "gradient",
+            "gradient_hessian",
+            "gradient_hessian_product",
+        ),
     }
     kept = [(owner, name, getattr(owner, name)) for owner, names in walks.items() for name in names]
 
@@ -176,7 +188,7 @@ def counted(n_rows: int) -> Iterator[list[float]]:
 
 
 def measure(make: Callable[[], Any], data: Data, C: float, rounds: int) -> Fit:
-    """Best time of `rounds` fits, of which the first is counted and measured, and its objective in float64."""
+    """Best time of `rounds` fits, the first of which is counted, and its objective in float64."""
     X, y = data
     spent: list[float] = []
     with counted(X.shape[0]) as passes, warnings.catch_warnings(record=True) as caught:
@@ -216,10 +228,13 @@ def _peak(name: str = "VmHWM") -> int:
 
 
 def show_estimators(terminal: Console, rounds: int, n_threads: int, only: str, quick: bool) -> None:
-    """Print a line for each case and library, and the goals' ratios."""
+    """Print a line for each case and library, and the ratios of all."""
     require("sklearn", "sklearn", "scipy")
     fastce.set_num_threads(n_threads)
-    table = new_table(("data", "C", "fitted by"), ("time", "÷ fastce", "steps", "passes", "objective − fastce's", "peak MiB"))
+    table = new_table(
+        ("data", "C", "fitted by"),
+        ("time", "÷ fastce", "steps", "passes", "objective - fastce's", "peak MiB"),
+    )
     best, own = [], []
     with still_live(terminal, table) as live:
         for case in cases(quick):
@@ -236,7 +251,9 @@ def show_estimators(terminal: Console, rounds: int, n_threads: int, only: str, q
             ours = fits.pop("fastce")
             best.append(min(fit.seconds for fit in fits.values()) / ours.seconds)
             own.append(min(fit.seconds for name, fit in fits.items() if name != INTELEX) / ours.seconds)
-    terminal.print(f"best of all ÷ fastce: {_summary(best)}; best of scikit-learn's ÷ fastce: {_summary(own)}")
+    terminal.print(
+        f"best of all ÷ fastce: {_summary(best)}; best of scikit-learn's ÷ fastce: {_summary(own)}"
+    )
 
 
 def _cells(fit: Fit, ours: Fit) -> list[str]:
@@ -251,4 +268,8 @@ def _cells(fit: Fit, ours: Fit) -> list[str]:
 
 
 def _summary(ratios: list[float]) -> str:
-    return f"geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least {min(ratios):.2f}" if ratios else "nothing"
+    return (
+        f"geometric mean {np.exp(np.mean(np.log(ratios))):.2f}, least {min(ratios):.2f}"
+        if ratios
+        else "nothing"
+    )

@@ -9,7 +9,7 @@ wide precision; nothing here is fast.
 
 from __future__ import annotations
 
-from fastce.reference import inference, information
+from fastce.reference import calibration, inference, information
 from fastce.reference._arithmetic import ulp_distance
 from fastce.reference.binary import (
     binary_cross_entropy,
@@ -40,6 +40,7 @@ __all__ = [
     "binary_cross_entropy_with_logits_and_hess",
     "binary_focal_loss",
     "binary_focal_loss_and_grad",
+    "calibration",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_and_hess",

@@ -3,24 +3,21 @@
 Design
 ------
 A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner as its first Hessian. What remains for
-the memory of
-   steps is what the preconditioner misses. SciPy's L-BFGS-B takes none, and its first step ignores the
-   scale of the
-   variables that one would transform; its Newton-CG and trust-region methods take none either.
-B. The preconditioner: for few coefficients the Hessian itself, again at each step; else the blocks of the
-classes on
-   the diagonal, from a sample of the rows, where they are small; else the Hessian's diagonal; and where
-   that has not
-   been enough for PATIENCE steps, the curvature of each class times the matrix X'X of a sample, which
-   knows of
-   columns that go together.
-C. Where rows are many, the first steps see a sample of them: they end within its noise of the solution.
-D. It stops where scikit-learn does, |gradient| <= tol, but goes BEYOND steps on unless the preconditioner
-expects less
-   of one than GAIN of the objective: scikit-learn's last step often leads well below tol, and its
-   objective is not to
-   be lower.
-E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is good.
+   the memory of steps is what the preconditioner misses. SciPy's L-BFGS-B takes none, and its first step
+   ignores the scale of the variables that one would transform; its Newton-CG and trust-region methods
+   take none either.
+B. The preconditioner: for WHOLE coefficients or less the Hessian, of a sample where rows are many and of
+   all where they are few; else the blocks of the classes on the diagonal, from a sample of the rows,
+   where they are small; else the Hessian's diagonal; and where that has not been enough for PATIENCE
+   steps, the curvature of each class times the matrix X'X of a sample, which knows of columns that go
+   together.
+C. Where rows are many, a sample of them is solved first, and a sample of that before it: the last steps
+   begin within the sample's noise of the solution.
+D. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
+   preconditioner expects less of one than GAIN of the objective: scikit-learn's last step often leads
+   well below tol, and its objective is not to be lower.
+E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
+   good.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class _NewtonCholeskySolver:
 
     def solve(self, X: Any, y: NDArray, sample_weight: NDArray | None) -> NDArray:
         coef, linear_loss, l2, tol, max_iter = self.arguments
-        # Where the Hessian is singular scikit-learn's spends a step to find that out, and the others on lbfgs.
+        # At a singular Hessian scikit-learn's takes a step to find that out, and its lbfgs the others.
         n_columns = X.shape[1] + linear_loss.fit_intercept
         singular = X.shape[0] < n_columns and l2 < np.finfo(X.dtype).eps
         max_iter -= singular

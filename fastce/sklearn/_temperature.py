@@ -19,8 +19,8 @@ from sklearn.utils.validation import (
     indexable,
 )
 
-import fastce
 from fastce.calibration import fit_temperature
+from fastce.sklearn._probabilities import Probabilities, of_all_classes
 
 __all__ = ["TemperatureScaling"]
 
@@ -29,7 +29,7 @@ def _has(method: str) -> Any:
     return lambda self: hasattr(getattr(self, "estimator_", self.estimator), method) or self.estimator is None
 
 
-class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     r"""Divide a classifier's logits by the one temperature that makes its probabilities fit a calibration
     set.
 
@@ -145,20 +145,24 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 f"expected one of the classifier's classes, "
                 f"{self.classes_}"
             )
-        z = self._logits(X)
+        z = self._own_logits(X)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, z)
         self.temperature_ = fit_temperature(z, label, sample_weight=sample_weight)
         return self
 
     def _logits(self, X: Any) -> NDArray:
-        """Of all classes."""
+        check_is_fitted(self)
+        z = self._own_logits(X)
+        return z / z.dtype.type(self.temperature_)
+
+    def _own_logits(self, X: Any) -> NDArray:
+        """The classifier's, of all classes."""
         estimator, source = self.estimator_, self.logits
         if source == "auto":
             source = "decision_function" if hasattr(estimator, "decision_function") else "log_proba"
         if source == "decision_function":
-            z = np.asarray(estimator.decision_function(X))
-            return np.stack([np.zeros_like(z), z], axis=1) if z.ndim == 1 else z
+            return of_all_classes(np.asarray(estimator.decision_function(X)))
         if hasattr(estimator, "predict_log_proba"):
             return np.asarray(estimator.predict_log_proba(X))
         with np.errstate(divide="ignore"):
@@ -177,36 +181,6 @@ class TemperatureScaling(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         return self.estimator_.predict(X)
-
-    def predict_proba(self, X: Any) -> NDArray:
-        """Calibrated probabilities.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, ...)
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-        """
-        check_is_fitted(self)
-        z = self._logits(X)
-        return fastce.softmax(z / z.dtype.type(self.temperature_), axis=1)
-
-    def predict_log_proba(self, X: Any) -> NDArray:
-        """Their logarithms.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, ...)
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_classes)
-        """
-        check_is_fitted(self)
-        z = self._logits(X)
-        return fastce.log_softmax(z / z.dtype.type(self.temperature_), axis=1)
 
     @available_if(_has("decision_function"))
     def decision_function(self, X: Any) -> NDArray:

@@ -1,0 +1,57 @@
+"""Probabilities of a classifier that has logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+import fastce
+
+__all__ = ["Probabilities", "of_all_classes"]
+
+
+def of_all_classes(logits: NDArray) -> NDArray:
+    """Logits (N, C) of such, or of a single column, that of class 1, where class 0 has 0."""
+    return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+
+
+class Probabilities:
+    """Probabilities and their logarithms to the last digits, of all classes."""
+
+    def predict_proba(self, X: Any) -> NDArray:
+        """Probability of each class, in the order of ``classes_``.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return fastce.softmax(self._logits(X), axis=1)
+
+    def predict_log_proba(self, X: Any) -> NDArray:
+        """Logarithm of each class's probability, also where that is too small for a number.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return fastce.log_softmax(self._logits(X), axis=1)
+
+    def _logits(self, X: Any) -> NDArray:
+        check_is_fitted(self)
+        return of_all_classes(self.decision_function(X))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.array_api_support = False
+        return tags
