@@ -225,14 +225,14 @@ def _columns(
 
 
 def _wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None:
-    """A file to be written at the end, if there is one: what can be wrong with it is known before the work."""
+    """A file to be written at the end, if any: what can be wrong with it is said before the work."""
     if not name:
         return None
     path = Path(name)
     if path.suffix not in endings:
         raise UserError(f"{option} is {name}; expected a file ending in {', '.join(endings)}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option} is {name}; expected a file in a folder that exists and can be written to")
+        raise UserError(f"{option} is {name}; expected a file in a folder that can be written to")
     return path
 
 
