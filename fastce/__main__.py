@@ -1,5 +1,10 @@
 """``python -m fastce``: see ``python -m fastce --help``."""
 
+import signal
+import sys
+
 from fastce.cli import main
 
+# As Ctrl+C: what is half written is taken away again.
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 raise SystemExit(main())

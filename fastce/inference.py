@@ -124,9 +124,10 @@ def token_logprobs(
     Notes
     -----
     ``logprob`` is within 2 ULP (float32) or 4 ULP (float64) of the exact value, ``entropy`` within 4 or 8,
-    for sure rows too, with any temperature. With `softcap` capped logits are rounded first: bounds are half as
-    large again, in ULP of ``softcap / temperature`` and, of the entropy :math:`H`, of :math:`1 + 2 H` times
-    that, where these are larger than the result. Ranks and top tokens are exact. vLLM's rank counts tokens that tie with the chosen one as well.
+    for sure rows too, with any temperature. With `softcap` capped logits are rounded first: bounds are half
+    as large again, in ULP of ``softcap / temperature`` and, of the entropy :math:`H`, of that times
+    :math:`1 + 2 H`, where these are larger than the result. Ranks and top tokens are exact. vLLM's rank
+    counts tokens that tie with the chosen one as well.
 
     Examples
     --------

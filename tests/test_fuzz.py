@@ -58,7 +58,8 @@ FAMILIES = {
     "log_loss": (log_losses, fuzz_expected.log_loss, 0.1),
 }
 ONCE = {"information", "log_loss"}  # NumPy alone, which has no levels
-POSITIONAL = {"logits", "cosine", "log_probs", "probs", "x", "a", "p", "q", "target", "tokens", "y_true", "y_proba"}
+POSITIONAL = {"logits", "cosine", "log_probs", "probs", "x", "a", "p", "q"}
+POSITIONAL |= {"target", "tokens", "y_true", "y_proba"}
 EXAMPLES_AT_ONCE = 500  # hypothesis keeps what it knows of each
 
 

@@ -18,7 +18,7 @@ import fastce
 from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.callers import CALLERS, at_once
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
-from fastce.cli.inference import rival_ratio, score_ratio
+from fastce.cli.inference import rival_ratio, row_ratio, score_ratio
 from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import best_ratio, option_cost
@@ -156,9 +156,11 @@ def _goals() -> list[Goal]:
                 ("scores", "torch", 256, 128256, 5.0),
                 ("top 50", "torch", 256, 128256, 3.0),
                 ("top 50", "numpy", 256, 128256, 3.0),
+                ("top 50", "torch", 2048, 32000, 3.0),
                 ("nucleus", "torch", 64, 128256, 5.0),
             )
         ),
+        Goal("a token of one row of 128256, ÷ read from cache", _row, at_most=1.5),
         *(Goal(name, partial(_figure, function), **bound) for name, function, bound in figures()),
         Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
     ]
@@ -272,6 +274,11 @@ def _inference(task: str, rival: str, shape: tuple[int, int], setting: Setting) 
         return float("nan"), f"no {rival}"
     theirs, ours = rival_ratio(task, rival, shape, setting.rounds, setting.n_threads)
     return theirs / ours, f"{time_text(theirs)} ÷ {time_text(ours)}"
+
+
+def _row(setting: Setting) -> tuple[float, str]:
+    ours, read = row_ratio(128256, setting.rounds, setting.n_threads)
+    return ours / read, f"{time_text(ours)} ÷ {time_text(read)}"
 
 
 def _figure(function: Callable, setting: Setting) -> tuple[float, str]:

@@ -8,7 +8,7 @@ import numpy as np
 import fastce
 from fastce import inference
 from fastce.cli.measure import random_batch
-from fastce.cli.timing import interleaved
+from fastce.cli.timing import interleaved, read_call
 
 TASKS = ("scores", "top 50", "nucleus")
 
@@ -25,6 +25,18 @@ def score_ratio(shape: tuple[int, int], rounds: int, n_threads: int) -> tuple[fl
     losses = partial(fastce.cross_entropy, batch.logits, batch.labels, reduction="none")
     calls = {"scores": call("scores", "fastce", batch.logits, batch.labels), "losses": losses}
     return tuple(interleaved(calls, rounds).values())
+
+
+def row_ratio(n_classes: int, rounds: int, n_threads: int) -> tuple[float, float]:
+    """Seconds of a token from one row, with its log-probability, and of a read of the row by all threads."""
+    fastce.set_num_threads(n_threads)
+    row = random_batch((1, n_classes), "float32", n_threads).logits[0]
+    calls = {
+        "sample": partial(inference.sample, row, temperature=0.8, rng=np.random.default_rng(0)),
+        "read": read_call(row, 1),
+    }
+    ours, serial = interleaved(calls, rounds).values()
+    return ours, serial / n_threads
 
 
 def rival_ratio(

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,12 +69,13 @@ def run(args: argparse.Namespace) -> None:
         score_cluster.run(args)
         return
     source, head, bias, tokens = _arrays(args)
-    if args.plot:
+    output, plot = _wanted("--output", args.output, WRITERS), _wanted("--plot", args.plot, PICTURES)
+    if plot:
         require("score", "matplotlib")
     kept: dict[str, list[np.ndarray]] = {"token": [], **{field: [] for field in FIELDS}}
     totals, start = Totals(), time.perf_counter()
     terminal = console()
-    with _writer(args, tokens) as writer, _progress(terminal) as progress:
+    with _writer(output, args.top_k) as writer, _progress(terminal) as progress:
         task = progress.add_task("scoring", total=source.nbytes, speed="")
         for first, scores in _scores(args, source, head, bias, tokens):
             labels = tokens[first : first + len(scores.rank)]
@@ -95,11 +96,11 @@ def run(args: argparse.Namespace) -> None:
     table.add_row("time", time_text(seconds))
     table.add_row("read", _speed(source.nbytes, seconds))
     terminal.print(table)
-    if args.plot and totals.n:
+    if plot and totals.n:
         from fastce.cli.score_plot import draw
 
         columns = (np.concatenate(kept[name]) for name in ("logprob", "rank", "top_logprobs"))
-        with _replacing(Path(args.plot)) as path:
+        with _replacing(plot) as path:
             draw(*columns, path, " ".join(map(str, args.files)))
 
 
@@ -233,17 +234,25 @@ def _columns(
     return columns
 
 
+def _wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None:
+    """A file to be written at the end, if any: what can be wrong with it is said before the work."""
+    if not name:
+        return None
+    path = Path(name)
+    if path.suffix not in endings:
+        raise UserError(f"{option} is {name}; expected a file ending in {', '.join(endings)}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} is {name}; expected a file in a folder that can be written to")
+    return path
+
+
 @contextmanager
-def _writer(args: argparse.Namespace, tokens: np.ndarray) -> Iterator:
+def _writer(path: Path | None, top_k: int) -> Iterator:
     """A function that takes first row, labels and scores of one block after the other, or None."""
-    if not args.output:
+    if not path:
         yield None
         return
-    path = Path(args.output)
-    kinds = {".npz": _npz_writer, ".parquet": _parquet_writer, ".csv": _csv_writer}
-    if path.suffix not in kinds:
-        raise UserError(f"--output is {args.output}; expected a file ending in {', '.join(kinds)}")
-    with _replacing(path) as beside, kinds[path.suffix](beside, args.top_k) as write:
+    with _replacing(path) as beside, WRITERS[path.suffix](beside, top_k) as write:
         yield write
 
 
@@ -291,3 +300,7 @@ def _parquet_writer(path: Path, top_k: int) -> Iterator:
     finally:
         for writer in writers:
             writer.close()
+
+
+WRITERS = {".npz": _npz_writer, ".parquet": _parquet_writer, ".csv": _csv_writer}
+PICTURES = (".png", ".pdf", ".svg")

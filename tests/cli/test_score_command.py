@@ -2,11 +2,16 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+import fastce
 from fastce.cli import main
 from fastce.inference import score, token_logprobs
 
@@ -171,6 +176,19 @@ def test_what_breaks_off_leaves_nothing(problem, capsys, monkeypatch, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.npy", "out.csv", "tokens.npy"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to handle")
+def test_a_process_that_is_ended_leaves_nothing(problem, tmp_path):
+    code = (
+        "import os, runpy, signal, sys; from fastce import inference;"
+        "inference.token_logprobs = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM);"
+        "sys.argv = ['fastce', 'score', 'logits.npy', 'tokens.npy', '--output', 'out.csv'];"
+        "runpy.run_module('fastce', run_name='__main__')"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(fastce.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=here, check=False).returncode == 143
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.npy", "tokens.npy"]
+
+
 def test_errors(problem, capsys):
     x, y = problem
     np.savez("x.npz", a=x, b=x)
@@ -207,7 +225,9 @@ def test_errors(problem, capsys):
         ),
         (("--hidden", "logits.npy", "--head", "x.npz:a", "wide.npy"), "expected integers"),
         (("logits.npy", "tokens.npy", "--output", "out.txt"), "expected a file ending in .npz"),
-        (("logits.npy", "tokens.npy", "--output", "no/out.csv"), "cannot be written"),
+        (("logits.npy", "tokens.npy", "--output", "no/out.csv"), "in a folder that can be written to"),
+        (("logits.npy", "tokens.npy", "--plot", "no/out.png"), "in a folder that can be written to"),
+        (("logits.npy", "tokens.npy", "--plot", "plot.foo"), "expected a file ending in .png"),
         (("logits.npy", "tokens.npy", "--top-k", "51"), "--top-k is 51"),
         (("logits.npy", "tokens.npy", "--temperature", "0"), "temperature is 0"),
     ]

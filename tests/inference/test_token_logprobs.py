@@ -47,8 +47,8 @@ def test_temperature(dtype, temperature):
 @pytest.mark.parametrize(("softcap", "temperature"), [(30.0, 0.7), (2.0, 1.0), (50.0, 10.0)])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_softcap(dtype, softcap, temperature):
-    """A capped logit is rounded, at most to half an ULP of `term`, before its exp is taken. That much a logarithm
-    is off; in the entropy each p_j is, times its distance from the mean distance, which is 2 H at most on average.
+    """A capped logit is rounded, at most to half an ULP of `term`, before its exp is taken. That much a
+    logarithm is off; in the entropy each p_j is, times its distance from the mean one, 2 H.
     """
     x, y = nasty(dtype, 40, 1500, ("normal", "wide", "masked -inf", "ties", "confident 25"))
     options = {"softcap": softcap, "temperature": temperature, "top_k": 3}

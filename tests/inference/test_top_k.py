@@ -7,7 +7,7 @@ from conftest import DTYPES, bits, nasty
 from fastce.inference import top_k
 from fastce.reference import inference as reference
 
-# Around the most that are kept in a heap, and all of them.
+# Few, some, and all of them.
 COUNTS = (1, 2, 50, 63, 64, 65, 300, 1000)
 
 

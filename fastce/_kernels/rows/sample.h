@@ -18,7 +18,7 @@
 enum {
     BUCKETS = 256,          /* each 1/8 wide in units of x / T: 32 in all, and exp(-32) of a row in the last */
     BUCKETS_IN_UNIT = 8,
-    TABLES = 4              /* of masses: the sums of neighbours do not wait for each other */
+    TABLES = 8              /* of masses: the sums of neighbours do not wait for each other */
 };
 
 typedef struct {
@@ -137,8 +137,11 @@ static void FN(fill_buckets)(const Sampling *call, const REAL *x, ptrdiff_t piec
         for (int i = 0; i < 4 * LANES; i++) table[i % TABLES][bucket[i]] += mass[i];
     }
     const double unit = FN(unit_of)(&exps);
-    for (int i = 0; i < BUCKETS; i++)
-        row->mass[piece * BUCKETS + i] = ((table[0][i] + table[1][i]) + (table[2][i] + table[3][i])) * unit;
+    for (int i = 0; i < BUCKETS; i++) {
+        double mass = 0;
+        for (int k = 0; k < TABLES; k++) mass += table[k][i];
+        row->mass[piece * BUCKETS + i] = mass * unit;
+    }
 }
 
 /* The candidates: all that are not below `least`. */
