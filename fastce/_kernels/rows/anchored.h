@@ -127,7 +127,7 @@ INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
 
 INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, FN(Anchored) *a)
 {
-    vec x_y = FN(load)(a->x_y + i), most = x_y, power;
+    vec x_y = {0}, most, power;
     ivec y, here = {0};
     memcpy(&y, a->target + i, sizeof y);
     x += i;
@@ -136,6 +136,7 @@ INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
         x_y = FN(select)(is_second, FN(load)(x + TILE), FN(load)(x));
         most = FN(select)(is_second, FN(load)(x), FN(load)(x + TILE));
     } else {
+        if (!few) x_y = FN(load)(a->x_y + i);
         for (ptrdiff_t c = 0; few && c < n_classes; c++, here += 1)
             x_y = FN(select)(FN(differ)(y, here), x_y, FN(load)(x + c * TILE));
         most = x_y;
@@ -320,8 +321,8 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
     FN(Anchored) a;
     for (ptrdiff_t i = tile->n_rows; i < TILE; i++) rows->label[i] = -1;
     for (ptrdiff_t i = 0; i < TILE; i++) a.target[i] = (INT)rows->label[i];
-    for (ptrdiff_t i = 0; i < TILE; i++) a.x_y[i] = 0;
-    for (ptrdiff_t i = 0; !few && i < tile->n_rows; i++) {
+    for (ptrdiff_t i = 0; !few && i < TILE; i++) {
+        a.x_y[i] = 0;
         if (a.target[i] < 0) continue;
         REAL *at = x + a.target[i] * TILE + i;
         a.x_y[i] = *at;
