@@ -2,7 +2,7 @@
  *
  * Included once per REAL_BITS, after across.h. With d_j = x_j - x_y and r = sum_{j != y} exp(d_j)
  *
- *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),    alpha = w / normalizer
+ *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),   alpha = w / normalizer
  *
  * from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
  * vectors of rows that do not wait for one another. Exps, their sum and log1p are in REAL; the sum is a pair,
@@ -119,7 +119,8 @@ INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
 #else
     t.low += lost;
 #endif
-    const FN(Exp) e = {FN(not_less)(d, FN(splat)(ANCHOR_LOWEST)), FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
+    const FN(mask) counts = FN(not_less)(d, FN(splat)(ANCHOR_LOWEST));
+    const FN(Exp) e = {counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
     const vec v = FN(value)(e);
     *two_to_k = (vec)(((uvec)k + EXPONENT_BIAS) << MANTISSA_BITS);
     return (FN(Sum)){v, FN(lost)(e, v)};
@@ -297,8 +298,8 @@ INLINE void FN(ask_for_rows)(const char *array, const Layout *layout, ptrdiff_t 
         FN(ask_for)(array + i * layout->row_stride, AHEAD_ROWS, LANES * n_classes * sizeof(REAL), to_write);
 }
 
-/* Rows that are left to the walk by the maximum: of a weight that leaves no room for factors, or that wants digits of an
- * r that is subnormal. */
+/* Rows that are left to the walk by the maximum: of a weight that leaves no room for factors, or that wants digits of
+ * an r that is subnormal. */
 static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, const FN(Anchored) *a, ptrdiff_t *extreme)
 {
     ptrdiff_t n = 0;
@@ -334,7 +335,8 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
         FN(anchored_sweep)(x, n_classes, i, few, with_grad, &a);
     }
     FN(anchored_epilogue)(tile, n_classes == 2, plain, &a, rows);
-    for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES) FN(anchored_write)(x, n_classes, i, few, plain, &a);
+    for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
+        FN(anchored_write)(x, n_classes, i, few, plain, &a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
         if (a.target[i] >= 0) x[a.target[i] * TILE + i] = 0 - a.peak[i];
     return plain ? 0 : FN(find_extreme)(tile, rows, &a, extreme);
@@ -358,10 +360,11 @@ static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extr
 static void FN(gather_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, REAL *plane)
 {
     const Layout *from = &tile->logits_layout;
-    for (ptrdiff_t c = 0; c < tile->n_classes; c++)
-        for (ptrdiff_t k = 0; k < n; k++)
-            plane[c * TILE + k] = (REAL)load_number(tile->logits + extreme[k] * from->row_stride + c * from->class_stride,
-                                                    from->format, from->swapped);
+    for (ptrdiff_t k = 0; k < n; k++) {
+        const char *row = tile->logits + extreme[k] * from->row_stride;
+        for (ptrdiff_t c = 0; c < tile->n_classes; c++)
+            plane[c * TILE + k] = (REAL)load_number(row + c * from->class_stride, from->format, from->swapped);
+    }
 }
 
 static void FN(scatter_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, const REAL *plane)
