@@ -15,6 +15,10 @@
  *
  *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
  *
+ * Largest errors of float32 losses that hill climbing finds, among 2 to 10 classes: 1.76 ULP (v3) at logits of
+ * 6.1278887, 0.24196409, 4.816813, and 1.90 ULP (baseline) at 4.5493975, -5.184588, 0.78918695, 0.06343020, 3.1199887,
+ * the first one the target's.
+ *
  * Each row decides by its own numbers. Rows of an extreme weight take the walk by the maximum (across.h), in a tile
  * of their own.
  */
