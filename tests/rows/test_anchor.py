@@ -12,7 +12,7 @@ def near_and_far(dtype, n_classes, n_rows=24):
     """Rows whose target is the maximum, near it, about what the format holds, and far from it, shuffled."""
     rng = np.random.default_rng(n_classes)
     x, y = rng.normal(size=(n_rows, n_classes)), rng.integers(0, n_classes, n_rows)
-    gaps = [0, 3, 18.9, 19.1, 60, 250, 299, 301, 900, np.inf]
+    gaps = [0, 3, 18.9, 19.1, 60, 79, 81, 250, 299, 301, 599, 601, 900, np.inf]
     for i, gap in enumerate(np.resize(gaps, n_rows)):
         x[i, y[i]] = -gap
         x[i, y[i] - 1] = 0.0 if gap else -1.0
@@ -23,7 +23,7 @@ def near_and_far(dtype, n_classes, n_rows=24):
 OPTIONS = [{}, {"temperature": 0.3}, {"temperature": 7.0}]
 
 
-@pytest.mark.parametrize("n_classes", [113, 1000, 9000])
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 113, 1000, 9000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_near_and_far_rows(level, dtype, n_classes):
     x, y = near_and_far(dtype, n_classes)
@@ -53,7 +53,7 @@ def test_near_and_far_rows(level, dtype, n_classes):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_that_are_not_numbers(level, dtype):
     """NaN, infinities and ignored rows among others leave those as they are."""
-    for n_classes in (130, 9000):
+    for n_classes in (8, 12, 130, 9000):
         x, y = near_and_far(dtype, n_classes, 12)
         alone = fastce.cross_entropy_and_grad(x, y, reduction="none")
         spoilt, labels = np.repeat(x, 2, axis=0), np.repeat(y, 2)
@@ -77,3 +77,39 @@ def test_a_log_sum_near_0_of_a_row_with_a_far_target(level, dtype):
         loss = fastce.cross_entropy(x, np.zeros_like(x), z_loss=1.0)
         exact = np.log1p((n_classes - 1) * np.exp(np.longdouble(-20))) ** 2
         assert abs(loss - exact) < 1e-5 * exact
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=str)
+def test_losses_just_below_powers_of_two(level, dtype, n_classes):
+    """There an ULP of the sum is two of the loss."""
+    rng = np.random.default_rng(n_classes)
+    n_rows = 20000
+    loss = 2.0 ** -rng.integers(0, 25, n_rows) * (1 - 2.0 ** rng.uniform(-24, -4, n_rows))
+    y = rng.integers(0, n_classes, n_rows)
+    x = np.repeat(np.log(np.expm1(loss) / (n_classes - 1))[:, None], n_classes, axis=1)
+    x += 1e-3 * rng.normal(size=x.shape)
+    x[np.arange(n_rows), y] = 0
+    x = (x + rng.uniform(-3, 3, (n_rows, 1))).astype(dtype)
+    assert_ulp(
+        fastce.cross_entropy(x, y, reduction="none"),
+        reference.cross_entropy(x, y, reduction="none"),
+        LOSS_ULP[np.dtype(dtype)],
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=str)
+def test_the_only_finite_class_of_far_rows(level, dtype):
+    """It has all of the probability, exactly, next to rows of any kind."""
+    rng = np.random.default_rng(0)
+    for n_classes in (2, 3, 8, 12):
+        x, y = rng.normal(size=(64, n_classes)).astype(dtype), rng.integers(0, n_classes, 64)
+        for i in range(0, 64, 3):
+            largest = x[i, y[i] - 1]
+            x[i] = -np.inf
+            x[i, y[i] - 1] = 100 * largest
+        _, grad = fastce.cross_entropy_and_grad(x, y, reduction="sum")
+        for i in range(0, 64, 3):
+            expected = np.zeros(n_classes, dtype)
+            expected[y[i]], expected[y[i] - 1] = -1, 1
+            assert (grad[i] == expected).all()

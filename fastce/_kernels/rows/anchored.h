@@ -2,7 +2,7 @@
  *
  * Included once per REAL_BITS, after across.h. With d_j = x_j - x_y and r = sum_{j != y} exp(d_j)
  *
- *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),    alpha = w / normalizer
+ *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),   alpha = w / normalizer
  *
  * from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
  * vectors of rows that do not wait for one another. Exps, their sum and log1p are in REAL; the sum is a pair,
@@ -14,6 +14,10 @@
  * for an anchor in the same sweep, and with r against m, beside which exp(x_y - m) is nothing,
  *
  *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
+ *
+ * Largest errors of float32 losses that hill climbing finds, among 2 to 10 classes: 1.76 ULP (v3) at logits of
+ * 6.1278887, 0.24196409, 4.816813, and 1.90 ULP (baseline) at 4.5493975, -5.184588, 0.78918695, 0.06343020, 3.1199887,
+ * the first one the target's.
  *
  * Each row decides by its own numbers. Rows of an extreme weight take the walk by the maximum (across.h), in a tile
  * of their own.
@@ -119,7 +123,8 @@ INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
 #else
     t.low += lost;
 #endif
-    const FN(Exp) e = {FN(not_less)(d, FN(splat)(ANCHOR_LOWEST)), FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
+    const FN(mask) counts = FN(not_less)(d, FN(splat)(ANCHOR_LOWEST));
+    const FN(Exp) e = {counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
     const vec v = FN(value)(e);
     *two_to_k = (vec)(((uvec)k + EXPONENT_BIAS) << MANTISSA_BITS);
     return (FN(Sum)){v, FN(lost)(e, v)};
@@ -127,7 +132,7 @@ INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
 
 INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, FN(Anchored) *a)
 {
-    vec x_y = FN(load)(a->x_y + i), most = x_y, power;
+    vec x_y = {0}, most, power;
     ivec y, here = {0};
     memcpy(&y, a->target + i, sizeof y);
     x += i;
@@ -136,6 +141,7 @@ INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
         x_y = FN(select)(is_second, FN(load)(x + TILE), FN(load)(x));
         most = FN(select)(is_second, FN(load)(x), FN(load)(x + TILE));
     } else {
+        if (!few) x_y = FN(load)(a->x_y + i);
         for (ptrdiff_t c = 0; few && c < n_classes; c++, here += 1)
             x_y = FN(select)(FN(differ)(y, here), x_y, FN(load)(x + c * TILE));
         most = x_y;
@@ -296,8 +302,8 @@ INLINE void FN(ask_for_rows)(const char *array, const Layout *layout, ptrdiff_t 
         FN(ask_for)(array + i * layout->row_stride, AHEAD_ROWS, LANES * n_classes * sizeof(REAL), to_write);
 }
 
-/* Rows that are left to the walk by the maximum: of a weight that leaves no room for factors, or that wants digits of an
- * r that is subnormal. */
+/* Rows that are left to the walk by the maximum: of a weight that leaves no room for factors, or that wants digits of
+ * an r that is subnormal. */
 static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, const FN(Anchored) *a, ptrdiff_t *extreme)
 {
     ptrdiff_t n = 0;
@@ -320,8 +326,8 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
     FN(Anchored) a;
     for (ptrdiff_t i = tile->n_rows; i < TILE; i++) rows->label[i] = -1;
     for (ptrdiff_t i = 0; i < TILE; i++) a.target[i] = (INT)rows->label[i];
-    for (ptrdiff_t i = 0; i < TILE; i++) a.x_y[i] = 0;
-    for (ptrdiff_t i = 0; !few && i < tile->n_rows; i++) {
+    for (ptrdiff_t i = 0; !few && i < TILE; i++) {
+        a.x_y[i] = 0;
         if (a.target[i] < 0) continue;
         REAL *at = x + a.target[i] * TILE + i;
         a.x_y[i] = *at;
@@ -333,7 +339,8 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
         FN(anchored_sweep)(x, n_classes, i, few, with_grad, &a);
     }
     FN(anchored_epilogue)(tile, n_classes == 2, plain, &a, rows);
-    for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES) FN(anchored_write)(x, n_classes, i, few, plain, &a);
+    for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
+        FN(anchored_write)(x, n_classes, i, few, plain, &a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
         if (a.target[i] >= 0) x[a.target[i] * TILE + i] = 0 - a.peak[i];
     return plain ? 0 : FN(find_extreme)(tile, rows, &a, extreme);
@@ -357,10 +364,11 @@ static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extr
 static void FN(gather_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, REAL *plane)
 {
     const Layout *from = &tile->logits_layout;
-    for (ptrdiff_t c = 0; c < tile->n_classes; c++)
-        for (ptrdiff_t k = 0; k < n; k++)
-            plane[c * TILE + k] = (REAL)load_number(tile->logits + extreme[k] * from->row_stride + c * from->class_stride,
-                                                    from->format, from->swapped);
+    for (ptrdiff_t k = 0; k < n; k++) {
+        const char *row = tile->logits + extreme[k] * from->row_stride;
+        for (ptrdiff_t c = 0; c < tile->n_classes; c++)
+            plane[c * TILE + k] = (REAL)load_number(row + c * from->class_stride, from->format, from->swapped);
+    }
 }
 
 static void FN(scatter_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, const REAL *plane)

@@ -68,7 +68,7 @@ typedef struct {
     char *grad, *hess;
     Layout logits_layout, q_layout, grad_layout, hess_layout;
     double *scratch;         /* SCRATCH of them */
-    double *second, *third;  /* the same each, where something goes by element, q is given or rows may be far */
+    double *second, *third;  /* the same each, where something goes by element, q is given or rows lie across vectors */
     void *staging;           /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
 } Tile;
 
