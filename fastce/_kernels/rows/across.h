@@ -22,8 +22,13 @@ enum {
 
 #undef CHUNK_ACROSS
 #define CHUNK_ACROSS ((ptrdiff_t)(FEW_BYTES / sizeof(REAL))) /* classes */
+#undef BAND_CHUNK
+#define BAND_CHUNK (CHUNK_ACROSS / 4) /* of a tile in a band, so that its chunks stay in the first cache */
 
 /* ---- Between the arrays and the scratch ---------------------------------------------------- */
+
+/* All classes are in the scratch at once. */
+INLINE int FN(is_single)(const Tile *tile) { return tile->n_classes <= CHUNK_ACROSS; }
 
 INLINE int FN(is_plane)(const Layout *layout) /* rows are adjacent in memory */
 {
@@ -33,22 +38,15 @@ INLINE int FN(is_plane)(const Layout *layout) /* rows are adjacent in memory */
 /* Contiguous rows that are not native reals pass through the second half of the scratch. */
 INLINE REAL *FN(scratch_rows)(const Tile *tile) { return (REAL *)tile->scratch + TILE * CHUNK_ACROSS; }
 
-/* What to ask for: the next rows of few classes, else the same rows of the next chunk. */
-INLINE ptrdiff_t FN(ahead_of_plane)(const Tile *tile, const Layout *layout)
-{
-    return tile->n_classes <= CHUNK_ACROSS ? AHEAD_PLANE : CHUNK_ACROSS * layout->class_stride;
-}
-
 /* n classes of an array of logits from `start` on. */
 static void FN(fetch_plane)(const Tile *tile, const char *array, const Layout *from, ptrdiff_t start, ptrdiff_t n,
                             REAL *plane)
 {
     const ptrdiff_t element = (ptrdiff_t)format_size(from->format), n_rows = tile->n_rows;
-    const ptrdiff_t ahead = FN(ahead_of_plane)(tile, from);
     array += start * from->class_stride;
     if (FN(is_plane)(from)) {
         for (ptrdiff_t c = 0; c < n; c++, array += from->class_stride) {
-            FN(ask_for)(array, ahead, n_rows * sizeof(REAL), 0);
+            if (FN(is_single)(tile)) FN(ask_for)(array, AHEAD_PLANE, n_rows * sizeof(REAL), 0);
             FN(copy)((const REAL *)array, n_rows, plane + c * TILE);
         }
     } else if (FN(is_contiguous)(from)) {
@@ -70,11 +68,10 @@ static void FN(put_plane)(const Tile *tile, char *array, const Layout *to, ptrdi
                           const REAL *plane)
 {
     const ptrdiff_t element = (ptrdiff_t)format_size(to->format), n_rows = tile->n_rows;
-    const ptrdiff_t ahead = FN(ahead_of_plane)(tile, to);
     array += start * to->class_stride;
     if (FN(is_plane)(to)) {
         for (ptrdiff_t c = 0; c < n; c++, array += to->class_stride) {
-            FN(ask_for)(array, ahead, n_rows * sizeof(REAL), 1);
+            if (FN(is_single)(tile)) FN(ask_for)(array, AHEAD_PLANE, n_rows * sizeof(REAL), 1);
             FN(copy)(plane + c * TILE, n_rows, (REAL *)array);
         }
     } else if (FN(is_contiguous)(to)) {
@@ -115,14 +112,17 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
     }
 }
 
-/* What to ask for while a vector of rows goes through its classes: `step` bytes for each of them. */
+/* What to ask for while a vector of rows goes through the classes of a chunk: `step` bytes for each of them. In a band
+ * it is the same rows of the next chunk. */
 typedef struct { const char *at; ptrdiff_t step; } FN(Stream);
 
-INLINE FN(Stream) FN(stream)(const char *array, const Layout *layout, ptrdiff_t i, ptrdiff_t n_classes)
+INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t start, ptrdiff_t i)
 {
     const char *first = array + i * layout->row_stride;
+    if (!FN(is_single)(tile))
+        return (FN(Stream)){first + (start + BAND_CHUNK) * layout->class_stride, layout->class_stride};
     if (FN(is_plane)(layout)) return (FN(Stream)){array, 0};
-    return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / n_classes};
+    return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / tile->n_classes};
 }
 
 /* ---- A vector of rows: those from i on, of a plane in the scratch -------------------------- */
@@ -154,7 +154,7 @@ typedef struct {
 /* Whether a sweep for the maxima comes first: what else is counted from them does not move with them. */
 INLINE int FN(knows_maxima)(const Tile *tile)
 {
-    return tile->n_classes <= CHUNK_ACROSS || tile->formula->has_terms || tile->hess || tile->q;
+    return FN(is_single)(tile) || tile->formula->has_terms || tile->hess || tile->q;
 }
 
 INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally)
@@ -170,15 +170,15 @@ INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN
 }
 
 /* Adds the exps of all classes but the targets, whose logits are noted; stages the exps in place if asked to. */
-INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int stage, int first, FN(Exps) exps,
-                          FN(Tally) *tally)
+INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
+                          FN(Exps) exps, FN(Tally) *tally)
 {
-    const FN(Stream) in = FN(stream)(tile->logits, &tile->logits_layout, i, tile->n_classes);
-    const FN(Stream) out = stage ? FN(stream)(tile->grad, &tile->grad_layout, i, tile->n_classes) : in;
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start, i);
+    const FN(Stream) out = stage ? FN(stream)(tile, tile->grad, &tile->grad_layout, start, i) : in;
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
-    sum_vec sum = first ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
-    vec x_y = first ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
+    sum_vec sum = start == 0 ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
+    vec x_y = start == 0 ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         FN(ask_for)(in.at, c * in.step, 1, 0);
         if (stage) FN(ask_for)(out.at, c * out.step, 1, 1);
@@ -216,13 +216,14 @@ static void FN(move_sums)(const Tile *tile, ptrdiff_t i, vec from, FN(Tally) *ta
     FN(store_sums)(tally->sum + i, tally->error + i, sum);
 }
 
-INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int stage, int first, FN(Tally) *tally)
+INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
+                          FN(Tally) *tally)
 {
     vec m = FN(load)(tally->max + i);
     if (!FN(knows_maxima)(tile)) m = FN(larger)(m, FN(splat)(-REAL_MAX)); /* there may be logits to come */
     const FN(Exps) exps = FN(exps_against)(m, FN(units)(&tile->formula->temperature));
-    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, n, i, stage, first, FN(near_exps)(exps), tally);
-    else FN(add_lanes)(tile, x, n, i, stage, first, exps, tally);
+    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, start, n, i, stage, FN(near_exps)(exps), tally);
+    else FN(add_lanes)(tile, x, start, n, i, stage, exps, tally);
 }
 
 /* Notes as the rows' labels where the largest d_j stands first, or without weights the largest q_j. */
@@ -329,7 +330,7 @@ INLINE vec FN(lanes_scaled)(vec e, const FN(Factors) *factors, ptrdiff_t i)
 }
 
 /* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored. */
-INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int simple,
+INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int staged, int simple,
                             const FN(Scaling) *scaling)
 {
     const vec a = FN(load)(scaling->p.a + i), a_low = FN(load)(scaling->p.c + i), b = FN(load)(scaling->p.b + i);
@@ -339,7 +340,11 @@ INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i,
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start, i);
+    const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start, i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
+        if (!staged) FN(ask_for)(in.at, c * in.step, 1, 0);
+        if (!staged) FN(ask_for)(out.at, c * out.step, 1, 1);
         vec v = FN(load)(x + c * TILE + i);
         v = FN(scaled)(staged ? v : FN(exps)(v, &exps), a, a_low, b);
         v = FN(select)(FN(differ)(y, here), v, beta);
@@ -419,13 +424,13 @@ INLINE void FN(chunk_maxima)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrd
 /* The sums of a chunk that is in the scratch. */
 INLINE void FN(chunk_sums)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrdiff_t n, FN(Tally) *tally)
 {
-    const int stage = FN(stages)(tile) && tile->n_classes <= CHUNK_ACROSS;
+    const int stage = FN(stages)(tile) && FN(is_single)(tile);
     REAL *x = (REAL *)tile->scratch;
     FN(find_targets)(rows->label, tile->n_rows, start, n, tally->target);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         if (tile->formula->has_terms) FN(lanes_terms)(tile, start, n, i, tally, rows);
-        if (stage) FN(lanes_sum)(tile, x, n, i, 1, 1, tally);
-        else FN(lanes_sum)(tile, x, n, i, tile->hess != NULL, start == 0, tally);
+        if (stage) FN(lanes_sum)(tile, x, 0, n, i, 1, tally);
+        else FN(lanes_sum)(tile, x, start, n, i, tile->hess != NULL, tally);
         if (tile->hess) FN(lanes_below)(tile, n, i, start == 0, tally, rows);
     }
 }
@@ -433,14 +438,15 @@ INLINE void FN(chunk_sums)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrdif
 /* The sums of rows with anchors beyond MOVABLE, once more, against the maxima that are known by now. */
 static void FN(sum_fixed)(const Tile *tile, Rows *rows, FN(Tally) *tally)
 {
+    const ptrdiff_t chunk = BAND_CHUNK;
     double sum[TILE], error[TILE];
     int any = 0;
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) any |= tally->fixed[i] != 0;
     if (!any) return;
     memcpy(sum, tally->sum, sizeof sum);
     memcpy(error, tally->error, sizeof error);
-    for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK_ACROSS);
+    for (ptrdiff_t start = 0; start < tile->n_classes; start += chunk) {
+        const ptrdiff_t n = FN(smaller)(tile->n_classes - start, chunk);
         FN(prepare_planes)(tile, rows, start, n);
         FN(chunk_sums)(tile, rows, start, n, tally);
     }
@@ -454,7 +460,8 @@ static void FN(sum_fixed)(const Tile *tile, Rows *rows, FN(Tally) *tally)
 static void FN(sweep_band)(const Tile *tile, Rows *rows, FN(Tally) *tally, ptrdiff_t n_tiles)
 {
     const ptrdiff_t n_classes = tile->n_classes;
-    const int single = n_classes <= CHUNK_ACROSS, knows_maxima = FN(knows_maxima)(tile);
+    const int single = FN(is_single)(tile), knows_maxima = FN(knows_maxima)(tile);
+    const ptrdiff_t chunk = single ? CHUNK_ACROSS : BAND_CHUNK;
 
     for (ptrdiff_t t = 0; t < n_tiles; t++)
         for (ptrdiff_t i = 0; i < TILE; i++) {
@@ -462,8 +469,8 @@ static void FN(sweep_band)(const Tile *tile, Rows *rows, FN(Tally) *tally, ptrdi
             tally[t].sum[i] = tally[t].error[i] = 0;
             tally[t].fixed[i] = 0;
         }
-    for (ptrdiff_t start = 0; knows_maxima && start < n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
+    for (ptrdiff_t start = 0; knows_maxima && start < n_classes; start += chunk) {
+        const ptrdiff_t n = FN(smaller)(n_classes - start, chunk);
         for (ptrdiff_t t = 0; t < n_tiles; t++) {
             FN(prepare_planes)(&tile[t], &rows[t], start, n);
             for (ptrdiff_t i = 0; i < tile[t].n_rows; i += LANES)
@@ -475,8 +482,8 @@ static void FN(sweep_band)(const Tile *tile, Rows *rows, FN(Tally) *tally, ptrdi
             if (tile->formula->has_terms && rows[t].label[i] >= 0) FN(find_own_term)(&tile[t], &rows[t], i);
             rows[t].mass[i] = rows[t].spread[i] = rows[t].below[i] = 0;
         }
-    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
+    for (ptrdiff_t start = 0; start < n_classes; start += chunk) {
+        const ptrdiff_t n = FN(smaller)(n_classes - start, chunk);
         for (ptrdiff_t t = 0; t < n_tiles; t++) {
             if (!single) FN(prepare_planes)(&tile[t], &rows[t], start, n);
             for (ptrdiff_t i = 0; !knows_maxima && i < tile[t].n_rows; i += LANES)
@@ -536,13 +543,18 @@ static int FN(begin_scaling)(const Tile *tile, const Rows *rows, FN(Scaling) *s)
 static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n, int simple, FN(Scaling) *s)
 {
     const ptrdiff_t n_rows = tile->n_rows;
-    const int staged = tile->n_classes <= CHUNK_ACROSS;
+    const int staged = FN(is_single)(tile);
     REAL *x = (REAL *)tile->scratch;
     if (tile->formula->kind == LOG_SOFTMAX) {
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
             const vec m = FN(load)(s->anchor + i), log_sum = FN(load)(s->log_sum + i);
-            for (ptrdiff_t c = 0; c < n; c++)
+            const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start, i);
+            const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start, i);
+            for (ptrdiff_t c = 0; c < n; c++) {
+                if (!FN(is_single)(tile)) FN(ask_for)(in.at, c * in.step, 1, 0);
+                if (!FN(is_single)(tile)) FN(ask_for)(out.at, c * out.step, 1, 1);
                 FN(store)(x + c * TILE + i, (FN(load)(x + c * TILE + i) - m) - log_sum);
+            }
         }
         FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
         return;
@@ -554,20 +566,21 @@ static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start,
         return;
     }
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        if (staged && simple) FN(lanes_write)(tile, x, n, i, 1, 1, s);
-        else FN(lanes_write)(tile, x, n, i, staged, 0, s);
+        if (staged && simple) FN(lanes_write)(tile, x, 0, n, i, 1, 1, s);
+        else FN(lanes_write)(tile, x, start, n, i, staged, 0, s);
     }
     FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
 }
 
 static void FN(write_band)(const Tile *tile, const Rows *rows, FN(Scaling) *scaling, ptrdiff_t n_tiles)
 {
-    const int single = tile->n_classes <= CHUNK_ACROSS;
+    const int single = FN(is_single)(tile);
+    const ptrdiff_t chunk = single ? CHUNK_ACROSS : BAND_CHUNK;
     int simple[BAND];
     for (ptrdiff_t t = 0; t < n_tiles; t++) simple[t] = FN(begin_scaling)(&tile[t], &rows[t], &scaling[t]);
-    for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK_ACROSS)
+    for (ptrdiff_t start = 0; start < tile->n_classes; start += chunk)
         for (ptrdiff_t t = 0; t < n_tiles; t++) {
-            const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK_ACROSS);
+            const ptrdiff_t n = FN(smaller)(tile->n_classes - start, chunk);
             if (!single) FN(prepare_planes)(&tile[t], &rows[t], start, n);
             FN(write_chunk)(&tile[t], &rows[t], start, n, simple[t], &scaling[t]);
         }
