@@ -16,6 +16,7 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#include "rows/bands.h"
 #include "rows/anchored.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
@@ -37,6 +38,7 @@
 #include "rows/along.h"
 #include "rows/pieces.h"
 #include "rows/across.h"
+#include "rows/bands.h"
 #include "rows/anchored.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
