@@ -4,11 +4,7 @@
  * a plane: contiguous rows of a few classes transposed through registers, adjacent rows as they are, the rest
  * gathered. The exps are staged there too. So each line of the arrays is read once and written once, and it does
  * not matter that the classes of an image lie a power of two apart and share one set of every cache.
- *
- * More than CHUNK_ACROSS classes pass in chunks, each chunk of all tiles of a band of adjacent ones before the next: so
- * memory is walked in runs of several lines, and a page is looked up once for many rows. Where nothing but the sum of the
- * exps is wanted, the logits are read once for it: against the largest so far, and a sum moves with that by an exact power
- * of two. The exps are computed again to be written.
+ * What passes through them when is in bands.h.
  */
 #ifndef FASTCE_ACROSS_H
 #define FASTCE_ACROSS_H
@@ -22,8 +18,13 @@ enum {
 
 #undef CHUNK_ACROSS
 #define CHUNK_ACROSS ((ptrdiff_t)(FEW_BYTES / sizeof(REAL))) /* classes */
+#undef BAND_CHUNK
+#define BAND_CHUNK (CHUNK_ACROSS / 4) /* of a tile in a band, so that its chunks stay in the first cache */
 
 /* ---- Between the arrays and the scratch ---------------------------------------------------- */
+
+/* All classes are in the scratch at once. */
+INLINE int FN(is_single)(const Tile *tile) { return tile->n_classes <= CHUNK_ACROSS; }
 
 INLINE int FN(is_plane)(const Layout *layout) /* rows are adjacent in memory */
 {
@@ -33,22 +34,15 @@ INLINE int FN(is_plane)(const Layout *layout) /* rows are adjacent in memory */
 /* Contiguous rows that are not native reals pass through the second half of the scratch. */
 INLINE REAL *FN(scratch_rows)(const Tile *tile) { return (REAL *)tile->scratch + TILE * CHUNK_ACROSS; }
 
-/* What to ask for: the next rows of few classes, else the same rows of the next chunk. */
-INLINE ptrdiff_t FN(ahead_of_plane)(const Tile *tile, const Layout *layout)
-{
-    return tile->n_classes <= CHUNK_ACROSS ? AHEAD_PLANE : CHUNK_ACROSS * layout->class_stride;
-}
-
 /* n classes of an array of logits from `start` on. */
 static void FN(fetch_plane)(const Tile *tile, const char *array, const Layout *from, ptrdiff_t start, ptrdiff_t n,
                             REAL *plane)
 {
     const ptrdiff_t element = (ptrdiff_t)format_size(from->format), n_rows = tile->n_rows;
-    const ptrdiff_t ahead = FN(ahead_of_plane)(tile, from);
     array += start * from->class_stride;
     if (FN(is_plane)(from)) {
         for (ptrdiff_t c = 0; c < n; c++, array += from->class_stride) {
-            FN(ask_for)(array, ahead, n_rows * sizeof(REAL), 0);
+            if (FN(is_single)(tile)) FN(ask_for)(array, AHEAD_PLANE, n_rows * sizeof(REAL), 0);
             FN(copy)((const REAL *)array, n_rows, plane + c * TILE);
         }
     } else if (FN(is_contiguous)(from)) {
@@ -70,11 +64,10 @@ static void FN(put_plane)(const Tile *tile, char *array, const Layout *to, ptrdi
                           const REAL *plane)
 {
     const ptrdiff_t element = (ptrdiff_t)format_size(to->format), n_rows = tile->n_rows;
-    const ptrdiff_t ahead = FN(ahead_of_plane)(tile, to);
     array += start * to->class_stride;
     if (FN(is_plane)(to)) {
         for (ptrdiff_t c = 0; c < n; c++, array += to->class_stride) {
-            FN(ask_for)(array, ahead, n_rows * sizeof(REAL), 1);
+            if (FN(is_single)(tile)) FN(ask_for)(array, AHEAD_PLANE, n_rows * sizeof(REAL), 1);
             FN(copy)(plane + c * TILE, n_rows, (REAL *)array);
         }
     } else if (FN(is_contiguous)(to)) {
@@ -115,14 +108,17 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
     }
 }
 
-/* What to ask for while a vector of rows goes through its classes: `step` bytes for each of them. */
+/* What to ask for while a vector of rows goes through the classes of a chunk: `step` bytes for each of them. In a band
+ * it is the same rows of the next chunk, which begins with class `next`. */
 typedef struct { const char *at; ptrdiff_t step; } FN(Stream);
 
-INLINE FN(Stream) FN(stream)(const char *array, const Layout *layout, ptrdiff_t i, ptrdiff_t n_classes)
+INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t next, ptrdiff_t i)
 {
     const char *first = array + i * layout->row_stride;
+    if (!FN(is_single)(tile))
+        return (FN(Stream)){first + next * layout->class_stride, layout->class_stride};
     if (FN(is_plane)(layout)) return (FN(Stream)){array, 0};
-    return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / n_classes};
+    return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / tile->n_classes};
 }
 
 /* ---- A vector of rows: those from i on, of a plane in the scratch -------------------------- */
@@ -154,7 +150,7 @@ typedef struct {
 /* Whether a sweep for the maxima comes first: what else is counted from them does not move with them. */
 INLINE int FN(knows_maxima)(const Tile *tile)
 {
-    return tile->n_classes <= CHUNK_ACROSS || tile->formula->has_terms || tile->hess || tile->q;
+    return FN(is_single)(tile) || tile->formula->has_terms || tile->hess || tile->q;
 }
 
 INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally)
@@ -170,15 +166,15 @@ INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN
 }
 
 /* Adds the exps of all classes but the targets, whose logits are noted; stages the exps in place if asked to. */
-INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int stage, int first, FN(Exps) exps,
-                          FN(Tally) *tally)
+INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
+                          FN(Exps) exps, FN(Tally) *tally)
 {
-    const FN(Stream) in = FN(stream)(tile->logits, &tile->logits_layout, i, tile->n_classes);
-    const FN(Stream) out = stage ? FN(stream)(tile->grad, &tile->grad_layout, i, tile->n_classes) : in;
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
+    const FN(Stream) out = stage ? FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i) : in;
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
-    sum_vec sum = first ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
-    vec x_y = first ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
+    sum_vec sum = start == 0 ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
+    vec x_y = start == 0 ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         FN(ask_for)(in.at, c * in.step, 1, 0);
         if (stage) FN(ask_for)(out.at, c * out.step, 1, 1);
@@ -199,7 +195,8 @@ static void FN(move_sums)(const Tile *tile, ptrdiff_t i, vec from, FN(Tally) *ta
 {
     const FN(Units) *units = FN(units)(&tile->formula->temperature);
     const vec to = FN(load)(tally->max + i), size = FN(larger)(to, -to) * units->inverse;
-    const FN(Exps) old = FN(exps_against)(FN(larger)(from, FN(splat)(-REAL_MAX)), units), now = FN(exps_against)(to, units);
+    const FN(Exps) old = FN(exps_against)(FN(larger)(from, FN(splat)(-REAL_MAX)), units);
+    const FN(Exps) now = FN(exps_against)(to, units);
     const FN(mask) movable = FN(not_less)(FN(splat)((REAL)MOVABLE), size) | FN(not_less)(from, to);
     REAL doublings[LANES_COUNT];
     FN(store)(tally->fixed + i, FN(select)(movable, FN(load)(tally->fixed + i), FN(splat)(1)));
@@ -216,13 +213,14 @@ static void FN(move_sums)(const Tile *tile, ptrdiff_t i, vec from, FN(Tally) *ta
     FN(store_sums)(tally->sum + i, tally->error + i, sum);
 }
 
-INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int stage, int first, FN(Tally) *tally)
+INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
+                          FN(Tally) *tally)
 {
     vec m = FN(load)(tally->max + i);
     if (!FN(knows_maxima)(tile)) m = FN(larger)(m, FN(splat)(-REAL_MAX)); /* there may be logits to come */
     const FN(Exps) exps = FN(exps_against)(m, FN(units)(&tile->formula->temperature));
-    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, n, i, stage, first, FN(near_exps)(exps), tally);
-    else FN(add_lanes)(tile, x, n, i, stage, first, exps, tally);
+    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, start, n, i, stage, FN(near_exps)(exps), tally);
+    else FN(add_lanes)(tile, x, start, n, i, stage, exps, tally);
 }
 
 /* Notes as the rows' labels where the largest d_j stands first, or without weights the largest q_j. */
@@ -329,8 +327,8 @@ INLINE vec FN(lanes_scaled)(vec e, const FN(Factors) *factors, ptrdiff_t i)
 }
 
 /* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored. */
-INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int simple,
-                            const FN(Scaling) *scaling)
+INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int staged,
+                            int simple, const FN(Scaling) *scaling)
 {
     const vec a = FN(load)(scaling->p.a + i), a_low = FN(load)(scaling->p.c + i), b = FN(load)(scaling->p.b + i);
     const vec beta = FN(load)(scaling->beta + i);
@@ -339,7 +337,11 @@ INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i,
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
+    const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
+        if (!staged) FN(ask_for)(in.at, c * in.step, 1, 0);
+        if (!staged) FN(ask_for)(out.at, c * out.step, 1, 1);
         vec v = FN(load)(x + c * TILE + i);
         v = FN(scaled)(staged ? v : FN(exps)(v, &exps), a, a_low, b);
         v = FN(select)(FN(differ)(y, here), v, beta);
@@ -397,190 +399,4 @@ static void FN(put_elements)(const Tile *tile, const Rows *rows, ptrdiff_t start
     }
     FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, g);
     if (h) FN(put_plane)(tile, tile->hess, &tile->hess_layout, start, n, h);
-}
-
-/* ---- A tile ------------------------------------------------------------------------------- */
-
-/* The maxima of a chunk and before, and where they stand if that is asked for. */
-INLINE void FN(chunk_maxima)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(Tally) *tally)
-{
-    const REAL *x = (const REAL *)tile->scratch, *w = (const REAL *)tile->formula->term_weight;
-    const vec from = FN(load)(tally->max + i);
-    FN(lanes_max)(x, n, i, 0, tally);
-    if (!FN(knows_maxima)(tile)) {
-        if (FN(every_lane)(FN(not_less)(from, FN(load)(tally->max + i)))) return;
-        FN(move_sums)(tile, i, from, tally);
-    }
-    if (takes_maximum(tile)) FN(lanes_largest)(tile->formula, x, NULL, start, n, i, tally, rows->label);
-    if (tile->q)
-        FN(lanes_largest)(tile->formula, (const REAL *)tile->second, w ? w + start : NULL, start, n, i, tally, rows->label);
-}
-
-/* The sums of a chunk that is in the scratch. */
-INLINE void FN(chunk_sums)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrdiff_t n, FN(Tally) *tally)
-{
-    const int stage = FN(stages)(tile) && tile->n_classes <= CHUNK_ACROSS;
-    REAL *x = (REAL *)tile->scratch;
-    FN(find_targets)(rows->label, tile->n_rows, start, n, tally->target);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        if (tile->formula->has_terms) FN(lanes_terms)(tile, start, n, i, tally, rows);
-        if (stage) FN(lanes_sum)(tile, x, n, i, 1, 1, tally);
-        else FN(lanes_sum)(tile, x, n, i, tile->hess != NULL, start == 0, tally);
-        if (tile->hess) FN(lanes_below)(tile, n, i, start == 0, tally, rows);
-    }
-}
-
-/* The sums of rows with anchors beyond MOVABLE, once more, against the maxima that are known by now. */
-static void FN(sum_fixed)(const Tile *tile, Rows *rows, FN(Tally) *tally)
-{
-    double sum[TILE], error[TILE];
-    int any = 0;
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) any |= tally->fixed[i] != 0;
-    if (!any) return;
-    memcpy(sum, tally->sum, sizeof sum);
-    memcpy(error, tally->error, sizeof error);
-    for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK_ACROSS);
-        FN(prepare_planes)(tile, rows, start, n);
-        FN(chunk_sums)(tile, rows, start, n, tally);
-    }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        if (tally->fixed[i] != 0) continue;
-        tally->sum[i] = sum[i];
-        tally->error[i] = error[i];
-    }
-}
-
-static void FN(sweep_band)(const Tile *tile, Rows *rows, FN(Tally) *tally, ptrdiff_t n_tiles)
-{
-    const ptrdiff_t n_classes = tile->n_classes;
-    const int single = n_classes <= CHUNK_ACROSS, knows_maxima = FN(knows_maxima)(tile);
-
-    for (ptrdiff_t t = 0; t < n_tiles; t++)
-        for (ptrdiff_t i = 0; i < TILE; i++) {
-            tally[t].max[i] = tally[t].most[i] = -INFINITY;
-            tally[t].sum[i] = tally[t].error[i] = 0;
-            tally[t].fixed[i] = 0;
-        }
-    for (ptrdiff_t start = 0; knows_maxima && start < n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
-        for (ptrdiff_t t = 0; t < n_tiles; t++) {
-            FN(prepare_planes)(&tile[t], &rows[t], start, n);
-            for (ptrdiff_t i = 0; i < tile[t].n_rows; i += LANES)
-                FN(chunk_maxima)(&tile[t], &rows[t], start, n, i, &tally[t]);
-        }
-    }
-    for (ptrdiff_t t = 0; (tile->formula->has_terms || tile->hess) && t < n_tiles; t++)
-        for (ptrdiff_t i = 0; i < tile[t].n_rows; i++) {
-            if (tile->formula->has_terms && rows[t].label[i] >= 0) FN(find_own_term)(&tile[t], &rows[t], i);
-            rows[t].mass[i] = rows[t].spread[i] = rows[t].below[i] = 0;
-        }
-    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
-        for (ptrdiff_t t = 0; t < n_tiles; t++) {
-            if (!single) FN(prepare_planes)(&tile[t], &rows[t], start, n);
-            for (ptrdiff_t i = 0; !knows_maxima && i < tile[t].n_rows; i += LANES)
-                FN(chunk_maxima)(&tile[t], &rows[t], start, n, i, &tally[t]);
-            FN(chunk_sums)(&tile[t], &rows[t], start, n, &tally[t]);
-        }
-    }
-    for (ptrdiff_t t = 0; t < n_tiles; t++) {
-        if (!knows_maxima) FN(sum_fixed)(&tile[t], &rows[t], &tally[t]);
-        FN(finish_rows)(&tile[t], tally[t].max, tally[t].at_target, tally[t].sum, tally[t].error, &rows[t]);
-        for (ptrdiff_t i = 0; tile->hess && i < tile[t].n_rows; i++)
-            rows[t].below[i] = (rows[t].below[i] + (tally[t].at_top[i] - 1) * tally[t].top[i]) / rows[t].all[i];
-    }
-}
-
-static void FN(sweep_own_band)(const Tile *tile, Rows *rows, ptrdiff_t n_tiles)
-{
-    static _Thread_local FN(Tally) tally[BAND];
-    FN(sweep_band)(tile, rows, tally, n_tiles);
-}
-
-static void FN(sweep_across)(const Tile *tile, Rows *rows)
-{
-    FN(Tally) tally;
-    FN(sweep_band)(tile, rows, &tally, 1);
-}
-
-/* What becomes of the rows of a tile. Returns whether none is ignored. */
-static int FN(begin_scaling)(const Tile *tile, const Rows *rows, FN(Scaling) *s)
-{
-    const int by_element = tile->formula->by_element || tile->formula->has_terms;
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES_F64) {
-        FN(store_narrow)(s->anchor + i, load_f64(rows->anchor + i));
-        if (tile->formula->kind == LOG_SOFTMAX) {
-            FN(store_narrow)(s->log_sum + i, load_f64(rows->log_sum + i));
-            continue;
-        }
-        const vec_f64 all = load_f64(rows->all + i), all_low = load_f64(rows->all_low + i);
-        FN(factors)(load_f64(rows->alpha + i), all, all_low, s->p.a + i, s->p.c + i, s->p.b + i);
-        FN(store_narrow)(s->beta + i, load_f64(rows->beta + i));
-        if (!by_element) continue;
-        FN(factors)(load_f64(rows->curve + i), all, all_low, s->curve.a + i, s->curve.c + i, s->curve.b + i);
-        FN(store_narrow)(s->p_scale + i, 1 / all);
-        FN(store_narrow)(s->even + i, load_f64(rows->even + i));
-        FN(store_narrow)(s->share + i, load_f64(rows->share + i));
-        FN(store_narrow)(s->lead + i, load_f64(rows->lead + i));
-        FN(store_narrow)(s->excess + i, load_f64(rows->excess + i));
-        FN(store_narrow)(s->hess_target + i, load_f64(rows->hess_target + i));
-        FN(store_narrow)(s->hess_top + i, load_f64(rows->hess_top + i));
-    }
-    int simple = 1;
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) simple &= rows->label[i] >= 0;
-    return simple;
-}
-
-/* A chunk that is in the scratch: exps, or logits if those are not staged. */
-static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n, int simple, FN(Scaling) *s)
-{
-    const ptrdiff_t n_rows = tile->n_rows;
-    const int staged = tile->n_classes <= CHUNK_ACROSS;
-    REAL *x = (REAL *)tile->scratch;
-    if (tile->formula->kind == LOG_SOFTMAX) {
-        for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-            const vec m = FN(load)(s->anchor + i), log_sum = FN(load)(s->log_sum + i);
-            for (ptrdiff_t c = 0; c < n; c++)
-                FN(store)(x + c * TILE + i, (FN(load)(x + c * TILE + i) - m) - log_sum);
-        }
-        FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
-        return;
-    }
-    FN(find_targets)(rows->label, n_rows, start, n, s->target);
-    if (tile->formula->by_element || tile->formula->has_terms) {
-        for (ptrdiff_t i = 0; i < n_rows; i += LANES) FN(lanes_write_elements)(tile, start, n, i, staged, s);
-        FN(put_elements)(tile, rows, start, n);
-        return;
-    }
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        if (staged && simple) FN(lanes_write)(tile, x, n, i, 1, 1, s);
-        else FN(lanes_write)(tile, x, n, i, staged, 0, s);
-    }
-    FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
-}
-
-static void FN(write_band)(const Tile *tile, const Rows *rows, FN(Scaling) *scaling, ptrdiff_t n_tiles)
-{
-    const int single = tile->n_classes <= CHUNK_ACROSS;
-    int simple[BAND];
-    for (ptrdiff_t t = 0; t < n_tiles; t++) simple[t] = FN(begin_scaling)(&tile[t], &rows[t], &scaling[t]);
-    for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK_ACROSS)
-        for (ptrdiff_t t = 0; t < n_tiles; t++) {
-            const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK_ACROSS);
-            if (!single) FN(prepare_planes)(&tile[t], &rows[t], start, n);
-            FN(write_chunk)(&tile[t], &rows[t], start, n, simple[t], &scaling[t]);
-        }
-}
-
-static void FN(write_own_band)(const Tile *tile, const Rows *rows, ptrdiff_t n_tiles)
-{
-    static _Thread_local FN(Scaling) scaling[BAND];
-    FN(write_band)(tile, rows, scaling, n_tiles);
-}
-
-static void FN(write_across)(const Tile *tile, const Rows *rows)
-{
-    FN(Scaling) scaling;
-    FN(write_band)(tile, rows, &scaling, 1);
 }
