@@ -109,14 +109,14 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
 }
 
 /* What to ask for while a vector of rows goes through the classes of a chunk: `step` bytes for each of them. In a band
- * it is the same rows of the next chunk. */
+ * it is the same rows of the next chunk, which begins with class `next`. */
 typedef struct { const char *at; ptrdiff_t step; } FN(Stream);
 
-INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t start, ptrdiff_t i)
+INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t next, ptrdiff_t i)
 {
     const char *first = array + i * layout->row_stride;
     if (!FN(is_single)(tile))
-        return (FN(Stream)){first + (start + BAND_CHUNK) * layout->class_stride, layout->class_stride};
+        return (FN(Stream)){first + next * layout->class_stride, layout->class_stride};
     if (FN(is_plane)(layout)) return (FN(Stream)){array, 0};
     return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / tile->n_classes};
 }
@@ -169,8 +169,8 @@ INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN
 INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
                           FN(Exps) exps, FN(Tally) *tally)
 {
-    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start, i);
-    const FN(Stream) out = stage ? FN(stream)(tile, tile->grad, &tile->grad_layout, start, i) : in;
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
+    const FN(Stream) out = stage ? FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i) : in;
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
     sum_vec sum = start == 0 ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
@@ -337,8 +337,8 @@ INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
-    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start, i);
-    const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start, i);
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
+    const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         if (!staged) FN(ask_for)(in.at, c * in.step, 1, 0);
         if (!staged) FN(ask_for)(out.at, c * out.step, 1, 1);

@@ -13,8 +13,8 @@ typedef struct {
 INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(HingeTally) *tally,
                              Rows *rows, Hinge kind, int power, int with_mass)
 {
-    const FN(Stream) in = FN(stream)(tile->logits, &tile->logits_layout, i, tile->n_classes);
-    const FN(Stream) out = tile->grad ? FN(stream)(tile->grad, &tile->grad_layout, i, tile->n_classes) : in;
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
+    const FN(Stream) out = tile->grad ? FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i) : in;
     const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
     const REAL *x = (const REAL *)tile->scratch;
     const vec lowest = FN(splat)(-INFINITY);
