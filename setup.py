@@ -27,7 +27,8 @@ if sys.platform in ("linux", "win32") and platform.machine() in ("x86_64", "AMD6
 # MinGW-w64's GCC takes the stack for aligned to a vector, which on Windows it is not (GCC bug 54412).
 MINGW_FLAGS = ["-Wa,-muse-unaligned-vector-move"]
 # FASTCE_BUILD_LEVELS=v3 builds one alone: sooner, while a kernel is written.
-BUILT = os.environ.get("FASTCE_BUILD_LEVELS", ",".join(LEVELS)).split(",")
+# The lowest first: Cython hands the flags of a source on to the next extension of it.
+BUILT = sorted(os.environ.get("FASTCE_BUILD_LEVELS", ",".join(LEVELS)).split(","), key=list(LEVELS).index)
 
 # -ffp-contract=off: a product and a sum are fused where the source says so and nowhere else.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]

@@ -23,6 +23,15 @@ pytestmark = pytest.mark.once
 N_ROWS, N_FEATURES, ROWS = 1200, 20, 150
 
 
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """A cluster gives its workers' numbers of threads to this process as well."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def client():
     with (
