@@ -9,6 +9,8 @@ typedef struct {
     int64_t n_classes;
 } Labels;
 
+enum { AHEAD_LABELS = 4096 }; /* bytes */
+
 typedef struct {
     int64_t used; /* a class */
     int64_t bad;  /* neither a class nor ignore_index */
@@ -33,6 +35,8 @@ static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride,
 #define READ(stride, size, is_signed, swapped) \
     for (ptrdiff_t i = 0; i < n; i++) label[i] = load_label(src + i * (stride), size, is_signed, swapped)
     const int plain = !labels->swapped && stride == labels->size; /* the common ones, vectorised */
+    for (ptrdiff_t at = 0; plain && at < n * stride; at += 64)
+        __builtin_prefetch((const char *)((uintptr_t)src + AHEAD_LABELS + (uintptr_t)at), 0, 3);
     if (plain && labels->size == 8) READ(8, 8, 1, 0);
     else if (plain && labels->size == 4 && labels->is_signed) READ(4, 4, 1, 0);
     else READ(stride, labels->size, labels->is_signed, labels->swapped);
