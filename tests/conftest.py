@@ -22,6 +22,7 @@ settings.register_profile(
     deadline=None,
     database=None,
     derandomize=bool(os.environ.get("CI")),
+    max_examples=100 if os.environ.get("CI") else 40,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("fastce")

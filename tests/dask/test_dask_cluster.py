@@ -18,7 +18,7 @@ pytest.importorskip("sklearn")
 from fastce.cli import main  # noqa: E402
 from fastce.dask import LogisticRegression, _objective  # noqa: E402
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 N_ROWS, N_FEATURES, ROWS = 1200, 20, 150
 
@@ -129,7 +129,6 @@ def made(block):
     return BASE.copy() if block.ndim == 2 else (BASE[:, 1] > 0.3 * BASE[:, 0]).astype(np.int8)
 
 
-@pytest.mark.slow
 def test_data_of_ten_times_the_memory_stream_through():
     limit, n_chunks, rows = 400 << 20, 250, len(BASE)
     X = da.zeros((n_chunks * rows, BASE.shape[1]), chunks=(rows, -1), dtype=np.float32)

@@ -14,7 +14,7 @@ from test_bad_input import FUNCTIONS, call, derivatives
 
 import fastce
 
-pytestmark = pytest.mark.once  # the levels share the code that has indices
+pytestmark = [pytest.mark.once, pytest.mark.slow]  # the levels share the code that has indices
 
 FAR = 2**32 + 64  # bytes
 MANY = 2**31

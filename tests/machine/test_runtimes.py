@@ -9,7 +9,7 @@ import pytest
 from calls import digests, named
 from conftest import python
 
-pytestmark = pytest.mark.once  # the runtime is a matter of the process
+pytestmark = [pytest.mark.once, pytest.mark.slow]  # the runtime is a matter of the process
 
 SKLEARN = """
 from sklearn.metrics import pairwise_distances_argmin

@@ -9,7 +9,7 @@ from conftest import DTYPES, KINDS, nasty
 from fastce import reference
 from fastce.reference import _arithmetic, ulp_distance
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
 def exact_row(x, y):

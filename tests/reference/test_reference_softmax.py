@@ -9,7 +9,7 @@ from fastce import reference
 from fastce.reference import _arithmetic
 from fastce.reference.softmax import largest_terms
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 # Rounding of the wide numbers: gaps of up to 64 times 2**-64, and a few roundings more.
 TOLERANCE = 2.0**-55

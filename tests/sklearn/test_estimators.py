@@ -40,6 +40,7 @@ def value(model, X, y, C):
     return f.loss(np.hstack([model.coef_, model.intercept_[:, None]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "newton-cholesky"])
 @pytest.mark.parametrize("load", [load_iris, load_digits, load_breast_cancer])
 @pytest.mark.parametrize("C", [0.01, 1])
@@ -70,6 +71,7 @@ def hard(kind, rng):
     return X * 10 ** rng.uniform(-1, 1, 20), np.unique(y, return_inverse=True)[1], 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unscaled", "separable", "200 classes"])
 def test_hard_cases_converge(kind, rng):
     X, y, C = hard(kind, rng)
