@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import DTYPES, GRAD_ULP, LOSS_ULP, assert_ulp, bits, compute_dtype
+from conftest import DTYPES, FLOATS, GRAD_ULP, LOSS_ULP, assert_ulp, bits, compute_dtype
 
 import fastce
 from fastce import reference
@@ -113,3 +113,20 @@ def test_the_only_finite_class_of_far_rows(level, dtype):
             expected = np.zeros(n_classes, dtype)
             expected[y[i]], expected[y[i] - 1] = -1, 1
             assert (grad[i] == expected).all()
+
+
+@pytest.mark.parametrize("n_classes", [3, 12])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_no_gradient_off_the_target_is_above_the_factor(level, dtype, n_classes, rng):
+    """Where one class has all of the mass, whatever was rounded up on the way to its gradient."""
+    n_rows, furthest = 40_000, 75 if dtype == np.float32 else 500
+    x = np.full((n_rows, n_classes), -1e5, dtype)
+    x[:, 0] = rng.uniform(-200, 200, n_rows)
+    x[:, 1] = x[:, 0] + rng.uniform(40, furthest, n_rows)
+    weight = rng.uniform(0.3, 3, n_rows)
+    for given, normalizer in ((None, 0.7), (None, 3.0), (weight, 0.7)):
+        labels = np.zeros(n_rows, int)
+        grad = fastce.cross_entropy_and_grad(x, labels, sample_weight=given, normalizer=normalizer)[1]
+        factor = ((1 if given is None else weight) / normalizer * np.ones(n_rows)).astype(dtype)
+        assert (grad[:, 1] <= factor).all()
+        assert_ulp(grad[:, 1], factor, GRAD_ULP[dtype])

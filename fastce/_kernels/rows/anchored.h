@@ -233,10 +233,15 @@ INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int
 INLINE void FN(limit)(ptrdiff_t i, FN(Anchored) *a)
 {
     const FN(mask) near = FN(are_set)(a->near + i);
-    const vec unit = FN(load)(a->unit + i), alpha = FN(load)(a->whole + i), size = FN(larger)(alpha, -alpha);
-    const vec peak = FN(load)(a->sum + i) * unit;
+    const vec alpha = FN(load)(a->whole + i), size = FN(larger)(alpha, -alpha), top = FN(load)(a->sum + i);
+    vec unit = FN(load)(a->unit + i);
+    const vec peak = top * unit;
     const FN(mask) is_below = FN(not_less)(size, FN(larger)(peak, -peak));
-    FN(store)(a->unit + i, FN(select)(is_below, unit, unit * (1 - REAL_EPSILON))); /* it was rounded up */
+    for (int rounding = 0; rounding < 3; rounding++) { /* so many may have been up on the way to it */
+        const vec most = FN(larger)(top * unit, top * -unit);
+        unit = FN(select)(FN(not_less)(size, most), unit, unit * (1 - REAL_EPSILON));
+    }
+    FN(store)(a->unit + i, unit);
     FN(store)(a->peak + i, FN(select)(is_below & near, peak, alpha + 0 * unit)); /* NaN stays */
 }
 
