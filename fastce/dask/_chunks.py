@@ -74,9 +74,19 @@ def losses(x: Any, labels: Labels, dtype: Any) -> Any:
 
 
 def gradient(x: Any, labels: Labels, denominator: float | None) -> Any:
-    reduction = {"reduction": "sum"} if denominator is None else {"normalizer": denominator}
+    options = labels.loss_options
+    is_finite = denominator is None or np.isfinite(denominator)
+    if denominator is None or not is_finite:
+        options["reduction"] = "sum"
+    elif denominator >= 0:
+        options["normalizer"] = denominator
+    else:  # of weights whose sum is negative: no normalizer
+        options |= {"normalizer": -denominator, "sample_weight": -np.asarray(labels.sample_weight)}
     with labels.places():
-        return fastce.cross_entropy_and_grad(x, labels.target, **reduction, **labels.loss_options)[1]
+        grad = fastce.cross_entropy_and_grad(x, labels.target, **options)[1]
+    if not is_finite:
+        grad[labels.live] /= denominator
+    return grad
 
 
 def scores(x: Any, labels: Labels, top_k: int) -> Any:

@@ -19,7 +19,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 from scipy import sparse
-from sklearn.utils import check_array
+from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.multiclass import check_classification_targets
 
 from fastce.linear import objective
@@ -123,6 +123,8 @@ def _counts(y: Any, sample_weight: Any) -> tuple[NDArray, NDArray, int]:
     y = np.asarray(y)
     if len(y):
         check_classification_targets(y)
+    if sample_weight is not None:
+        assert_all_finite(sample_weight, input_name="sample_weight")
     classes, target = np.unique(y, return_inverse=True)
     return classes, np.bincount(target.ravel(), sample_weight, len(classes)), len(y)
 

@@ -174,7 +174,8 @@ def gradient(
     temperature, softcap = options.get("temperature", 1.0), options.get("softcap")
     out = np.zeros((np.size(labels.target), np.shape(x)[-1]), dtype)
     scale = np.zeros(len(out))
-    scale[labels.live.reshape(-1)] = labels.weights() / (1.0 if denominator is None else denominator)
+    divisor = 1.0 if denominator is None else denominator or np.nan  # weights that sum to 0: 0 / 0
+    scale[labels.live.reshape(-1)] = labels.weights() / divisor
     for block, z, live, label in _blocks(x, first, labels):
         here, share = label >= 0, rows.shares[j, block]
         # The kernel takes a 1 from one class of each row, whose element is then written again.

@@ -19,8 +19,10 @@ import dask
 import dask.array as da
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
+import fastce
+from fastce import inference
 from fastce.dask import _chunks, _parts
 from fastce.inference import TokenLogprobs
 
@@ -71,6 +73,7 @@ def cross_entropy(
     1.386294
     """
     batch = _Batch(logits, target, weight, sample_weight, ignore_index, options)
+    batch.check(reduction=reduction, normalizer=normalizer)
     if reduction == "none":
         return batch.losses()
     return batch.reduced(reduction, normalizer)[0]
@@ -107,6 +110,7 @@ def cross_entropy_and_grad(
     [-0.125, 0.125]
     """
     batch = _Batch(logits, target, weight, sample_weight, ignore_index, options)
+    batch.check(reduction=reduction, normalizer=normalizer)
     if reduction == "none":
         return batch.losses(), batch.grad(None)
     loss, denominator = batch.reduced(reduction, normalizer)
@@ -139,6 +143,7 @@ def perplexity(
     """
     _refuse_unknown(options, {"temperature", "softcap"})
     batch = _Batch(logits, tokens, None, sample_weight, ignore_index, options)
+    batch.check()
     return batch.reduced("mean", None)[0].map_blocks(np.exp)
 
 
@@ -183,6 +188,7 @@ def token_logprobs(
     """
     options = {"temperature": temperature, "softcap": softcap}
     batch = _Batch(logits, tokens, None, None, ignore_index, options)
+    batch.check_scores(top_k)
     return batch.scores(top_k)
 
 
@@ -206,7 +212,7 @@ class _Batch:
             raise ValueError(
                 f"logits have shape {logits.shape}; expected (..., classes) with a known number of classes"
             )
-        soft = getattr(target, "ndim", np.ndim(target)) == logits.ndim
+        self.soft = soft = getattr(target, "ndim", np.ndim(target)) == logits.ndim
         if logits.numblocks[-1] > 1 and (
             soft or options.get("label_smoothing") or options.get("z_loss") or 0 in logits.chunks[-1]
         ):
@@ -214,10 +220,17 @@ class _Batch:
         self.logits, self.rows = logits, logits.chunks[:-1]
         self.is_split = logits.numblocks[-1] > 1
         target = as_rows(target, logits.chunks if soft else self.rows, "target")
-        weights = None
+        if not soft and target.dtype.kind == "f":
+            raise ValueError(
+                f"target has shape {target.shape} and dtype {target.dtype}; expected class indices of an "
+                f"integer dtype, or probabilities of shape {logits.shape}"
+            )
+        weights, self.weight_dtype = None, None
         if sample_weight is not None:
-            weights = as_rows(sample_weight, self.rows, "sample_weight").to_delayed()
-        options = options | {
+            sample_weight = as_rows(sample_weight, self.rows, "sample_weight")
+            weights, self.weight_dtype = sample_weight.to_delayed(), sample_weight.dtype
+        self.target_dtype = target.dtype
+        self.options = options = options | {
             "weight": None if weight is None else np.asarray(weight),
             "ignore_index": ignore_index,
             "n_threads": 1,
@@ -236,6 +249,20 @@ class _Batch:
             for k in np.ndindex(logits.numblocks[:-1])
         }
 
+    def _no_rows(self) -> tuple[NDArray, NDArray]:
+        n_classes = self.logits.shape[-1]
+        shape = (0, n_classes) if self.soft else (0,)
+        return np.empty((0, n_classes), self.logits.dtype), np.empty(shape, self.target_dtype)
+
+    def check(self, **further: Any) -> None:
+        """Refuse, before there is a graph, what a batch without rows of these dtypes is refused for."""
+        weight = None if self.weight_dtype is None else np.empty(0, self.weight_dtype)
+        fastce.cross_entropy(*self._no_rows(), sample_weight=weight, **self.options, **further)
+
+    def check_scores(self, top_k: int) -> None:
+        options = {name: value for name, value in self.options.items() if name != "weight"}
+        inference.token_logprobs(*self._no_rows(), top_k=top_k, **options)
+
     def _call(self, whole: Any, joined: Any, k: tuple[int, ...], *further: Any) -> Any:
         """A task of the chunk of rows k: by its logits, or if these are split by what their parts tell."""
         if self.is_split:
@@ -253,10 +280,6 @@ class _Batch:
 
     def reduced(self, reduction: str, normalizer: float | None) -> tuple[Any, Any]:
         """The loss, and what the gradient is to be divided by."""
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction is {reduction!r}; expected 'mean', 'sum' or 'none'")
-        if normalizer is not None and reduction == "sum":
-            raise ValueError("normalizer is given with reduction='sum'; expected reduction='mean'")
         sums = [self._call(_chunks.sum_of_losses, _parts.sum_of_losses, k) for k in self.labels]
         denominator: Any = 1.0 if reduction == "sum" else normalizer
         given = denominator is not None
@@ -346,4 +369,5 @@ def _quotient(sums: list[float], denominator: float, given: bool) -> float:
     total = _added(sums)
     if given and total == 0 and denominator == 0:
         return 0.0
-    return total / denominator if denominator else float("nan")
+    with np.errstate(all="ignore"):
+        return float(np.divide(total, denominator))

@@ -200,6 +200,10 @@ def test_what_is_refused():
         LogisticRegression().fit(lazy, 0 * y)
     with pytest.raises(ValueError, match="The 'C' parameter"):
         LogisticRegression(C=-1).fit(lazy, y)
+    weight = np.ones(len(y))
+    weight[7] = np.nan
+    with pytest.raises(ValueError, match="Input sample_weight contains NaN"):
+        LogisticRegression().fit(lazy, y, sample_weight=weight)
     X[450, 3] = np.nan
     with pytest.raises(ValueError, match=r"chunk 2 of the rows: Input contains NaN"):
         LogisticRegression().fit(lazily(X), y)

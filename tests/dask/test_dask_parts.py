@@ -158,3 +158,41 @@ def test_a_wrong_label_is_named_by_its_place_in_the_whole(rng, label):
     for result in (*bridge.cross_entropy_and_grad(lazy, y), *bridge.token_logprobs(lazy, y)[:1]):
         with pytest.raises(IndexError, match=rf"target\[31\] is {label}; expected a class in \[0, 9\)"):
             result.compute()
+
+
+WAYS = {"whole rows": (4, 10), "split classes": (4, 5)}
+
+
+@pytest.mark.parametrize("chunks", WAYS.values(), ids=WAYS)
+def test_what_arrays_are_refused_for_is_refused_at_once(chunks):
+    rng = np.random.default_rng(1)
+    x, y = da.from_array(rng.normal(size=(12, 10)), chunks=chunks), rng.integers(0, 10, 12)
+    with pytest.raises(ValueError, match=r"target has shape \(12,\) and dtype float64; expected class"):
+        bridge.cross_entropy(x, y.astype(float))
+    with pytest.raises(TypeError, match="target has dtype bool"):
+        bridge.cross_entropy_and_grad(x, y > 4)
+    with pytest.raises(ValueError, match=r"weight has shape \(11,\); expected \(10,\)"):
+        bridge.cross_entropy(x, y, weight=np.ones(11), reduction="none")
+    with pytest.raises(TypeError, match="sample_weight has dtype complex128"):
+        bridge.perplexity(x, y, sample_weight=np.ones(12, complex))
+    with pytest.raises(ValueError, match="temperature is -1"):
+        bridge.token_logprobs(x, y, temperature=-1)
+    for top_k in (-1, 11):
+        with pytest.raises(ValueError, match=rf"top_k is {top_k}; expected an int in \[0, 10\]"):
+            bridge.token_logprobs(x, y, top_k=top_k)
+
+
+@pytest.mark.parametrize("chunks", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("total", [-3.5, 0, np.nan], ids=str)
+def test_sample_weights_that_sum_to_no_positive_number(chunks, total):
+    rng = np.random.default_rng(1)
+    x, y, weight = rng.normal(size=(12, 10)), rng.integers(0, 10, 12), np.ones(12)
+    weight[5] = total - 10  # ten others count, the fourth row does not
+    y[3] = -100
+    loss, grad = fastce.cross_entropy_and_grad(x, y, sample_weight=weight)
+    given = da.from_array(x, chunks=chunks)
+    lazy = dask.compute(*bridge.cross_entropy_and_grad(given, y, sample_weight=weight))
+    np.testing.assert_allclose(lazy[0], loss, rtol=1e-13)
+    finite = np.isfinite(grad)  # 0 where the row is ignored; else whether NaN or infinite is not said
+    assert (np.isfinite(lazy[1]) == finite).all()
+    np.testing.assert_allclose(lazy[1][finite], grad[finite], rtol=1e-12, atol=1e-15)
