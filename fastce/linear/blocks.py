@@ -164,6 +164,11 @@ class _Run:
         if self.of_bias is not None:
             self.bias_sum = np.zeros(len(self.w))
             memory -= self.bias_sum.nbytes
+        # Sums of halves would be rounded at each block: they are wide where `memory` has room for that.
+        narrow = self.of_w if self.of_w is not None and self.of_w.dtype != self.dtype else None
+        if narrow is not None and 2 * narrow.size * self.dtype.itemsize <= memory:
+            self.of_w = narrow.astype(self.dtype) if self.accumulate else np.zeros(narrow.shape, self.dtype)
+            memory -= self.of_w.nbytes
         blocks = self._plan(memory)
         self.n_part, self.is_whole = blocks.n_part, blocks.n_held == self.n_classes
         self.held = np.empty(blocks.n_rows * blocks.n_held, self.dtype)
@@ -175,6 +180,8 @@ class _Run:
             self.of_bias[...] = self.bias_sum + self.of_bias if self.accumulate else self.bias_sum
         if n_rows == 0 and self.of_w is not None and not self.accumulate:
             self.of_w[...] = 0
+        if narrow is not None and self.of_w is not narrow:
+            narrow[...] = self.of_w
 
     def _block(self, block: slice) -> None:
         rows, first, n_rows = self.rows, block.start, block.stop - block.start

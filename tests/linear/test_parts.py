@@ -225,3 +225,24 @@ def test_peak_memory_of_long_rows(monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < memory + (1 << 20)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("dtype", ["f2", ml_dtypes.bfloat16])
+def test_gradients_of_half_weights_are_rounded_once(dtype, accumulate):
+    """However many blocks of rows add to them."""
+    rng = np.random.default_rng(0)
+    x, y = (rng.random((3000, 40)) + 0.5).astype(dtype), rng.integers(0, 2000, 3000)
+    w = (rng.normal(size=(2000, 40)) * 0.02).astype(dtype)
+    start = (rng.normal(size=w.shape) * 1e-4).astype(dtype)
+    out = fastce.LinearGrad(None, start.copy(), None)
+    fastce.linear_cross_entropy_and_grad(
+        x, w, y, wrt="linear_weight", out=out, accumulate=accumulate, memory=1 << 20
+    )
+    wide = fastce.linear_cross_entropy_and_grad(*(a.astype(np.float32) for a in (x, w)), y)[1].linear_weight
+    exact = wide.astype(np.float64) + accumulate * start.astype(np.float64)
+    # Half a unit of the half, and sums of 3000 terms in float32 in another order.
+    half_ulp = 2.0 ** -(ml_dtypes.finfo(dtype).nmant + 1)
+    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    error = np.abs(out.linear_weight.astype(np.float64) - exact)
+    assert (error <= half_ulp * np.abs(exact) + 1e-5 * np.abs(wide).max() + tiny).all()
