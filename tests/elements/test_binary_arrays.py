@@ -5,7 +5,7 @@ from functools import partial
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import DTYPES, FLOATS, bits
+from conftest import DTYPES, FLOATS, HALVES, bits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -384,6 +384,14 @@ def test_probabilities_outside_0_and_1(dtype, bad):
     p[39, 48] = bad
     with pytest.raises(ValueError, match=rf"probs\[39, 48\] is {bad}; expected a number in \[0, 1\]"):
         fastce.binary_cross_entropy(p, 1)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_target_that_is_a_signalling_nan(dtype):
+    """Comparing one, as for the advice in the message, is an invalid operation that ml_dtypes warns of."""
+    target = np.array([np.inf], dtype).view(np.uint16) + np.uint16(1)
+    with pytest.raises(ValueError, match=r"target\[0\] is nan; expected a number in \[0, 1\]"):
+        fastce.binary_cross_entropy_with_logits(np.zeros(1), target.view(dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.complex64, np.longdouble, object, "U3", "datetime64[s]"], ids=str)

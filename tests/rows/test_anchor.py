@@ -130,3 +130,14 @@ def test_no_gradient_off_the_target_is_above_the_factor(level, dtype, n_classes,
         factor = ((1 if given is None else weight) / normalizer * np.ones(n_rows)).astype(dtype)
         assert (grad[:, 1] <= factor).all()
         assert_ulp(grad[:, 1], factor, GRAD_ULP[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_small_gradients_of_rows_with_one_class_that_has_all(level, dtype, rng):
+    """What keeps the largest gradient of a row at its factor leaves the others as they are."""
+    x = rng.normal(0, 20, (20_000, 12)).astype(dtype)
+    y = x.argmin(axis=-1)
+    for given in (None, rng.uniform(0.5, 2, len(y))):
+        options = {"sample_weight": given, "normalizer": 0.7}
+        grad = fastce.cross_entropy_and_grad(x, y, **options)[1]
+        assert_ulp(grad, reference.cross_entropy_and_grad(x, y, **options)[1], GRAD_ULP[dtype])

@@ -210,7 +210,7 @@ INLINE void FN(sweep_strip)(const FN(Strip) *s, const Options *o, sum_vec_f64 *s
     for (ptrdiff_t i = 0; i < s->n; i += LANES) {
         const ptrdiff_t n = s->n - i;
         const vec x = FN(take)(s->given + i, n, fill), y = plain ? FN(take)(s->target + i, n, 0) : x;
-        const vec size = FN(larger)(x, -x), e = formula == WITH_LOGITS ? FN(exps)(-size, &exps) : x;
+        const vec size = FN(absolute)(x), e = formula == WITH_LOGITS ? FN(exps)(-size, &exps) : x;
         vec_f64 loss[N_PARTS], grad[N_PARTS], hess[N_PARTS];
         for (int part = 0; part < N_PARTS; part++) {
             const vec_f64 wide = FN(widen)(x, part);

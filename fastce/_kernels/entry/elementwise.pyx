@@ -203,7 +203,7 @@ cdef int raise_outside(cnp.ndarray a, str name, double most) except -1:
     place = tuple(int(i) for i in np.argwhere(bad)[0])
     where = f"{name}[{', '.join(map(str, place))}]" if place else name
     raise ValueError(f"{where} is {a[place]}; expected a number in [0, {most:g}]"
-                     + advice.to_be_inside(name, a[place]))
+                     + advice.to_be_inside(name, float(a[place])))
 
 
 cdef int raise_changed() except -1:

@@ -194,7 +194,7 @@ INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t 
 static void FN(move_sums)(const Tile *tile, ptrdiff_t i, vec from, FN(Tally) *tally)
 {
     const FN(Units) *units = FN(units)(&tile->formula->temperature);
-    const vec to = FN(load)(tally->max + i), size = FN(larger)(to, -to) * units->inverse;
+    const vec to = FN(load)(tally->max + i), size = FN(absolute)(to) * units->inverse;
     const FN(Exps) old = FN(exps_against)(FN(larger)(from, FN(splat)(-REAL_MAX)), units);
     const FN(Exps) now = FN(exps_against)(to, units);
     const FN(mask) movable = FN(not_less)(FN(splat)((REAL)MOVABLE), size) | FN(not_less)(from, to);

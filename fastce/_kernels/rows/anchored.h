@@ -229,20 +229,12 @@ INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int
     }
 }
 
-/* The factors of far rows and such that no gradient is above alpha. */
-INLINE void FN(limit)(ptrdiff_t i, FN(Anchored) *a)
+/* -g_y: alpha where the row is far or its gradient was rounded to more than that. */
+INLINE void FN(set_peak)(ptrdiff_t i, FN(Anchored) *a)
 {
-    const FN(mask) near = FN(are_set)(a->near + i);
-    const vec alpha = FN(load)(a->whole + i), size = FN(larger)(alpha, -alpha), top = FN(load)(a->sum + i);
-    vec unit = FN(load)(a->unit + i);
-    const vec peak = top * unit;
-    const FN(mask) is_below = FN(not_less)(size, FN(larger)(peak, -peak));
-    for (int rounding = 0; rounding < 3; rounding++) { /* so many may have been up on the way to it */
-        const vec most = FN(larger)(top * unit, top * -unit);
-        unit = FN(select)(FN(not_less)(size, most), unit, unit * (1 - REAL_EPSILON));
-    }
-    FN(store)(a->unit + i, unit);
-    FN(store)(a->peak + i, FN(select)(is_below & near, peak, alpha + 0 * unit)); /* NaN stays */
+    const vec alpha = FN(load)(a->whole + i), peak = FN(load)(a->sum + i) * FN(load)(a->unit + i);
+    const FN(mask) is_below = FN(not_less)(FN(absolute)(alpha), FN(absolute)(peak));
+    FN(store)(a->peak + i, FN(select)(is_below & FN(are_set)(a->near + i), peak, alpha + 0 * peak)); /* NaN stays */
 }
 
 /* Losses of far rows, and weighted ones. */
@@ -271,7 +263,7 @@ INLINE void FN(anchored_epilogue)(const Tile *tile, int two, int plain, FN(Ancho
         vec r = FN(load)(a->r + i);
         if (!all_near) r = FN(select)(near, r, r - 1);
         FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(r, FN(load)(a->r_low + i)));
-        if (with_grad) FN(limit)(i, a);
+        if (with_grad) FN(set_peak)(i, a);
         if (!plain || !all_near) FN(finish_losses)(i, plain, a, rows);
     }
 }
@@ -282,8 +274,9 @@ INLINE void FN(anchored_epilogue)(const Tile *tile, int two, int plain, FN(Ancho
 INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain, const FN(Anchored) *a)
 {
     const vec unit = FN(load)(a->unit + i), top = FN(load)(a->sum + i), peak = FN(load)(a->peak + i), down = 0 - peak;
+    const vec alpha = FN(load)(a->whole + i), most = FN(absolute)(alpha);
     const FN(mask) near = FN(are_set)(a->near + i);
-    const int all_near = FN(every_lane)(near);
+    const int below = FN(every_lane)(near & FN(not_less)(most, FN(absolute)(top * unit)));
     ivec y, here = {0};
     memcpy(&y, a->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, here - 1);
@@ -291,8 +284,10 @@ INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
         const vec e = FN(load)(x + c * TILE);
         vec g = n_classes == 2 ? peak : e * unit;
-        if (n_classes != 2 && !all_near) /* of a far row's only finite class exactly alpha */
-            g = FN(select)(near | FN(not_less)(top * (1 - REAL_EPSILON), e), g, FN(load)(a->whole + i) + 0 * g);
+        if (n_classes != 2 && !below) { /* no gradient is above alpha, and a far row's only finite class has that */
+            const FN(mask) is_one_of_some = near | FN(not_less)(top * (1 - REAL_EPSILON), e);
+            g = FN(select)(is_one_of_some & FN(not_less)(most, FN(absolute)(g)), g, alpha + 0 * g);
+        }
         if (few) g = FN(select)(FN(differ)(y, here), g, down);
         FN(store)(x + c * TILE, plain ? g : FN(keep)(used, g));
     }

@@ -117,7 +117,7 @@ INLINE void FN(write_label_lanes)(const FN(Tile) *tile, const Boosting *o, INT c
     memcpy(&label, tile->label + i, sizeof label);
     const vec d = FN(select)(FN(differ)(label, (ivec){0} + c), share.p, -share.q);
     const vec factor = FN(load)(tile->factor + i), g = factor * d;
-    vec h = curvature == MAGNITUDE ? FN(larger)(g, -g) : (REAL)o->factor * factor * (share.p * share.q);
+    vec h = curvature == MAGNITUDE ? FN(absolute)(g) : (REAL)o->factor * factor * (share.p * share.q);
     if (curvature == WHOLE && o->gamma > 0) h -= FN(load)(tile->bend + i) * d * d;
     FN(give_floats)(grad + i, n, g);
     FN(give_floats)(hess + i, n, FN(larger)(FN(splat)((REAL)o->floor), h)); /* NaN stays */
@@ -199,7 +199,7 @@ INLINE void FN(write_lanes)(const FN(Tile) *tile, const Boosting *o, INT c, ptrd
     const vec p = share.p, q = share.q, u = FN(load)(tile->u + c * TILE + i);
     const vec others = FN(sum_of_others)(&share, FN(load)(tile->u_top + i), FN(load)(tile->u_rest + i), u);
     const vec g = p * others - u * q;
-    vec h = curvature == MAGNITUDE ? FN(larger)(g, -g) : (REAL)o->factor * (u + others) * (p * q);
+    vec h = curvature == MAGNITUDE ? FN(absolute)(g) : (REAL)o->factor * (u + others) * (p * q);
     if (curvature == WHOLE && o->gamma > 0) {
         const vec v = FN(load)(tile->v + c * TILE + i);
         const vec others_v = FN(sum_of_others)(&share, FN(load)(tile->v_top + i), FN(load)(tile->v_rest + i), v);

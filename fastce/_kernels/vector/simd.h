@@ -139,6 +139,8 @@ INLINE vec FN(lesser)(vec a, vec b)
 #endif
 }
 
+INLINE vec FN(absolute)(vec a) { return FN(larger)(a, -a); }
+
 /* a * b + c, rounded once where the level has the instruction. */
 INLINE vec FN(fma)(vec a, vec b, vec c)
 {

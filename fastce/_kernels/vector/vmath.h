@@ -172,7 +172,7 @@ INLINE FN(Reduced) FN(reduce)(vec d, vec n, const FN(Units) *units)
 
 INLINE FN(Exps) FN(exps_against)(vec m, const FN(Units) *units)
 {
-    const vec base = FN(keep)(FN(not_less)(FN(larger)(m, -m), FN(splat)(units->far)), m), d = m - base;
+    const vec base = FN(keep)(FN(not_less)(FN(absolute)(m), FN(splat)(units->far)), m), d = m - base;
     const vec doublings = FN(fma)(d, FN(splat)(units->per_step / STEPS), FN(splat)(TO_INTEGER)) - TO_INTEGER;
     const vec n = STEPS * doublings, inverse = FN(splat)(units->inverse);
     const FN(Reduced) offset = {FN(fma)(n, FN(splat)(-units->step_high), d) * inverse,
