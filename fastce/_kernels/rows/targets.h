@@ -32,18 +32,28 @@ INLINE int64_t load_label(const char *p, int size, int is_signed, int swapped)
 static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride, ptrdiff_t n, int64_t *label,
                         LabelCounts *counts)
 {
+    /* Of a class neither y nor n_classes - 1 - y has its sign bit set. */
+    const uint64_t last = (uint64_t)labels->n_classes - 1;
+    uint64_t signs = 0;
 #define READ(stride, size, is_signed, swapped) \
-    for (ptrdiff_t i = 0; i < n; i++) label[i] = load_label(src + i * (stride), size, is_signed, swapped)
+    for (ptrdiff_t i = 0; i < n; i++) { \
+        label[i] = load_label(src + i * (stride), size, is_signed, swapped); \
+        signs |= (uint64_t)label[i] | (last - (uint64_t)label[i]); \
+    }
     const int plain = !labels->swapped && stride == labels->size; /* the common ones, vectorised */
     for (ptrdiff_t at = 0; plain && at < n * stride; at += 64)
         __builtin_prefetch((const char *)((uintptr_t)src + AHEAD_LABELS + (uintptr_t)at), 0, 3);
-    if (plain && labels->size == 8) READ(8, 8, 1, 0);
-    else if (plain && labels->size == 4 && labels->is_signed) READ(4, 4, 1, 0);
-    else READ(stride, labels->size, labels->is_signed, labels->swapped);
+    if (plain && labels->size == 8) READ(8, 8, 1, 0)
+    else if (plain && labels->size == 4 && labels->is_signed) READ(4, 4, 1, 0)
+    else READ(stride, labels->size, labels->is_signed, labels->swapped)
 #undef READ
-    /* All bits or none, and sums of those: vectors of 64 bits. */
     const int64_t has_ignore = -(int64_t)labels->has_ignore, ignore_index = labels->ignore_index;
     const int64_t n_classes = labels->n_classes;
+    if ((int64_t)signs >= 0 && !(has_ignore && ignore_index >= 0 && ignore_index < n_classes)) {
+        counts->used += n;
+        return;
+    }
+    /* All bits or none, and sums of those: vectors of 64 bits. */
     int64_t skipped = 0, bad = 0;
     for (ptrdiff_t i = 0; i < n; i++) {
         const int64_t y = label[i], ignored = has_ignore & -(int64_t)(y == ignore_index);
