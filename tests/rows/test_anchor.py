@@ -98,6 +98,21 @@ def test_losses_just_below_powers_of_two(level, dtype, n_classes):
     )
 
 
+@pytest.mark.parametrize(
+    "logits",  # the first is the target's
+    [
+        (-0.40629184, -7.3330407, -1.6735141),
+        (5.9467506, 0.48720416, 1.1665308, 4.5190206),
+        (5.9087324, 0.02673393, 4.5059867, -2.7993119, 0.70783275, -0.6921279, -2.813828),
+    ],
+)
+def test_the_worst_losses_that_hill_climbing_found(level, logits):
+    """2.43 ULP where the quotient of exps was handed to log1p with more than half an ULP beside it."""
+    x = np.float32([logits])
+    exact = reference.cross_entropy(x, [0], reduction="none")
+    assert_ulp(fastce.cross_entropy(x, [0], reduction="none"), exact, LOSS_ULP[x.dtype])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=str)
 def test_the_only_finite_class_of_far_rows(level, dtype):
     """It has all of the probability, exactly, next to rows of any kind."""

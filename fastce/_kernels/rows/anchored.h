@@ -5,19 +5,20 @@
  *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),   alpha = w / normalizer
  *
  * from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
- * vectors of rows that do not wait for one another. Exps, their sum and log1p are in REAL; the sum is a pair,
- * high + low, since an ULP of r may be two of the loss. Every class but the target is treated alike, whichever is the
- * largest. Of two classes nothing is float64 but the loss; of more the factors of a row are, too.
+ * vectors of rows that do not wait for one another. All is in REAL but the loss; sums are pairs, high + low, since an
+ * ULP of r may be two of the loss. Every class but the target is treated alike, whichever is the largest.
  *
- * exp(d_j) is staged times 2^(ANCHOR_SHIFT - k), 2^k near the largest: then neither it nor what it is multiplied by
- * leaves the normal numbers. Where the largest logit m is more than FAR_GAP above the target's the row is far. It has m
- * for an anchor in the same sweep, and with r against m, beside which exp(x_y - m) is nothing,
+ * Exps are staged as vmath.h has them, with a factor of the row that no quotient of two has: r = sum / exp(x_y) and
+ * g_j = alpha exp(x_j) / (exp(x_y) + sum). Its power of two is 2^(ANCHOR_SHIFT - k) against x_y, 2^k near the largest
+ * of exp(d_j): then neither an exp nor what it is multiplied by leaves the normal numbers. Where the largest logit m is
+ * more than FAR_GAP above the target's the row is far. It has m for an anchor in the same sweep, and with r against m,
+ * beside which exp(x_y - m) is nothing,
  *
  *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
  *
- * Largest errors of float32 losses that hill climbing finds, among 2 to 10 classes: 1.76 ULP (v3) at logits of
- * 6.1278887, 0.24196409, 4.816813, and 1.90 ULP (baseline) at 4.5493975, -5.184588, 0.78918695, 0.06343020, 3.1199887,
- * the first one the target's.
+ * Largest errors of float32 losses that hill climbing finds, among 2 to 10 classes: 1.91 ULP (v3) at logits of
+ * -0.40629184, -7.3330407, -1.6735141 and 1.75 ULP (baseline) at 5.9087324, 0.02673393, 4.5059867, -2.7993119,
+ * 0.70783275, -0.6921279, -2.813828, the first one the target's.
  *
  * Each row decides by its own numbers. Rows of an extreme weight take the walk by the maximum (across.h), in a tile
  * of their own.
@@ -36,7 +37,6 @@
 #undef FAR_GAP
 #undef MOST_WEIGHT
 #undef LEAST_WEIGHT
-#undef ANCHOR_POWER
 #undef REAL_EPSILON
 #if REAL_BITS == 64
 #define ANCHOR_SHIFT 256
@@ -44,7 +44,6 @@
 #define FAR_GAP 600.0
 #define MOST_WEIGHT 0x1p100
 #define LEAST_WEIGHT 0x1p-300
-#define ANCHOR_POWER 0x1p256
 #define REAL_EPSILON 0x1p-52
 #else
 #define ANCHOR_SHIFT 64
@@ -52,7 +51,6 @@
 #define FAR_GAP 80.0f
 #define MOST_WEIGHT 0x1p18
 #define LEAST_WEIGHT 0x1p-15
-#define ANCHOR_POWER 0x1p64
 #define REAL_EPSILON 0x1p-23f
 #endif
 
@@ -60,9 +58,10 @@
 typedef struct {
     INT target[TILE];                          /* -1: ignored */
     REAL x_y[TILE], anchor[TILE], near[TILE];  /* near: 0 where the row is far */
-    REAL sum[TILE], low[TILE], power[TILE];    /* of the staged exps but the target's, and what that lacks; 2^k */
-    REAL offset[TILE], offset_low[TILE];       /* see Exps */
-    REAL r[TILE], r_low[TILE];
+    REAL gap[TILE], gap_low[TILE];             /* of the largest logit or, of two, the other above x_y; 0 of far rows */
+    REAL sum[TILE], low[TILE];                 /* of the staged exps but the target's, and what that lacks */
+    REAL own[TILE], own_low[TILE], by_own[TILE]; /* the staged exp of the anchor; 1 / own */
+    REAL r[TILE];
     REAL unit[TILE], peak[TILE], whole[TILE];  /* what makes gradients of staged exps; -g_y; alpha */
 } FN(Anchored);
 
@@ -80,16 +79,20 @@ INLINE void FN(add_term)(FN(Sum) *acc, vec term)
 
 /* ---- Sweep --------------------------------------------------------------------------------- */
 
-/* Exps against a logit, scaled as said above. gap: of the largest above it; power: 2^k. */
-typedef struct { FN(Exps) exps; vec power; } FN(Anchor);
-
-INLINE FN(Anchor) FN(anchor)(vec anchor, vec gap)
+/* Exps against a logit, scaled as said above. gap: of the largest above it. */
+INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap)
 {
-    const vec shifted = FN(fma)(gap, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)), k = shifted - TO_INTEGER;
+    const vec k = FN(fma)(gap, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)) - TO_INTEGER;
     FN(Exps) exps = FN(exps_against)(anchor, &FN(plain_units));
     exps.bias += STEPS * (ANCHOR_SHIFT - EXP_SHIFT) - STEPS * k;
     exps.lowest += gap + (ANCHOR_LOWEST - EXP_LOWEST);
-    return (FN(Anchor)){exps, (vec)(((uvec)shifted + EXPONENT_BIAS) << MANTISSA_BITS)};
+    return exps;
+}
+
+INLINE FN(Sum) FN(exp_and_rest)(FN(Exp) e)
+{
+    const vec v = FN(value)(e);
+    return (FN(Sum)){v, FN(lost)(e, v)};
 }
 
 /* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. */
@@ -111,11 +114,12 @@ INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps,
     return (FN(Sum)){high, sum.low - (high - sum.high)};
 }
 
-/* Of two classes the exp of their difference d, with what that has lost: no factor of the row is left. */
-INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
+/* Of two classes the exp of their difference d, with what that has lost; own: of 0, no digits of which are lost. */
+INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, FN(Sum) *own, vec *by_own)
 {
-    const vec k = FN(fma)(FN(larger)(d, (vec){0}), FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER));
-    const vec bias = TO_INTEGER + STEPS * (EXPONENT_BIAS + ANCHOR_SHIFT) - STEPS * (k - TO_INTEGER);
+    const vec k = FN(fma)(FN(larger)(d, (vec){0}), FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)) - TO_INTEGER;
+    const vec exponent = TO_INTEGER + (EXPONENT_BIAS + ANCHOR_SHIFT) - k;
+    const vec bias = exponent + (STEPS - 1) * (exponent - TO_INTEGER);
     const vec shifted = FN(fma)(d, FN(splat)(FN(plain_units).per_step), bias);
     FN(Reduced) t = FN(reduce)(d, shifted - bias, &FN(plain_units));
 #if EXP_TABLE_BITS > 0
@@ -124,117 +128,89 @@ INLINE FN(Sum) FN(exp_of_two)(vec d, vec lost, vec *two_to_k)
     t.low += lost;
 #endif
     const FN(mask) counts = FN(not_less)(d, FN(splat)(ANCHOR_LOWEST));
-    const FN(Exp) e = {counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
-    const vec v = FN(value)(e);
-    *two_to_k = (vec)(((uvec)k + EXPONENT_BIAS) << MANTISSA_BITS);
-    return (FN(Sum)){v, FN(lost)(e, v)};
+    const vec power = (vec)((uvec)exponent << MANTISSA_BITS);
+    const REAL scale = (REAL)EXP_TABLE_SCALE;
+    *own = (FN(Sum)){power * scale, power * (REAL)(EXP_TABLE_SCALE - scale)};
+    *by_own = (vec)((uvec)(2 * (TO_INTEGER + EXPONENT_BIAS) - exponent) << MANTISSA_BITS) * (REAL)(1 / EXP_TABLE_SCALE);
+    return FN(exp_and_rest)((FN(Exp)){counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)});
 }
 
-INLINE void FN(anchored_sweep)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, FN(Anchored) *a)
+/* Where the sums of a vector of rows start from, in a loop of its own: sums have nothing to wait for. */
+INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, FN(Anchored) *a)
 {
-    vec x_y = {0}, most, power;
     ivec y, here = {0};
     memcpy(&y, a->target + i, sizeof y);
     x += i;
-    if (n_classes == 2) {
-        const FN(mask) is_second = FN(differ)(y, here);
-        x_y = FN(select)(is_second, FN(load)(x + TILE), FN(load)(x));
-        most = FN(select)(is_second, FN(load)(x), FN(load)(x + TILE));
-    } else {
-        if (!few) x_y = FN(load)(a->x_y + i);
-        for (ptrdiff_t c = 0; few && c < n_classes; c++, here += 1)
-            x_y = FN(select)(FN(differ)(y, here), x_y, FN(load)(x + c * TILE));
-        most = x_y;
-        for (ptrdiff_t c = 0; c < n_classes; c++)
-            most = FN(larger)(FN(load)(x + c * TILE), most); /* a NaN is passed over here and met by the sum */
+    vec x_y = few ? FN(load)(x) : FN(load)(a->x_y + i), most = few ? x_y : FN(larger)(FN(load)(x), x_y);
+    for (ptrdiff_t c = 1; c < n_classes; c++) {
+        const vec x_c = FN(load)(x + c * TILE);
+        here += 1;
+        if (few) x_y = FN(select)(FN(differ)(y, here), x_y, x_c);
+        most = FN(larger)(x_c, most); /* a NaN is passed over here and met by the sum */
     }
-    const vec gap = most - x_y;
+    if (n_classes == 2) most = FN(select)(FN(differ)(y, here), FN(load)(x + TILE), FN(load)(x)); /* the other */
+    const vec gap = most - x_y, back = gap - most;
     const FN(mask) near = FN(not_less)(FN(splat)(FAR_GAP), gap);
-    const vec anchor = FN(select)(near, x_y, most);
-    FN(Sum) sum;
-    if (n_classes == 2) {
-        const vec back = gap - most, lost = (most - (gap - back)) - (x_y + back); /* TwoSum */
-        sum = FN(exp_of_two)(FN(keep)(near, gap), FN(keep)(near, lost), &power);
-    } else {
-        const FN(Anchor) scaled = FN(anchor)(anchor, FN(keep)(near, gap));
-        if (FN(are_near)(&scaled.exps)) {
-            const FN(Exps) exps = FN(near_exps)(scaled.exps);
-            sum = FN(sum_lanes)(x, n_classes, &exps, y, few, stage);
-        } else sum = FN(sum_lanes)(x, n_classes, &scaled.exps, y, few, stage);
-        power = scaled.power;
-        FN(store)(a->offset + i, scaled.exps.offset.high);
-        FN(store)(a->offset_low + i, scaled.exps.offset.low);
-    }
     FN(store)(a->x_y + i, x_y);
-    FN(store)(a->anchor + i, anchor);
+    FN(store)(a->anchor + i, FN(select)(near, x_y, most));
     FN(store)(a->near + i, FN(keep)(near, FN(splat)(1)));
+    FN(store)(a->gap + i, FN(keep)(near, gap));
+    FN(store)(a->gap_low + i, FN(keep)(near, (most - (gap - back)) - (x_y + back))); /* TwoSum */
+}
+
+INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, FN(Anchored) *a)
+{
+    const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i);
+    FN(Sum) sum, own;
+    vec by_own;
+    if (n_classes == 2) sum = FN(exp_of_two)(gap, FN(load)(a->gap_low + i), &own, &by_own);
+    else {
+        ivec y;
+        memcpy(&y, a->target + i, sizeof y);
+        const FN(Exps) exps = FN(anchored_exps)(anchor, gap);
+        own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
+        by_own = 1 / own.high;
+        if (FN(are_near)(&exps)) {
+            const FN(Exps) near_exps = FN(near_exps)(exps);
+            sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage);
+        } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage);
+    }
     FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
-    FN(store)(a->power + i, power);
+    FN(store)(a->own + i, own.high);
+    FN(store)(a->own_low + i, own.low);
+    FN(store)(a->by_own + i, by_own);
 }
 
 /* ---- Epilogue ------------------------------------------------------------------------------ */
 
-/* From sums to r and the rows' factors. weight: NULL if all are 1. */
-INLINE void FN(finish_two)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a)
+/* alpha of a vector of rows. weight: NULL if all are 1. */
+INLINE vec FN(alpha)(const double *weight, double normalizer)
 {
-    const vec high = FN(load)(a->sum + i), low = FN(load)(a->low + i);
-    const vec power = FN(load)(a->power + i) * (REAL)(1 / ANCHOR_POWER);
-    vec r = high, r_low = low;
-#if EXP_TABLE_BITS > 0
-    const REAL scale = (REAL)(1 / EXP_TABLE_SCALE);
-    const REAL scale_low = REAL_BITS == 64 ? (REAL)EXP_TABLE_RECIPROCAL_LOW : (REAL)(1 / EXP_TABLE_SCALE - scale);
-    r = high * scale;
-    r_low = FN(fma)(high, FN(splat)(scale), -r) + FN(fma)(high, FN(splat)(scale_low), low * scale);
-#endif
-    r *= power;
+    REAL alpha[LANES_COUNT];
+    if (!weight) return FN(splat)((REAL)(1 / normalizer));
+    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) FN(store_narrow)(alpha + k, load_f64(weight + k) / normalizer);
+    return FN(load)(alpha);
+}
+
+/* From sums to r, log(1 + r) or of a far row log r, and the factors of a gradient: of staged exps, and -g_y, which is
+ * alpha where the row is far or it was rounded to more than that. */
+INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a, Rows *rows)
+{
+    const vec sum = FN(load)(a->sum + i), low = FN(load)(a->low + i);
+    const vec own = FN(load)(a->own + i), own_low = FN(load)(a->own_low + i), by_own = FN(load)(a->by_own + i);
+    const FN(mask) near = FN(are_set)(a->near + i);
+    const vec nearly = sum * by_own, product = nearly * own;
+    const vec rest = (((sum - product) - FN(product_error)(nearly, own, product)) + (low - nearly * own_low)) * by_own;
+    const vec r = nearly + rest, r_low = rest - (r - nearly);
     FN(store)(a->r + i, r);
-    FN(store)(a->r_low + i, r_low * power);
+    FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(FN(select)(near, r, r - 1), r_low));
     if (!with_grad) return;
-    vec alpha = FN(splat)((REAL)(1 / normalizer)), of_exps = FN(splat)((REAL)(1 / EXP_TABLE_SCALE / normalizer));
-    if (weight) {
-        REAL of_row[LANES_COUNT], of_its_exps[LANES_COUNT];
-        for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
-            const vec_f64 quotient = load_f64(weight + i + k) / normalizer;
-            FN(store_narrow)(of_row + k, quotient);
-            FN(store_narrow)(of_its_exps + k, quotient * (1 / EXP_TABLE_SCALE));
-        }
-        alpha = FN(load)(of_row);
-        of_exps = FN(load)(of_its_exps);
-    }
-    FN(store)(a->whole + i, alpha);
-    FN(store)(a->unit + i, of_exps * power / (FN(keep)(FN(are_set)(a->near + i), FN(splat)(1)) + r));
-}
-
-INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a)
-{
-    const double by_normalizer = 1 / normalizer;
-    for (ptrdiff_t k = i; k < i + LANES; k += LANES_F64) {
-        const vec_f64 high = FN(load_wide)(a->sum + k), low = FN(load_wide)(a->low + k);
-        const vec_f64 scale = FN(load_wide)(a->power + k) * (EXP_POWER / REST_SCALE / ANCHOR_POWER);
-        const Reduced_f64 offset = {-FN(load_wide)(a->offset + k), -FN(load_wide)(a->offset_low + k)};
-        const FN(Wide) to_r = FN(to_rest)(expm1_wide_f64(offset));
-#if REAL_BITS == 64
-        const FN(Wide) product = FN(wide_product)((FN(Wide)){high, low}, to_r);
-        const FN(Wide) rest = {product.high * scale, product.low * scale};
-#else
-        const FN(Wide) rest = {(high + low) * (to_r.high * scale), {0}};
-#endif
-        FN(store_narrow)(a->r + k, rest.high);
-        FN(store_narrow)(a->r_low + k, REAL_BITS == 64 ? rest.low : rest.high - FN(load_wide)(a->r + k));
-        if (!with_grad) continue;
-        const vec_f64 alpha = weight ? load_f64(weight + k) / normalizer : splat_f64(by_normalizer);
-        FN(store_narrow)(a->unit + k, alpha * (to_r.high * scale) / (FN(load_wide)(a->near + k) + rest.high));
-        FN(store_narrow)(a->whole + k, alpha);
-    }
-}
-
-/* -g_y: alpha where the row is far or its gradient was rounded to more than that. */
-INLINE void FN(set_peak)(ptrdiff_t i, FN(Anchored) *a)
-{
-    const vec alpha = FN(load)(a->whole + i), peak = FN(load)(a->sum + i) * FN(load)(a->unit + i);
+    const vec alpha = FN(alpha)(weight, normalizer), unit = alpha / (FN(keep)(near, own) + sum), peak = sum * unit;
     const FN(mask) is_below = FN(not_less)(FN(absolute)(alpha), FN(absolute)(peak));
-    FN(store)(a->peak + i, FN(select)(is_below & FN(are_set)(a->near + i), peak, alpha + 0 * peak)); /* NaN stays */
+    FN(store)(a->whole + i, alpha);
+    FN(store)(a->unit + i, unit);
+    FN(store)(a->peak + i, FN(select)(is_below & near, peak, alpha + 0 * peak)); /* NaN stays */
 }
 
 /* Losses of far rows, and weighted ones. */
@@ -249,22 +225,11 @@ INLINE void FN(finish_losses)(ptrdiff_t i, int plain, const FN(Anchored) *a, Row
     }
 }
 
-INLINE void FN(anchored_epilogue)(const Tile *tile, int two, int plain, FN(Anchored) *a, Rows *rows)
+INLINE void FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
 {
-    const double *weight = plain ? NULL : rows->weight, normalizer = tile->formula->normalizer;
-    const int with_grad = tile->grad != NULL;
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        if (two) FN(finish_two)(i, weight, normalizer, with_grad, a);
-        else FN(finish)(i, weight, normalizer, with_grad, a);
-    }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) { /* stores of narrower vectors have passed by now */
-        const FN(mask) near = FN(are_set)(a->near + i);
-        const int all_near = FN(every_lane)(near);
-        vec r = FN(load)(a->r + i);
-        if (!all_near) r = FN(select)(near, r, r - 1);
-        FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(r, FN(load)(a->r_low + i)));
-        if (with_grad) FN(set_peak)(i, a);
-        if (!plain || !all_near) FN(finish_losses)(i, plain, a, rows);
+        FN(finish)(i, plain ? NULL : rows->weight + i, tile->formula->normalizer, tile->grad != NULL, a, rows);
+        if (!plain || !FN(every_lane)(FN(are_set)(a->near + i))) FN(finish_losses)(i, plain, a, rows);
     }
 }
 
@@ -333,12 +298,13 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
         a.x_y[i] = *at;
         *at = -INFINITY; /* out of the sum */
     }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, &a);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(ask_for_rows)(tile->logits, &tile->logits_layout, i, n_classes, 0);
         if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, n_classes, 1);
-        FN(anchored_sweep)(x, n_classes, i, few, with_grad, &a);
+        FN(sum_exps)(x, n_classes, i, few, with_grad, &a);
     }
-    FN(anchored_epilogue)(tile, n_classes == 2, plain, &a, rows);
+    FN(anchored_epilogue)(tile, plain, &a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
         FN(anchored_write)(x, n_classes, i, few, plain, &a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)

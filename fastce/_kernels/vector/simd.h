@@ -155,19 +155,17 @@ INLINE vec FN(fma)(vec a, vec b, vec c)
 #endif
 }
 
-#if REAL_BITS == 64
 /* What a * b rounded to p has lost. */
 INLINE vec FN(product_error)(vec a, vec b, vec p)
 {
 #ifdef HAS_FMA
     return FN(fma)(a, b, -p);
-#else /* T. J. Dekker: halves of 26 bits, whose products are exact */
-    const vec wide_a = a * 0x1.000002p27, wide_b = b * 0x1.000002p27;
-    const vec a_high = wide_a - (wide_a - a), b_high = wide_b - (wide_b - b), a_low = a - a_high, b_low = b - b_high;
+#else /* T. J. Dekker: products of halves are exact */
+    const UINT half = ~(((UINT)1 << (REAL_BITS == 64 ? 27 : 12)) - 1);
+    const vec a_high = (vec)((uvec)a & half), b_high = (vec)((uvec)b & half), a_low = a - a_high, b_low = b - b_high;
     return ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low;
 #endif
 }
-#endif
 
 /* Which lanes an operation concerns: a bit each where the level has mask registers, else all bits of the lane. */
 #ifdef LEVEL_V4
