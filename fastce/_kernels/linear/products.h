@@ -337,4 +337,3 @@ static void FN(hessian_row)(const REAL *p, ptrdiff_t n, int binary, double s, RE
         FN(store_n)(t + j, count, weight * FN(load_n)(p + j, count, 0) * (FN(load_n)(t + j, count, 0) - mean));
     }
 }
-#undef IN_GROUPS
