@@ -54,9 +54,10 @@ def _train(terminal: Console) -> tuple[np.ndarray, np.ndarray]:
     begin = perf_counter()
     model.fit(x, y)
     seconds = perf_counter() - begin
+    right = model.score(x_held_out, y_held_out)
     terminal.print(
-        f"   {model.n_iter_[0]} iterations in {time_text(seconds)}; accuracy on {len(x_held_out)} digits held "
-        f"out: [bold]{model.score(x_held_out, y_held_out):.1%}[/]\n\n"
+        f"   {model.n_iter_[0]} iterations in {time_text(seconds)}\n\n"
+        f"   Accuracy on {len(x_held_out)} digits held out: [bold]{right:.1%}[/]\n\n"
         "[bold]2. The same loss and gradient by three libraries[/], for the logits just trained."
     )
     return model.decision_function(x), y
