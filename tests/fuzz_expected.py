@@ -1,5 +1,6 @@
 """What the twin says of a drawn case: for each function intervals in which its results must lie."""
 
+import ml_dtypes
 import numpy as np
 from bounds import (
     HESS_ULP,
@@ -404,3 +405,38 @@ def log_loss(arrays, options):
     with np.errstate(invalid="ignore"):
         total = (weight * rows).sum() / (weight.sum() if options["normalize"] else 1)
     return {"log_loss": (within(np.dtype(np.float64), total, (4 + y.size) * 2.0**-52 * total),)}
+
+
+def linear_cross_entropy(arrays, options):
+    """Within the rounding of what is added up: products, then gradients times features and weights."""
+    x, w, y = (arrays[k] for k in ("input", "linear_weight", "target"))
+    b = arrays.get("linear_bias")
+    given = {k: v for k, v in options.items() if k != "memory"}
+    given |= {k: a for k, a in arrays.items() if k not in ("input", "linear_weight", "target")}
+    total, grads = reference.linear_cross_entropy_and_grad(x, w, y, **given)
+    rows = reference.linear_cross_entropy(x, w, y, **none(given))
+    row = np.dtype(np.float64 if np.float64 in (native(x), native(w)) else np.float32)
+    eps, of_x, of_w = float(np.finfo(row).eps), abs(x.astype(float)), abs(w.astype(float))
+    # What a logit is off by, in eps: half of its terms, were they added up one after the other and all
+    # roundings of one sign; half of that where there are lanes or signs.
+    sizes = of_x @ of_w.T + (0 if b is None else abs(b.astype(float)))
+    logit = (4 + x.shape[1] / 4) * sizes.max(initial=1)
+    by_row = np.abs(given.get("sample_weight", np.ones(len(x)))).astype(float) + abs(rows)
+    divisor = divisor_of(options, mean_weight(y, {"axis": -1} | given))
+    with np.errstate(all="ignore"):
+        size = by_row if options.get("reduction") == "none" else by_row.sum() / abs(divisor)
+        z = x.astype(float) @ w.T.astype(float) + (0 if b is None else b.astype(float))
+        without_bias = {k: v for k, v in given.items() if k != "linear_bias"}
+        g = abs(reference.cross_entropy_and_grad(z, y, **without_bias)[1]).astype(float)
+        g = np.nan_to_num(g) + eps * g.max(initial=0)
+    of_loss = row if options.get("reduction") == "none" else np.dtype(np.float64)
+    loss = within(of_loss, total, eps * logit * size)
+    intervals = [loss]
+    parts = ((x, g @ of_w), (w, g.T @ of_x), (b, g.sum(axis=0)))
+    for (a, terms), exact in zip(parts, grads, strict=True):
+        if a is None:
+            continue
+        own = float(ml_dtypes.finfo(native(a)).eps)
+        allowed = (eps * (logit + len(w) + 16) + own) * terms + own * tiny(native(a))
+        intervals.append(within(native(a), exact, allowed))
+    return {"linear_cross_entropy": (loss,), "linear_cross_entropy_and_grad": tuple(intervals)}

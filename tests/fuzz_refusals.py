@@ -14,7 +14,7 @@ def damages(case, name, data):
     for k in data.draw(st.lists(st.integers(0, len(some) - 1), min_size=1, max_size=4)):
         arrays, options, outs, errors = some[k]
         more = {}
-        if name.endswith(WRITERS):  # something that may not be written
+        if name.endswith(WRITERS) and "linear" not in name:  # something that may not be written
             a = case.arrays[next(iter(case.arrays))].a
             dtype = a.dtype if a.dtype.kind not in "biu" else np.dtype(np.float64)
             more["out"] = in_memory(case.rng, np.zeros(a.shape, dtype), int(case.rng.integers(16)))
@@ -93,8 +93,22 @@ def possible(case, name):
                 wrong = y.astype(float)
                 wrong.flat[rng.integers(y.size)] = value
                 yield with_array("target", wrong, ValueError)
-    if name.endswith(WRITERS):
+    if name.startswith("linear"):
+        yield from of_linear(case, with_array, with_options)
+    elif name.endswith(WRITERS):
         yield from of_out(case, name, a, with_out)
+
+
+def of_linear(case, with_array, with_options):
+    w, target = case.arrays["linear_weight"].a, case.arrays["target"].a
+    yield with_array("linear_weight", np.ones((len(w), w.shape[1] + 1)), ValueError)
+    yield with_array("linear_bias", np.ones(len(w) + 1), ValueError)
+    yield with_options(TypeError, memory=1.5)
+    for value in (len(w), -1, 2**40):
+        if target.size and value != case.options.get("ignore_index", -100):
+            wrong = target.astype(np.int64)
+            wrong.flat[case.rng.integers(target.size)] = value
+            yield with_array("target", wrong, IndexError)
 
 
 def of_tokens(case, a, with_array, with_options):

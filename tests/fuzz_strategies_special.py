@@ -1,4 +1,4 @@
-"""Calls of SciPy's functions, scores of tokens, information measures and log_loss that hypothesis draws."""
+"""Calls that hypothesis draws: SciPy's functions, scores, information measures, log_loss, linear layers."""
 
 import numpy as np
 from conftest import DTYPES
@@ -6,6 +6,7 @@ from fuzz_memory import in_memory
 from fuzz_strategies import (
     LAYOUTS,
     LOGIT_DTYPES,
+    REDUCTIONS,
     SEEDS,
     Case,
     broadcastable,
@@ -146,3 +147,37 @@ def log_losses(draw):
     if draw(st.booleans()):
         arrays["sample_weight"] = in_memory(rng, rng.uniform(0.5, 2, n), draw(LAYOUTS) & 15)
     return Case(("log_loss",), arrays, options, rng)
+
+
+@st.composite
+def linear_losses(draw):
+    """Few weights or many rows, by kernels or, where there is little memory, in blocks through BLAS."""
+    rng, options = np.random.default_rng(draw(SEEDS)), dict(draw(REDUCTIONS))
+    n_rows = draw(st.sampled_from([1, 2, 5, 33, 64, 65, 130, 300, 0]))
+    n_features = draw(st.sampled_from([1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 33, 65]))
+    n_classes = draw(st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 33, 100]))
+    size = draw(st.sampled_from([0.1, 1, 5])) / np.sqrt(n_features)
+    shapes = {"input": (n_rows, n_features), "linear_weight": (n_classes, n_features)}
+    arrays = {
+        name: in_memory(
+            rng,
+            (rng.normal(size=shape) * (size if name == "linear_weight" else 1)).astype(
+                draw(st.sampled_from(DTYPES))
+            ),
+            draw(LAYOUTS),
+        )
+        for name, shape in shapes.items()
+    }
+    y = labels(draw, rng, rng.integers(0, n_classes, n_rows), (n_rows,), n_classes, options)
+    arrays["target"] = in_memory(rng, y, draw(LAYOUTS))
+    if draw(st.booleans()):
+        b = rng.normal(size=n_classes).astype(draw(st.sampled_from(DTYPES)))
+        arrays["linear_bias"] = in_memory(rng, b, draw(LAYOUTS))
+    if draw(st.booleans()):
+        arrays["sample_weight"] = in_memory(rng, rng.uniform(0.5, 2, n_rows), draw(LAYOUTS))
+    if draw(st.booleans()):
+        options["memory"] = 1 << 20
+    smoothing = maybe(draw, 0.1)
+    if smoothing is not None:
+        options["label_smoothing"] = smoothing
+    return Case(("linear_cross_entropy", "linear_cross_entropy_and_grad"), arrays, options, rng)

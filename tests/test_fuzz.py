@@ -25,6 +25,7 @@ from fuzz_strategies import (
 from fuzz_strategies_special import (
     best_classes,
     greedy_samples,
+    linear_losses,
     log_losses,
     logsumexps,
     measures,
@@ -54,12 +55,13 @@ FAMILIES = {
     "token_logprobs": (scores, fuzz_expected.token_logprobs, 3),
     "top_k": (best_classes, fuzz_expected.top_k, 1),
     "sample": (greedy_samples, fuzz_expected.sample, 1),
+    "linear_cross_entropy": (linear_losses, fuzz_expected.linear_cross_entropy, 2),
     "information": (measures, fuzz_expected.information, 1),
     "log_loss": (log_losses, fuzz_expected.log_loss, 0.1),
 }
 ONCE = {"information", "log_loss"}  # NumPy alone, which has no levels
 POSITIONAL = {"logits", "cosine", "log_probs", "probs", "x", "a", "p", "q"}
-POSITIONAL |= {"target", "tokens", "y_true", "y_proba"}
+POSITIONAL |= {"target", "tokens", "y_true", "y_proba", "input", "linear_weight"}
 EXAMPLES_AT_ONCE = 500  # hypothesis keeps what it knows of each
 
 
@@ -84,6 +86,8 @@ def restored():
 def outs_of(case, name, intervals):
     """Arrays to write into for a call: none, anywhere in memory, or the first argument itself."""
     rng, first = case.rng, next(iter(case.arrays))
+    if name.startswith("linear"):  # gradients of several arrays
+        return {}, {}
     writes = {"softmax": ["out"], "log_softmax": ["out"], "logsumexp": ["out"]}.get(name, [])
     writes = (
         ["out"]
@@ -156,6 +160,8 @@ def check(case, name, intervals):
             more["n_threads"] = n_threads
     results = call(case, name, arrays, more)
     results = results if isinstance(results, tuple) else (results,)
+    if name == "linear_cross_entropy_and_grad":
+        results = results[0], *(a for a in results[1] if a is not None)
     assert len(results) == len(intervals)
     if name in ("softmax", "log_softmax") and np.size(results[0]):
         assert keeps_order(results[0], case.values()["x"], case.options.get("axis")), f"{name}: another order"

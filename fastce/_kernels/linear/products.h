@@ -77,13 +77,8 @@ INLINE ptrdiff_t FN(feature_of)(const Linear *l, ptrdiff_t v)
 
 /* ---- Logits ------------------------------------------------------------------------------- */
 
-#define ROWS 4 /* whose products are accumulated together, with those columns that the registers have room for */
-#undef DOT_COLUMNS
-#if VECTOR_BYTES == 64
-#define DOT_COLUMNS 4
-#else
-#define DOT_COLUMNS 2
-#endif
+#define ROWS 4 /* whose products with so many columns are accumulated together: 16 registers have room for that */
+#define DOT_COLUMNS 3
 #ifndef AHEAD_FEATURES
 #define AHEAD_FEATURES 8192 /* bytes: see ask_for */
 #endif
@@ -109,23 +104,28 @@ INLINE void FN(put_lane_sums)(vec *sums, REAL *to)
 #endif
 }
 
+/* A vector of features, those from d on. */
+INLINE void FN(add_vector)(const REAL *const *row, ptrdiff_t d, const REAL *w, ptrdiff_t padded, vec (*sum)[ROWS],
+                           ptrdiff_t columns)
+{
+    vec weights[DOT_COLUMNS];
+    for (ptrdiff_t c = 0; c < columns; c++) weights[c] = FN(load)(w + c * padded);
+    for (ptrdiff_t r = 0; r < ROWS; r++) {
+        const vec x = FN(load)(row[r] + d);
+        for (ptrdiff_t c = 0; c < columns; c++) sum[c][r] = FN(fma)(x, weights[c], sum[c][r]);
+    }
+}
+
 /* Logits of ROWS rows, from plane to plane. */
 INLINE void FN(add_products)(const Linear *l, const REAL *const *row, const REAL *w, const REAL *bias, REAL *z,
                              ptrdiff_t columns)
 {
-    const ptrdiff_t n_vectors = l->padded / LANES;
+    const ptrdiff_t last = l->padded - LANES;
     vec sum[DOT_COLUMNS][ROWS];
     for (ptrdiff_t c = 0; c < columns; c++)
         for (ptrdiff_t r = 0; r < ROWS; r++) sum[c][r] = (vec){bias ? bias[c] : 0};
-    for (ptrdiff_t v = 0; v < n_vectors; v++) {
-        const ptrdiff_t d = FN(feature_of)(l, v);
-        vec x[ROWS];
-        for (ptrdiff_t r = 0; r < ROWS; r++) x[r] = FN(load)(row[r] + d);
-        for (ptrdiff_t c = 0; c < columns; c++) {
-            const vec weights = FN(load)(w + c * l->padded + v * LANES);
-            for (ptrdiff_t r = 0; r < ROWS; r++) sum[c][r] = FN(fma)(x[r], weights, sum[c][r]);
-        }
-    }
+    for (ptrdiff_t v = 0; v < last; v += LANES) FN(add_vector)(row, v, w + v, l->padded, sum, columns);
+    FN(add_vector)(row, FN(feature_of)(l, last / LANES), w + last, l->padded, sum, columns);
     for (ptrdiff_t c = 0; c < columns; c++)
         for (ptrdiff_t r = 0; r < ROWS; r += PART) FN(put_lane_sums)(sum[c] + r, z + c * TILE + r);
 }
@@ -139,10 +139,16 @@ static void FN(tile_logits)(const Linear *l, const Features *x, ptrdiff_t n_rows
         for (ptrdiff_t r = 0; r < ROWS; r++) /* the last one again behind the end */
             row[r] = (const REAL *)x->rows + (i + r < n_rows ? i + r : n_rows - 1) * x->stride;
         for (ptrdiff_t r = 0; r < ROWS; r++) FN(ask_for)(row[r], AHEAD_FEATURES, l->n_features * sizeof(REAL), 0);
-        ptrdiff_t c = 0;
-#define ADD(columns) FN(add_products)(l, row, w + c * l->padded, bias ? bias + c : NULL, z + c * TILE + i, columns)
-        for (; c + DOT_COLUMNS <= l->n_columns; c += DOT_COLUMNS) ADD(DOT_COLUMNS);
-        for (; c < l->n_columns; c++) ADD(1);
+#define ADD(columns) \
+    FN(add_products)(l, row, w + c * l->padded, bias ? bias + c : NULL, z + c * TILE + i, columns); \
+    c += columns
+        for (ptrdiff_t c = 0; c < l->n_columns;) {
+            switch (l->n_columns - c) {
+            case 1: ADD(1); break;
+            case 2: case 4: ADD(2); break;
+            default: ADD(DOT_COLUMNS);
+            }
+        }
 #undef ADD
     }
 }
@@ -331,4 +337,3 @@ static void FN(hessian_row)(const REAL *p, ptrdiff_t n, int binary, double s, RE
         FN(store_n)(t + j, count, weight * FN(load_n)(p + j, count, 0) * (FN(load_n)(t + j, count, 0) - mean));
     }
 }
-#undef IN_GROUPS

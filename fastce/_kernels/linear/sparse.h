@@ -11,18 +11,20 @@ INLINE int64_t FN(position)(const Sparse *x, const void *array, ptrdiff_t i)
     return x->long_indices ? ((const int64_t *)array)[i] : ((const int32_t *)array)[i];
 }
 
-#undef SPARSE_VECTORS
-#define SPARSE_VECTORS 4
+#undef AHEAD_ENTRIES
+#define AHEAD_ENTRIES 16 /* entries ahead, whose runs are asked for: random places of an array larger than caches */
 
-/* A row of logits, in vectors of classes that stay in registers. */
-INLINE void FN(sparse_logits_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t end, const REAL *w, const REAL *bias,
-                                   REAL *z, ptrdiff_t vectors)
+/* A row of logits, in vectors of classes that stay in registers. `last`: of the entries that may be looked at. */
+INLINE void FN(sparse_logits_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t end, ptrdiff_t last, const REAL *w,
+                                   const REAL *bias, REAL *z, ptrdiff_t vectors)
 {
-    vec sum[SPARSE_VECTORS];
+    vec sum[COLUMNS];
     for (ptrdiff_t v = 0; v < vectors; v++) sum[v] = bias ? FN(load)(bias + v * LANES) : (vec){0};
     for (ptrdiff_t k = start; k < end; k++) {
         const REAL *of_feature = w + FN(position)(x, x->indices, k) * x->padded;
+        const ptrdiff_t ahead = FN(position)(x, x->indices, FN(smaller)(k + AHEAD_ENTRIES, last));
         const REAL value = ((const REAL *)x->data)[k];
+        FN(ask_for)(w + ahead * x->padded, 0, vectors * VECTOR_BYTES, 0);
         for (ptrdiff_t v = 0; v < vectors; v++)
             sum[v] = FN(times_add)(value, FN(load)(of_feature + v * LANES), sum[v]);
     }
@@ -33,20 +35,33 @@ INLINE void FN(sparse_logits_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t e
 static void FN(sparse_logits)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const REAL *w, const REAL *bias,
                               REAL *z)
 {
+    const ptrdiff_t last = FN(position)(x, x->row_starts, first + n_rows) - 1;
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         const ptrdiff_t start = FN(position)(x, x->row_starts, first + i);
-        const ptrdiff_t end = FN(position)(x, x->row_starts, first + i + 1);
-        REAL *row = z + i * x->padded;
-        ptrdiff_t c = 0;
+        const ptrdiff_t stop = FN(position)(x, x->row_starts, first + i + 1);
 #define PART_OF(vectors) \
-    FN(sparse_logits_part)(x, start, end, w + c, bias ? bias + c : NULL, row + c, vectors)
-        for (; c + SPARSE_VECTORS * LANES <= x->padded; c += SPARSE_VECTORS * LANES) PART_OF(SPARSE_VECTORS);
-        switch ((x->padded - c) / LANES) {
-        case 1: PART_OF(1); break;
-        case 2: PART_OF(2); break;
-        case 3: PART_OF(3); break;
-        }
+    FN(sparse_logits_part)(x, start, stop, last, w + v * LANES, bias ? bias + v * LANES : NULL, \
+                           z + i * x->padded + v * LANES, vectors)
+        IN_GROUPS(x->padded / LANES, v, PART_OF)
 #undef PART_OF
+    }
+}
+
+/* Adds a row's gradient, in vectors that stay in registers, times each entry of the features in [from, to). */
+INLINE void FN(sparse_grad_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t end, ptrdiff_t last, int64_t from,
+                                 int64_t to, const REAL *g, double *sums, ptrdiff_t vectors)
+{
+    vec_f64 grad[COLUMNS];
+    for (ptrdiff_t v = 0; v < vectors; v++) grad[v] = FN(load_wide)(g + v * LANES_F64);
+    for (ptrdiff_t k = start; k < end; k++) {
+        const int64_t d = FN(position)(x, x->indices, k);
+        const int64_t ahead = FN(position)(x, x->indices, FN(smaller)(k + AHEAD_ENTRIES, last));
+        if (ahead >= from && ahead < to) FN(ask_for)(sums + ahead * x->padded, 0, vectors * VECTOR_BYTES, 1);
+        if (d < from || d >= to) continue;
+        double *at = sums + d * x->padded;
+        const double value = ((const REAL *)x->data)[k];
+        for (ptrdiff_t v = 0; v < vectors; v++)
+            store_f64(at + v * LANES_F64, times_add_f64(value, grad[v], load_f64(at + v * LANES_F64)));
     }
 }
 
@@ -55,18 +70,15 @@ static void FN(sparse_logits)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows
 static void FN(add_sparse_grad)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_rows, const REAL *g, const char *used,
                                 int64_t from, int64_t to, double *sums)
 {
+    const ptrdiff_t last = FN(position)(x, x->row_starts, first + n_rows) - 1;
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         const ptrdiff_t start = FN(position)(x, x->row_starts, first + i);
-        const ptrdiff_t end = FN(position)(x, x->row_starts, first + i + 1);
-        const REAL *row = g + i * x->padded;
+        const ptrdiff_t stop = FN(position)(x, x->row_starts, first + i + 1);
         if (!used[i]) continue;
-        for (ptrdiff_t k = start; k < end; k++) {
-            const int64_t d = FN(position)(x, x->indices, k);
-            if (d < from || d >= to) continue;
-            double *at = sums + d * x->padded;
-            const vec_f64 value = splat_f64((double)((const REAL *)x->data)[k]);
-            for (ptrdiff_t c = 0; c < x->padded; c += LANES_F64)
-                store_f64(at + c, fma_f64(value, FN(load_wide)(row + c), load_f64(at + c)));
-        }
+#define PART_OF(vectors) \
+    FN(sparse_grad_part)(x, start, stop, last, from, to, g + i * x->padded + v * LANES_F64, sums + v * LANES_F64, vectors)
+        IN_GROUPS(x->padded / LANES_F64, v, PART_OF)
+#undef PART_OF
     }
 }
+#undef IN_GROUPS
