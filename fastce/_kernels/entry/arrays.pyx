@@ -7,6 +7,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.dlpack cimport array_of
@@ -128,15 +129,16 @@ cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype, str name="target"):
 
 cdef int normalised_axis(object axis, int n_dims, str name="logits") except -1:
     cdef Py_ssize_t number
+    cdef int beyond = 0
     if n_dims == 0:
         raise ValueError(f"{name} is a scalar; expected at least one axis, the classes")
-    try:
-        number = index(axis)
-    except TypeError:
-        raise TypeError(f"axis is {axis!r}; expected an int") from None
-    except OverflowError:
-        number = n_dims
-    if not -n_dims <= number < n_dims:
+    if type(axis) is not int:
+        try:
+            axis = index(axis)
+        except TypeError:
+            raise TypeError(f"axis is {axis!r}; expected an int") from None
+    number = PyLong_AsLongLongAndOverflow(axis, &beyond)
+    if beyond or not -n_dims <= number < n_dims:
         raise np.exceptions.AxisError(axis, n_dims)
     return <int>(number + n_dims if number < 0 else number)
 
