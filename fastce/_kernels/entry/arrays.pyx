@@ -38,9 +38,8 @@ cdef cnp.ndarray converted(object a, object dtype=None):
         leave_environment(host)
 
 
-cdef cnp.ndarray as_array(object a, str name):
-    if type(a) is cnp.ndarray:
-        return a
+cdef cnp.ndarray new_array(object a, str name):
+    """as_array of what is no plain array."""
     cdef bint has_protocol = hasattr(a, "__array__")
     cdef bint exports = not has_protocol and hasattr(a, "__dlpack__")
     if not (has_protocol or exports):
@@ -77,13 +76,10 @@ cdef object bits = BFLOAT16_BITS
 cdef int bfloat16 = cnp.NPY_NOTYPE    # the number of ml_dtypes' type, once it was met: names take a microsecond
 
 
-cdef int format_of(cnp.ndarray a) except -1:
+cdef int other_format(cnp.ndarray a) except -1:
+    """format_of what is neither float32 nor float64."""
     global bfloat16
     cdef int number = cnp.PyArray_TYPE(a)
-    if number == cnp.NPY_FLOAT:
-        return FORMAT_F32
-    if number == cnp.NPY_DOUBLE:
-        return FORMAT_F64
     if number == cnp.NPY_FLOAT16:
         return FORMAT_F16
     if number == bfloat16:
