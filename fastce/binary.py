@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike, NDArray
 
-from fastce import _kernels
+from fastce._kernels import computed_by
 
 __all__ = [
     "binary_cross_entropy",
@@ -16,6 +16,7 @@ __all__ = [
 ]
 
 
+@computed_by("elementwise", "binary_cross_entropy_with_logits", 0)
 def binary_cross_entropy_with_logits(
     logits: ArrayLike,
     target: ArrayLike,
@@ -92,11 +93,9 @@ def binary_cross_entropy_with_logits(
     >>> round(fastce.binary_cross_entropy_with_logits(logits, labels, pos_weight=[1, 1, 3]), 5)
     0.99031
     """
-    return _kernels.elementwise.binary_cross_entropy_with_logits(
-        0, logits, target, weight, pos_weight, reduction, normalizer, n_threads
-    )
 
 
+@computed_by("elementwise", "binary_cross_entropy_with_logits", 1)
 def binary_cross_entropy_with_logits_and_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -153,11 +152,9 @@ def binary_cross_entropy_with_logits_and_grad(
     >>> fastce.binary_cross_entropy_with_logits_and_grad(logits, [1, 0, 1], out=out)[1] is out
     True
     """
-    return _kernels.elementwise.binary_cross_entropy_with_logits(
-        1, logits, target, weight, pos_weight, reduction, normalizer, n_threads, out
-    )
 
 
+@computed_by("elementwise", "binary_cross_entropy_with_logits", 2)
 def binary_cross_entropy_with_logits_and_hess(
     logits: ArrayLike,
     target: ArrayLike,
@@ -204,11 +201,9 @@ def binary_cross_entropy_with_logits_and_hess(
     >>> fastce.binary_cross_entropy_with_logits_and_hess([0.0, 40.0], [1, 1], reduction="sum")[2]
     array([2.50000000e-01, 4.24835426e-18])
     """
-    return _kernels.elementwise.binary_cross_entropy_with_logits(
-        2, logits, target, weight, pos_weight, reduction, normalizer, n_threads, out, hess_out
-    )
 
 
+@computed_by("elementwise", "binary_focal_loss", 0)
 def binary_focal_loss(
     logits: ArrayLike,
     target: ArrayLike,
@@ -265,11 +260,9 @@ def binary_focal_loss(
     >>> fastce.binary_focal_loss([3.0, -1.0], [1, 1], alpha=0.25, reduction="none")
     array([2.73208311e-05, 1.75467076e-01])
     """
-    return _kernels.elementwise.binary_focal_loss(
-        0, logits, target, gamma, alpha, weight, reduction, normalizer, n_threads
-    )
 
 
+@computed_by("elementwise", "binary_focal_loss", 1)
 def binary_focal_loss_and_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -317,11 +310,9 @@ def binary_focal_loss_and_grad(
     >>> fastce.binary_focal_loss_and_grad([3.0, -1.0], [1, 1], alpha=0.25, reduction="sum")[1]
     array([-7.87179616e-05, -1.92058681e-01])
     """
-    return _kernels.elementwise.binary_focal_loss(
-        1, logits, target, gamma, alpha, weight, reduction, normalizer, n_threads, out
-    )
 
 
+@computed_by("elementwise", "binary_cross_entropy")
 def binary_cross_entropy(
     probs: ArrayLike,
     target: ArrayLike,
@@ -370,4 +361,3 @@ def binary_cross_entropy(
     >>> fastce.binary_cross_entropy([0.9, 0.2, 0.0], [1, 0, 1], reduction="none")
     array([  0.10536052,   0.22314355, 100.        ])
     """
-    return _kernels.elementwise.binary_cross_entropy(probs, target, weight, reduction, normalizer, n_threads)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike, NDArray
 
-from fastce import _kernels
+from fastce._kernels import computed_by
 
 __all__ = ["hinge_loss", "hinge_loss_and_grad"]
 
 
+@computed_by("kernels", "hinge_loss", 0)
 def hinge_loss(
     logits: ArrayLike,
     target: ArrayLike,
@@ -97,23 +98,9 @@ def hinge_loss(
     >>> fastce.hinge_loss(scores, [0, 1], kind="crammer_singer", p=2)
     0.28125
     """
-    return _kernels.kernels.hinge_loss(
-        0,
-        logits,
-        target,
-        kind,
-        p,
-        margin,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-    )
 
 
+@computed_by("kernels", "hinge_loss", 1)
 def hinge_loss_and_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -170,19 +157,3 @@ def hinge_loss_and_grad(
     >>> loss, grad.round(3)
     (0.4166666666666667, array([-0.333,  0.333,  0.   ]))
     """
-    return _kernels.kernels.hinge_loss(
-        1,
-        logits,
-        target,
-        kind,
-        p,
-        margin,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-        out,
-    )

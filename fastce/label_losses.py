@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike, NDArray
 
-from fastce import _kernels
+from fastce._kernels import computed_by
 
 __all__ = [
     "focal_loss",
@@ -15,6 +15,7 @@ __all__ = [
 ]
 
 
+@computed_by("kernels", "focal_loss", 0)
 def focal_loss(
     logits: ArrayLike,
     target: ArrayLike,
@@ -69,21 +70,9 @@ def focal_loss(
     >>> fastce.focal_loss(logits, [0, 0], reduction="none").round(6)
     array([1.09000e-04, 7.01868e-01])
     """
-    return _kernels.kernels.focal_loss(
-        0,
-        logits,
-        target,
-        gamma,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-    )
 
 
+@computed_by("kernels", "focal_loss", 1)
 def focal_loss_and_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -133,22 +122,9 @@ def focal_loss_and_grad(
     >>> grad.round(6)
     array([-0.768235,  0.768235])
     """
-    return _kernels.kernels.focal_loss(
-        1,
-        logits,
-        target,
-        gamma,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-        out,
-    )
 
 
+@computed_by("kernels", "margin_cross_entropy", 0)
 def margin_cross_entropy(
     cosine: ArrayLike,
     target: ArrayLike,
@@ -224,24 +200,9 @@ def margin_cross_entropy(
     >>> fastce.margin_cross_entropy(cosine, [0, 1], scale=10, reduction="none").round(6)
     array([0.00853 , 3.951674])
     """
-    return _kernels.kernels.margin_cross_entropy(
-        0,
-        cosine,
-        target,
-        scale,
-        margin1,
-        margin2,
-        margin3,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-    )
 
 
+@computed_by("kernels", "margin_cross_entropy", 1)
 def margin_cross_entropy_and_grad(
     cosine: ArrayLike,
     target: ArrayLike,
@@ -293,25 +254,9 @@ def margin_cross_entropy_and_grad(
     >>> grad.round(6)
     array([  9.342633, -10.659296,   0.465142])
     """
-    return _kernels.kernels.margin_cross_entropy(
-        1,
-        cosine,
-        target,
-        scale,
-        margin1,
-        margin2,
-        margin3,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-        out,
-    )
 
 
+@computed_by("kernels", "nll_loss")
 def nll_loss(
     log_probs: ArrayLike,
     target: ArrayLike,
@@ -359,14 +304,3 @@ def nll_loss(
     >>> round(fastce.nll_loss(np.log([[0.5, 0.5], [0.1, 0.9]]), [0, 1]), 6)
     0.399254
     """
-    return _kernels.kernels.nll_loss(
-        log_probs,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        reduction,
-        normalizer,
-        n_threads,
-    )

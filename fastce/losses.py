@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike, NDArray
 
-from fastce import _kernels
+from fastce._kernels import computed_by
 
 __all__ = ["cross_entropy", "cross_entropy_and_grad", "cross_entropy_and_hess"]
 
 
+@computed_by("kernels", "cross_entropy", 0)
 def cross_entropy(
     logits: ArrayLike,
     target: ArrayLike,
@@ -124,24 +125,9 @@ def cross_entropy(
     >>> round(fastce.cross_entropy(logits, np.array([[0.5, 0.5, 0], [0, 0, 1]])), 6)
     5.549306
     """
-    return _kernels.kernels.cross_entropy(
-        0,
-        logits,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        temperature,
-        softcap,
-        reduction,
-        normalizer,
-        n_threads,
-    )
 
 
+@computed_by("kernels", "cross_entropy", 1)
 def cross_entropy_and_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -215,25 +201,9 @@ def cross_entropy_and_grad(
     >>> fastce.cross_entropy_and_grad(logits, [0, 2], out=out)[1] is out
     True
     """
-    return _kernels.kernels.cross_entropy(
-        1,
-        logits,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        temperature,
-        softcap,
-        reduction,
-        normalizer,
-        n_threads,
-        out,
-    )
 
 
+@computed_by("kernels", "cross_entropy", 2)
 def cross_entropy_and_hess(
     logits: ArrayLike,
     target: ArrayLike,
@@ -294,21 +264,3 @@ def cross_entropy_and_hess(
     array([[2.50000000e-01, 2.50000000e-01],
            [1.38879439e-11, 1.38879439e-11]])
     """
-    return _kernels.kernels.cross_entropy(
-        2,
-        logits,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        temperature,
-        softcap,
-        reduction,
-        normalizer,
-        n_threads,
-        out,
-        hess_out,
-    )

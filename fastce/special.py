@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
+from fastce._kernels import computed_by
 from fastce._kernels.entry import arrays
 from fastce._kernels.machine import threads
 
@@ -18,6 +19,7 @@ __all__ = ["log_softmax", "logsumexp", "softmax"]
 Axis = int | tuple[int, ...] | None
 
 
+@computed_by("kernels", "usual_logsumexp")
 def logsumexp(
     a: ArrayLike,
     axis: Axis = None,
@@ -82,10 +84,6 @@ def logsumexp(
     >>> fastce.logsumexp(np.array([[1.0, 2.0], [0.0, 0.0]]), axis=1, b=[1, -1], return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
-    if b is None and out is None and not (keepdims or return_sign):
-        usual = _kernels.kernels.usual_logsumexp(a, axis, n_threads)
-        if usual is not None:
-            return usual
     a, b = arrays.any_array(a, "a"), None if b is None else arrays.any_array(b, "b")
     if a.dtype.kind == "c" or (b is not None and b.dtype.kind == "c"):
         options = {"axis": axis, "keepdims": keepdims, "return_sign": return_sign}
@@ -127,6 +125,7 @@ def logsumexp(
     return (result, sign[()]) if return_sign else result
 
 
+@computed_by("kernels", "usual_softmax", False)
 def softmax(
     x: ArrayLike, axis: Axis = None, *, out: NDArray | None = None, n_threads: int | None = None
 ) -> Any:
@@ -168,10 +167,10 @@ def softmax(
     >>> fastce.softmax([1.0, 2.0, 3.0])
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    usual = _kernels.kernels.usual_softmax(x, axis, out, n_threads, False)
-    return _softmax(x, axis, out, n_threads, "softmax") if usual is None else usual
+    return _softmax(x, axis, out, n_threads, "softmax")
 
 
+@computed_by("kernels", "usual_softmax", True)
 def log_softmax(
     x: ArrayLike, axis: Axis = None, *, out: NDArray | None = None, n_threads: int | None = None
 ) -> Any:
@@ -206,8 +205,7 @@ def log_softmax(
     >>> fastce.log_softmax(np.array([20, 0, 0], dtype=np.float32))
     array([-4.1223074e-09, -2.0000000e+01, -2.0000000e+01], dtype=float32)
     """
-    usual = _kernels.kernels.usual_softmax(x, axis, out, n_threads, True)
-    return _softmax(x, axis, out, n_threads, "log_softmax") if usual is None else usual
+    return _softmax(x, axis, out, n_threads, "log_softmax")
 
 
 def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:

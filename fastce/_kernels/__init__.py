@@ -6,14 +6,17 @@
 import importlib
 import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeVar
 
 from .machine import forks  # noqa: F401 (looks around before anything with OpenMP is loaded)
 
 # isort: split
 from .machine import cpu
 
-__all__ = ["LEVELS", "MODULES", "built", "elementwise", "kernels", "load", "runnable"]
+__all__ = ["LEVELS", "MODULES", "built", "computed_by", "elementwise", "kernels", "load", "runnable"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi2"}
 
@@ -53,6 +56,20 @@ _level = os.environ.get("FASTCE_LEVEL") or runnable()[-1]
 
 #: The modules in use, all of one level. Public functions look them up here at each call.
 kernels, elementwise = load(_level), load(_level, "elementwise")
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def computed_by(module: str, name: str, *first: object) -> Callable[[_Function], _Function]:
+    """What makes of a signature with a docstring a function: it calls ``module.name(*first, *arguments)``.
+
+    The arguments are all of them, in the order of the signature. The Python function is called where they
+    don't fit it, for its error, and where the kernel returns NotImplemented.
+    """
+    from .entry.calls import Call
+
+    return lambda function: Call(function, sys.modules[__name__], module, name, first)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from fastce.linear.arguments import MEMORY
 from fastce.torch import _losses, _operators
 from fastce.torch._autograd import Transformed, attach, attach_rows
-from fastce.torch._tensors import check_constant, check_floating, check_tensors, is_eager, transforms_active
+from fastce.torch._tensors import (
+    HALVES,
+    check_constant,
+    check_floating,
+    check_tensors,
+    is_eager,
+    transforms_active,
+)
 
 __all__ = [
     "binary_cross_entropy_with_logits",
@@ -27,27 +34,28 @@ def _needs(*tensors: Tensor | None) -> list[bool]:
     """By which a gradient is wanted. Under a transform of torch.func a tensor does not know."""
     if not torch.is_grad_enabled():
         return [False] * len(tensors)
-    unknown = transforms_active()
-    return [t is not None and (t.requires_grad or (unknown and t.is_floating_point())) for t in tensors]
+    if transforms_active():
+        return [t is not None and (t.requires_grad or t.is_floating_point()) for t in tensors]
+    return [t is not None and t.requires_grad for t in tensors]
 
 
 def _loss_dtype(input: Tensor) -> torch.dtype:
     """That of the input, as PyTorch has it, and float32 under autocast."""
-    if input.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled("cpu"):
-        return torch.float32
-    return input.dtype
+    dtype = input.dtype
+    return torch.float32 if dtype in HALVES and torch.is_autocast_enabled("cpu") else dtype
 
 
 def _loss(
     name: str,
+    eager: bool,
     dtype: torch.dtype,
     differentiable: tuple[Tensor | None, ...],
     others: tuple[Tensor | None, ...],
     *options: Any,
 ) -> Tensor:
-    """A loss by the quickest way that the call allows."""
+    """A loss by the quickest way that the call allows; eager: that of is_eager."""
     needs = _needs(*differentiable)
-    if not is_eager(*differentiable, *others):
+    if not eager:
         operator = getattr(_operators, name)
         transformed = not torch.compiler.is_compiling() and transforms_active()
         call = partial(Transformed.apply, operator) if transformed else operator
@@ -67,10 +75,14 @@ def _reduction_of(reduction: str, size_average: bool | None, reduce: bool | None
     return _reduction.legacy_get_string(size_average, reduce)
 
 
-def _check(function: str, input: Tensor, target: Tensor, **constants: Tensor | None) -> None:
-    check_tensors(function, input=input, target=target, **constants)
+def _check(function: str, input: Tensor, target: Tensor, **constants: Tensor | None) -> bool:
+    """Refuse what is computed no way; returns whether the call is eager."""
+    eager = is_eager(input, target, *constants.values())
+    if not eager:
+        check_tensors(function, input=input, target=target, **constants)
     check_floating(input)
-    check_constant(function, **constants)
+    check_constant(function, constants)
+    return eager
 
 
 def cross_entropy(
@@ -146,10 +158,11 @@ def cross_entropy(
     >>> logits.grad[0]
     tensor([-4.1223e-09,  2.0612e-09,  2.0612e-09])
     """
-    _check("cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
+    eager = _check("cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
     reduction = _reduction_of(reduction, size_average, reduce)
     return _loss(
         "cross_entropy",
+        eager,
         _loss_dtype(input),
         (_for_scalers(input), target),
         (weight, sample_weight),
@@ -202,9 +215,10 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([1.0928e-04, 7.0187e-01])
     """
-    _check("focal_loss", input, target, weight=weight, sample_weight=sample_weight)
+    eager = _check("focal_loss", input, target, weight=weight, sample_weight=sample_weight)
     return _loss(
         "focal_loss",
+        eager,
         _loss_dtype(input),
         (_for_scalers(input), target),
         (weight, sample_weight),
@@ -264,7 +278,7 @@ def binary_cross_entropy_with_logits(
     >>> binary_cross_entropy_with_logits(logits, target, reduction="none")
     tensor([2.0612e-09, 4.2484e-18])
     """
-    _check("binary_cross_entropy_with_logits", input, target, weight=weight, pos_weight=pos_weight)
+    eager = _check("binary_cross_entropy_with_logits", input, target, weight=weight, pos_weight=pos_weight)
     if target.shape != input.shape:
         raise ValueError(
             f"target has shape {tuple(target.shape)}; expected {tuple(input.shape)}, that of the input: "
@@ -273,6 +287,7 @@ def binary_cross_entropy_with_logits(
     reduction = _reduction_of(reduction, size_average, reduce)
     return _loss(
         "binary_cross_entropy_with_logits",
+        eager,
         _loss_dtype(input),
         (_for_scalers(input), target),
         (weight, pos_weight),
@@ -358,10 +373,13 @@ def linear_cross_entropy(
         logits = _logits(*made_of)
         if linear_weight.ndim == 2 and target.ndim == logits.ndim > 2:
             target = target.movedim(-1, 1)
-        return _loss("cross_entropy", dtype, (logits, target), others[1:], *of_logits, reduction, normalizer)
+        eager = is_eager(logits, *others)
+        options = (*of_logits, reduction, normalizer)
+        return _loss("cross_entropy", eager, dtype, (logits, target), others[1:], *options)
     if by_rows:
         return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)
-    return _loss("linear_cross_entropy", dtype, made_of, others, *of_logits, reduction, normalizer, memory)
+    options = (*of_logits, reduction, normalizer, memory)
+    return _loss("linear_cross_entropy", eager, dtype, made_of, others, *options)
 
 
 def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:

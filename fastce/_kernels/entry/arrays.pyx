@@ -7,6 +7,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.dlpack cimport array_of
@@ -37,9 +38,8 @@ cdef cnp.ndarray converted(object a, object dtype=None):
         leave_environment(host)
 
 
-cdef cnp.ndarray as_array(object a, str name):
-    if type(a) is cnp.ndarray:
-        return a
+cdef cnp.ndarray new_array(object a, str name):
+    """as_array of what is no plain array."""
     cdef bint has_protocol = hasattr(a, "__array__")
     cdef bint exports = not has_protocol and hasattr(a, "__dlpack__")
     if not (has_protocol or exports):
@@ -76,13 +76,10 @@ cdef object bits = BFLOAT16_BITS
 cdef int bfloat16 = cnp.NPY_NOTYPE    # the number of ml_dtypes' type, once it was met: names take a microsecond
 
 
-cdef int format_of(cnp.ndarray a) except -1:
+cdef int other_format(cnp.ndarray a) except -1:
+    """format_of what is neither float32 nor float64."""
     global bfloat16
     cdef int number = cnp.PyArray_TYPE(a)
-    if number == cnp.NPY_FLOAT:
-        return FORMAT_F32
-    if number == cnp.NPY_DOUBLE:
-        return FORMAT_F64
     if number == cnp.NPY_FLOAT16:
         return FORMAT_F16
     if number == bfloat16:
@@ -128,15 +125,16 @@ cdef cnp.ndarray labels_of(cnp.ndarray a, bint has_dtype, str name="target"):
 
 cdef int normalised_axis(object axis, int n_dims, str name="logits") except -1:
     cdef Py_ssize_t number
+    cdef int beyond = 0
     if n_dims == 0:
         raise ValueError(f"{name} is a scalar; expected at least one axis, the classes")
-    try:
-        number = index(axis)
-    except TypeError:
-        raise TypeError(f"axis is {axis!r}; expected an int") from None
-    except OverflowError:
-        number = n_dims
-    if not -n_dims <= number < n_dims:
+    if type(axis) is not int:
+        try:
+            axis = index(axis)
+        except TypeError:
+            raise TypeError(f"axis is {axis!r}; expected an int") from None
+    number = PyLong_AsLongLongAndOverflow(axis, &beyond)
+    if beyond or not -n_dims <= number < n_dims:
         raise np.exceptions.AxisError(axis, n_dims)
     return <int>(number + n_dims if number < 0 else number)
 

@@ -83,3 +83,13 @@ cpdef cnp.ndarray array_of(object a):
                                   strides, <char *>t.data + t.byte_offset, cnp.NPY_ARRAY_WRITEABLE, None)
     cnp.set_array_base(result, a)
     return result
+
+
+def number_of(double value, bint wide):
+    """An array without axes, float64 or float32; what is too large for that is infinite, without a warning."""
+    cdef cnp.ndarray result = cnp.PyArray_EMPTY(0, NULL, cnp.NPY_DOUBLE if wide else cnp.NPY_FLOAT, 0)
+    if wide:
+        (<double *>cnp.PyArray_DATA(result))[0] = value
+    else:
+        (<float *>cnp.PyArray_DATA(result))[0] = <float>value
+    return result

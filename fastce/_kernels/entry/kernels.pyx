@@ -30,6 +30,7 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
@@ -79,7 +80,7 @@ cdef double LEAST_SCALE = 1e-18, MOST_SCALE = 1e18
 # ---- Labels --------------------------------------------------------------------------------------
 
 cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_ssize_t n_classes) except -1:
-    cdef int number = cnp.PyArray_TYPE(target)
+    cdef int number = cnp.PyArray_TYPE(target), beyond = 0
     labels.size = <int>cnp.PyArray_ITEMSIZE(target)
     labels.is_signed = cnp.PyTypeNum_ISSIGNED(number)
     labels.swapped = is_swapped(target)
@@ -87,10 +88,9 @@ cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_
     labels.ignore_index = 0
     labels.has_ignore = ignore_index is not None
     if labels.has_ignore:
-        try:
-            labels.ignore_index = ignore_index
-            labels.has_ignore = labels.is_signed or labels.ignore_index >= 0
-        except OverflowError:
+        labels.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &beyond)
+        labels.has_ignore = labels.is_signed or labels.ignore_index >= 0
+        if beyond:
             labels.has_ignore = not labels.is_signed and 0 < ignore_index <= UINT64_MAX
             if labels.has_ignore:
                 labels.ignore_index = <int64_t><uint64_t>ignore_index
@@ -99,8 +99,10 @@ cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_
 
 cdef object checked_index(object given, str name, str expected):
     """An int."""
+    if type(given) is int:
+        return given
     try:
-        return given if type(given) is int else index(given)
+        return index(given)
     except TypeError:
         raise TypeError(f"{name} is {given!r}; expected {expected}") from None
 
@@ -321,8 +323,11 @@ cdef int check_apart_from_inputs(cnp.ndarray out, str out_name, str name, cnp.nd
 
 
 cdef cnp.ndarray new_losses(cnp.ndarray logits, int axis):
-    shape = np.shape(logits)
-    return np.empty(shape[:axis] + shape[axis + 1:], np.float64 if format_of(logits) == FORMAT_F64 else np.float32)
+    cdef cnp.npy_intp[MAX_DIMS] shape
+    cdef int n_dims = cnp.PyArray_NDIM(logits) - 1, dim
+    for dim in range(n_dims):
+        shape[dim] = cnp.PyArray_DIM(logits, dim + (dim >= axis))
+    return cnp.PyArray_EMPTY(n_dims, shape, cnp.NPY_DOUBLE if format_of(logits) == FORMAT_F64 else cnp.NPY_FLOAT, 0)
 
 
 # Each loss once, whatever is asked for: `order` is the highest derivative, 0 for the loss alone.
@@ -411,22 +416,24 @@ cdef bint usual_out(object given, cnp.ndarray x) except -1:
             and (same_memory(out, x) or are_apart(out, x)))
 
 
-def usual_softmax(x, axis, out, n_threads, bint log):
-    """The softmax or its logarithm of an array along an axis; None where the arguments are not as they usually are."""
+def usual_softmax(bint log, x, axis, out, n_threads):
+    """The softmax or its logarithm of an array along an axis, if the arguments are as they usually are."""
     cdef int number = usual_axis(x, axis)
     if number < 0 or not (out is None or usual_out(out, x)):
-        return None
+        return NotImplemented
     if out is None:
         out = PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
     softmax(x, number, out, n_threads, log)
     return out
 
 
-def usual_logsumexp(a, axis, n_threads):
+def usual_logsumexp(a, axis, b, keepdims, return_sign, out, n_threads):
     """The same for logsumexp without options."""
+    if b is not None or out is not None or keepdims or return_sign:
+        return NotImplemented
     cdef int number = usual_axis(a, axis)
     if number < 0 or format_of(a) > FORMAT_F32:
-        return None
+        return NotImplemented
     cdef cnp.ndarray loss = new_losses(a, number)
     log_sums(a, number, None, loss, None, n_threads)
     return loss if cnp.PyArray_NDIM(loss) else loss[()]
@@ -441,7 +448,9 @@ cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
     add_logits(&p, x, axis)
     add_operand(&p, GRAD, out, axis)
     lay_out(&p)
+    cdef Environment host = enter_environment()
     run_releasing_gil(&p, False, threads, &partials)
+    leave_environment(host)
 
 
 def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
@@ -464,7 +473,9 @@ cdef int log_sums(cnp.ndarray a, int axis, cnp.ndarray b, cnp.ndarray loss, cnp.
     if sign is not None:
         add_operand(&p, SIGN, sign, -1)
     lay_out(&p)
+    cdef Environment host = enter_environment()
     run_releasing_gil(&p, False, threads, &partials)
+    leave_environment(host)
     return 0
 
 

@@ -74,7 +74,7 @@ cdef void run_dense_block(const Problem *p, const DenseCall *call, int block, ch
     cdef Environment host = enter_environment()
     cdef double[SCRATCH] scratch
     cdef char *at[N_ARRAYS]
-    cdef Tile tile = tile_of(p, scratch)
+    cdef Tile tile
     cdef Rows rows
     cdef Sums sums
     cdef Features x
@@ -84,6 +84,7 @@ cdef void run_dense_block(const Problem *p, const DenseCall *call, int block, ch
     cdef char *planes = input_grad + (call.row_bytes if call.input_grad else 0)
     cdef char *other = planes + p.n_classes * call.plane_bytes
     cdef char *g = other if call.with_hessian else planes + offset
+    begin_tiles(p, scratch, &tile)
     begin_block(partials, block, &sums)
     begin_rows(p, &rows)
     for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
@@ -140,7 +141,8 @@ cdef void run_stage(const Problem *p, Stage stage, Py_ssize_t number, Py_ssize_t
     cdef double[SCRATCH] scratch
     cdef char *at[N_ARRAYS]
     cdef LabelCounts counts
-    cdef Tile tile = tile_of(p, scratch)
+    cdef Tile tile
+    begin_tiles(p, scratch, &tile)
     if stage == BEGIN:
         begin_rows(p, rows)
         begin_tile(p, number, at, &tile, rows, &counts)

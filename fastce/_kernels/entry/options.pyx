@@ -36,8 +36,8 @@ cdef double checked_normalizer(object normalizer, int reduction) except? -1:
     return value
 
 
-cdef double checked_number(object given, str name, double least, double most) except? -1:
-    """A finite parameter in [least, most]; most may be infinite."""
+cdef double other_number(object given, str name, double least, double most) except? -1:
+    """checked_number of what is no float, or not in range."""
     cdef double value
     try:
         value = given

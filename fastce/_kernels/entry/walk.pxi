@@ -148,9 +148,8 @@ cdef Py_ssize_t locate(const Problem *p, Py_ssize_t number, char **at) noexcept 
     return min(p.tile_rows, p.shape[inner] - first)
 
 
-cdef Tile tile_of(const Problem *p, double *scratch) noexcept nogil:
+cdef void begin_tiles(const Problem *p, double *scratch, Tile *tile) noexcept nogil:
     """What all tiles have in common."""
-    cdef Tile tile
     tile.n_classes = p.n_classes
     tile.formula = &p.formula
     tile.logits_layout = p.layout[LOGITS]
@@ -159,8 +158,7 @@ cdef Tile tile_of(const Problem *p, double *scratch) noexcept nogil:
     tile.hess_layout = p.layout[HESS]
     tile.scratch = scratch
     tile.staging = NULL
-    give_scratches(p, &tile)
-    return tile
+    give_scratches(p, tile)
 
 
 cdef inline void give_scratches(const Problem *p, Tile *tile) noexcept nogil:
@@ -256,31 +254,37 @@ cdef void run_bands(const Problem *p, int block, const Tile *tile, LabelCounts *
 
 cdef void run_block(const Problem *p, int block, bint check, Partials *partials) noexcept nogil:
     """The tiles of a block; with `check` their labels and weights alone."""
-    cdef Environment host = enter_environment()
     cdef double[SCRATCH] scratch
     cdef char *at[N_ARRAYS]
-    cdef Tile tile = tile_of(p, scratch)
+    cdef Tile tile
     cdef Rows rows
     cdef Sums sums
-    cdef Py_ssize_t number
-    if p.data[GRAD] and not p.across and p.n_classes > CHUNK:
-        tile.staging = own_staging()
+    cdef Py_ssize_t number, first = p.n_tiles * block // p.n_blocks, end = p.n_tiles * (block + 1) // p.n_blocks
     begin_block(partials, block, &sums)
     begin_rows(p, &rows)
-    if p.band > 1 and not check:
-        run_bands(p, block, &tile, &partials.counts[block], &sums)
-        end_block(p, partials, block, &sums)
-        leave_environment(host)
-        return
-    for number in range(p.n_tiles * block // p.n_blocks, p.n_tiles * (block + 1) // p.n_blocks):
-        begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
-        if check:
+    if check:
+        for number in range(first, end):
+            begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
             if is_weighted(p):
                 sum_weights(&sums, &rows, tile.n_rows)
-            continue
-        run_tile(&tile, &rows, p.across)
-        end_tile(p, at, &tile, &rows, &sums)
+    else:
+        begin_tiles(p, scratch, &tile)
+        if p.data[GRAD] and not p.across and p.n_classes > CHUNK:
+            tile.staging = own_staging()
+        if p.band > 1:
+            run_bands(p, block, &tile, &partials.counts[block], &sums)
+            first = end
+        for number in range(first, end):
+            begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
+            run_tile(&tile, &rows, p.across)
+            end_tile(p, at, &tile, &rows, &sums)
     end_block(p, partials, block, &sums)
+
+
+cdef void run_block_elsewhere(const Problem *p, int block, bint check, Partials *partials) noexcept nogil:
+    """On a thread with an environment of its own."""
+    cdef Environment host = enter_environment()
+    run_block(p, block, check, partials)
     leave_environment(host)
 
 
@@ -300,14 +304,14 @@ cdef void run_piece(const Problem *p, const Tile *shared, Rows *rows, Py_ssize_t
 
 cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcept nogil:
     """What run_block does for every block, with the pieces of each row shared between the threads."""
-    cdef Environment host = enter_environment()
     cdef char *at[N_ARRAYS]
-    cdef Tile tile = tile_of(p, NULL)          # each piece has a scratch of its own, and its threads share no staging
+    cdef Tile tile
     cdef Rows rows
     cdef Sums sums
     cdef Py_ssize_t number, piece, n_pieces = count_pieces(p.n_classes)
     cdef int block
     n_threads = <int>min(n_threads, n_pieces)
+    begin_tiles(p, NULL, &tile)                # each piece has a scratch of its own, and its threads share no staging
     begin_rows(p, &rows)
     for block in range(p.n_blocks):
         begin_block(partials, block, &sums)
@@ -329,7 +333,6 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
                 write_target(&tile, &rows)
             end_tile(p, at, &tile, &rows, &sums)
         end_block(p, partials, block, &sums)
-    leave_environment(host)
 
 
 cdef void run_blocks(const Problem *p, bint check, int n_threads, Partials *partials) noexcept nogil:
@@ -340,7 +343,7 @@ cdef void run_blocks(const Problem *p, bint check, int n_threads, Partials *part
             run_block(p, block, check, partials)
     else:
         for block in prange(p.n_blocks, schedule="static", num_threads=n_threads):
-            run_block(p, block, check, partials)
+            run_block_elsewhere(p, block, check, partials)
 
 
 cdef inline bint may_split(const Problem *p, bint check) noexcept nogil:

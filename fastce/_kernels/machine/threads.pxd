@@ -1,3 +1,8 @@
-cdef int checked_n_threads(object n_threads) except -1
+cpdef int checked(object n_threads) except -1
 cdef int take(int n_threads, int useful) noexcept nogil
 cdef void give_back(int taken) noexcept nogil
+
+
+cdef inline int checked_n_threads(object n_threads) except -1:
+    """The given number; 0 for None, the default."""
+    return 0 if n_threads is None else checked(n_threads)

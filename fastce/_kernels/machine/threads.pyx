@@ -41,11 +41,6 @@ def available():
     return min(numbers)
 
 
-cdef int checked_n_threads(object n_threads) except -1:
-    """The given number; 0 for None, the default."""
-    return 0 if n_threads is None else checked(n_threads)
-
-
 cdef int take(int n_threads, int useful) noexcept nogil:
     """How many threads a call gets that asks for so many (checked_n_threads) and has work for some; to give back."""
     return take_threads(n_threads, useful)

@@ -288,10 +288,11 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
 {
     const int with_grad = tile->grad != NULL;
     REAL *x = (REAL *)tile->scratch;
+    const ptrdiff_t n_rows = FN(in_vectors)(tile->n_rows);
     FN(Anchored) a;
-    for (ptrdiff_t i = tile->n_rows; i < TILE; i++) rows->label[i] = -1;
-    for (ptrdiff_t i = 0; i < TILE; i++) a.target[i] = (INT)rows->label[i];
-    for (ptrdiff_t i = 0; !few && i < TILE; i++) {
+    for (ptrdiff_t i = tile->n_rows; i < n_rows; i++) rows->label[i] = -1;
+    for (ptrdiff_t i = 0; i < n_rows; i++) a.target[i] = (INT)rows->label[i];
+    for (ptrdiff_t i = 0; !few && i < n_rows; i++) {
         a.x_y[i] = 0;
         if (a.target[i] < 0) continue;
         REAL *at = x + a.target[i] * TILE + i;

@@ -66,7 +66,7 @@ static void FN(sweep_band)(const Tile *tile, Rows *rows, FN(Tally) *tally, ptrdi
     const ptrdiff_t chunk = single ? CHUNK_ACROSS : BAND_CHUNK;
 
     for (ptrdiff_t t = 0; t < n_tiles; t++)
-        for (ptrdiff_t i = 0; i < TILE; i++) {
+        for (ptrdiff_t i = 0; i < FN(in_vectors)(tile[t].n_rows); i++) {
             tally[t].max[i] = tally[t].most[i] = -INFINITY;
             tally[t].sum[i] = tally[t].error[i] = 0;
             tally[t].fixed[i] = 0;

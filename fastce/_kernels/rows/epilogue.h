@@ -337,7 +337,7 @@ INLINE void sum_weights(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
     }
 }
 
-INLINE void clear_sums(Sums *sums) { *sums = (Sums){{{0}, {0}}, {{0}, {0}}}; }
+INLINE void clear_sums(Sums *sums) { sums->loss = sums->weight = (sum_vec_f64){{0}, {0}}; }
 
 INLINE Pair total_loss(const Sums *sums) { return add_lanes(sums->loss); }
 INLINE Pair total_weight(const Sums *sums) { return add_lanes(sums->weight); }

@@ -43,6 +43,9 @@ INLINE int FN(is_contiguous)(const Layout *layout)
 
 INLINE ptrdiff_t FN(smaller)(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
+/* So many rows, and what is left of the last vector of them. */
+INLINE ptrdiff_t FN(in_vectors)(ptrdiff_t n_rows) { return (n_rows + LANES - 1) / LANES * LANES; }
+
 /* ---- Which anchor ------------------------------------------------------------------------- */
 
 #ifndef FASTCE_ANCHOR_H
