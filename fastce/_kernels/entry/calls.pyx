@@ -23,8 +23,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyVectorcall_NARGS(size_t)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
+    PyObject *PyObject_GetAttr(PyObject *, PyObject *)
     PyObject *PyDict_GetItemWithError(PyObject *, PyObject *)
-    PyObject *PyModule_GetDict(PyObject *)
     PyObject *PyObject_Vectorcall(PyObject *, PyObject **, size_t, PyObject *)
     PyObject *Py_NotImplemented
     void *PyVectorcall_Call
@@ -37,7 +37,7 @@ cdef class Call:
 
     Calls the function `name` of the module that `home`, which is one too, has as `module`: with `first` and all
     arguments in the order of the signature. Where that returns NotImplemented, and where the arguments don't fit, the
-    Python function is called as it was. Modules and what they hold are there for as long as the process.
+    Python function is called as it was. `home` keeps a `module`, of which that may change, for as long as the process.
     """
 
     cdef vectorcallfunc vectorcall
@@ -115,10 +115,13 @@ cdef PyObject *forward(PyObject *itself, PyObject **given, size_t flags, PyObjec
     for k in range(n_given, call.n_names):
         fits = fits and argument[k] != NULL
     if fits:
-        function = PyDict_GetItemWithError(<PyObject *>call.home, <PyObject *>call.module)
-        function = PyDict_GetItemWithError(PyModule_GetDict(function), <PyObject *>call.name)
+        function = PyObject_GetAttr(PyDict_GetItemWithError(<PyObject *>call.home, <PyObject *>call.module),
+                                    <PyObject *>call.name)
+        if function == NULL:
+            return NULL
         result = PyObject_Vectorcall(function, first, (call.n_first + call.n_names) | PY_VECTORCALL_ARGUMENTS_OFFSET,
                                      NULL)
+        Py_XDECREF(function)
         if result != Py_NotImplemented:
             return result
         Py_XDECREF(result)
