@@ -3,6 +3,8 @@
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,13 +23,9 @@ def noted(monkeypatch):
     """The positional arguments that kernels are called with."""
     calls = []
 
-    class Module(type(_kernels)):
-        def __init__(self, like):
-            super().__init__(like.__name__)
-            vars(self).update({k: lambda *args: calls.append(args) for k in vars(like)})
-
     for module in ("kernels", "elementwise"):
-        monkeypatch.setattr(_kernels, module, Module(getattr(_kernels, module)))
+        functions = {k: lambda *args: calls.append(args) for k in vars(getattr(_kernels, module))}
+        monkeypatch.setattr(_kernels, module, SimpleNamespace(**functions))
     return calls
 
 
@@ -96,6 +94,8 @@ def test_arguments_that_do_not_fit(name, noted):
 def test_it_is_a_function(name):
     function = getattr(fastce, name)
     assert inspect.isroutine(function)
+    assert isinstance(function, Callable)
+    assert inspect.getfullargspec(function).kwonlydefaults == function.__kwdefaults__
     assert function.__name__ == function.__qualname__ == name
     assert repr(function) == f"<function {inspect.unwrap(function).__module__}.{name}>"
     assert "Parameters" in function.__doc__
@@ -112,6 +112,19 @@ def test_as_a_method():
 
     assert Model().softmax().tolist() == [0.5, 0.5]
     assert Model.softmax is fastce.softmax
+
+
+def test_called_by_its_slot():
+    x = np.zeros(2)
+    assert fastce.softmax.__call__(x, axis=0).tolist() == [0.5, 0.5]
+    with pytest.raises(TypeError, match="axes"):
+        fastce.softmax.__call__(x, axes=0)
+
+
+def test_kernels_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(_kernels, "kernels", SimpleNamespace())
+    with pytest.raises(AttributeError, match="cross_entropy"):
+        fastce.cross_entropy(np.zeros((1, 2)), [0])
 
 
 def test_errors_of_kernels_come_through():

@@ -24,10 +24,9 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
     PyObject *PyObject_GetAttr(PyObject *, PyObject *)
-    PyObject *PyDict_GetItemWithError(PyObject *, PyObject *)
     PyObject *PyObject_Vectorcall(PyObject *, PyObject **, size_t, PyObject *)
     PyObject *Py_NotImplemented
-    void *PyVectorcall_Call
+    object PyVectorcall_Call(object, object, object)
 
 cdef enum: MOST_ARGUMENTS = 32
 
@@ -43,8 +42,7 @@ cdef class Call:
     cdef vectorcallfunc vectorcall
     cdef dict __dict__
     cdef object __weakref__
-    cdef object function
-    cdef dict home
+    cdef object function, home
     cdef str module, name
     cdef tuple first, names, defaults
     cdef int n_first, n_positional, n_names
@@ -53,7 +51,7 @@ cdef class Call:
     def __init__(self, function, home, str module, str name, tuple first):
         code = function.__code__
         getattr(getattr(home, module), name)   # is there
-        self.function, self.home, self.module, self.name, self.first = function, vars(home), module, name, first
+        self.function, self.home, self.module, self.name, self.first = function, home, module, name, first
         self.n_first, self.n_positional = len(first), code.co_argcount
         self.names = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
         self.n_names = len(self.names)
@@ -69,6 +67,12 @@ cdef class Call:
             self.usual[k] = <PyObject *>given[argument] if argument in given else NULL
         self.vectorcall = forward
         update_wrapper(self, function)
+
+    def __call__(self, *arguments, **options):  # as callables have it; calls themselves go to `forward`
+        return PyVectorcall_Call(self, arguments, options)
+
+    def __getattr__(self, str name):
+        return getattr(self.function, name)
 
     def __get__(self, instance, owner):
         return self if instance is None else MethodType(self, instance)
@@ -98,6 +102,7 @@ cdef PyObject *forward(PyObject *itself, PyObject **given, size_t flags, PyObjec
     cdef PyObject *stack[MOST_ARGUMENTS + 1]  # the callee may put something before its arguments
     cdef PyObject **first = stack + 1
     cdef PyObject **argument = first + call.n_first
+    cdef PyObject *module
     cdef PyObject *function
     cdef PyObject *result
     cdef Py_ssize_t n_given = PyVectorcall_NARGS(flags), k
@@ -115,8 +120,9 @@ cdef PyObject *forward(PyObject *itself, PyObject **given, size_t flags, PyObjec
     for k in range(n_given, call.n_names):
         fits = fits and argument[k] != NULL
     if fits:
-        function = PyObject_GetAttr(PyDict_GetItemWithError(<PyObject *>call.home, <PyObject *>call.module),
-                                    <PyObject *>call.name)
+        module = PyObject_GetAttr(<PyObject *>call.home, <PyObject *>call.module)
+        function = PyObject_GetAttr(module, <PyObject *>call.name) if module != NULL else NULL
+        Py_XDECREF(module)
         if function == NULL:
             return NULL
         result = PyObject_Vectorcall(function, first, (call.n_first + call.n_names) | PY_VECTORCALL_ARGUMENTS_OFFSET,
@@ -133,7 +139,7 @@ cdef void make_callable() noexcept:
     cdef PyTypeObject *slots = <PyTypeObject *>Call
     slots.tp_vectorcall_offset = <char *>&call.vectorcall - <char *><PyObject *>call
     slots.tp_flags |= Py_TPFLAGS_HAVE_VECTORCALL
-    slots.tp_call = PyVectorcall_Call
+    slots.tp_call = <void *>PyVectorcall_Call
 
 
 make_callable()

@@ -77,6 +77,22 @@ INLINE void FN(add_term)(FN(Sum) *acc, vec term)
     acc->high = sum;
 }
 
+/* Of numbers that are not negative. */
+INLINE FN(Sum) FN(add_sums)(FN(Sum) a, FN(Sum) b)
+{
+    const vec high = a.high + b.high, larger = FN(larger)(a.high, b.high), lesser = FN(lesser)(a.high, b.high);
+    return (FN(Sum)){high, (lesser - (high - larger)) + (a.low + b.low)};
+}
+
+/* by_b: 1 / b.high, nearly */
+INLINE FN(Sum) FN(quotient)(FN(Sum) a, FN(Sum) b, vec by_b)
+{
+    const vec nearly = a.high * by_b, product = nearly * b.high;
+    const vec error = (a.high - product) - FN(product_error)(nearly, b.high, product);
+    const vec rest = (error + (a.low - nearly * b.low)) * by_b, high = nearly + rest;
+    return (FN(Sum)){high, rest - (high - nearly)};
+}
+
 /* ---- Sweep --------------------------------------------------------------------------------- */
 
 /* Exps against a logit, scaled as said above. gap: of the largest above it. */
@@ -185,32 +201,34 @@ INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int
 /* ---- Epilogue ------------------------------------------------------------------------------ */
 
 /* alpha of a vector of rows. weight: NULL if all are 1. */
-INLINE vec FN(alpha)(const double *weight, double normalizer)
+INLINE FN(Sum) FN(alpha)(const double *weight, double normalizer)
 {
-    REAL alpha[LANES_COUNT];
-    if (!weight) return FN(splat)((REAL)(1 / normalizer));
-    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) FN(store_narrow)(alpha + k, load_f64(weight + k) / normalizer);
-    return FN(load)(alpha);
+    REAL high[LANES_COUNT], low[LANES_COUNT];
+    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+        const vec_f64 alpha = (weight ? load_f64(weight + k) : splat_f64(1)) / normalizer;
+        FN(store_narrow)(high + k, alpha);
+        FN(store_narrow)(low + k, alpha - FN(load_wide)(high + k));
+    }
+    return (FN(Sum)){FN(load)(high), FN(load)(low)};
 }
 
 /* From sums to r, log(1 + r) or of a far row log r, and the factors of a gradient: of staged exps, and -g_y, which is
  * alpha where the row is far or it was rounded to more than that. */
-INLINE void FN(finish)(ptrdiff_t i, const double *weight, double normalizer, int with_grad, FN(Anchored) *a, Rows *rows)
+INLINE void FN(finish)(ptrdiff_t i, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows)
 {
-    const vec sum = FN(load)(a->sum + i), low = FN(load)(a->low + i);
-    const vec own = FN(load)(a->own + i), own_low = FN(load)(a->own_low + i), by_own = FN(load)(a->by_own + i);
+    const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->low + i)};
+    const FN(Sum) own = {FN(load)(a->own + i), FN(load)(a->own_low + i)};
     const FN(mask) near = FN(are_set)(a->near + i);
-    const vec nearly = sum * by_own, product = nearly * own;
-    const vec rest = (((sum - product) - FN(product_error)(nearly, own, product)) + (low - nearly * own_low)) * by_own;
-    const vec r = nearly + rest, r_low = rest - (r - nearly);
-    FN(store)(a->r + i, r);
-    FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(FN(select)(near, r, r - 1), r_low));
-    if (!with_grad) return;
-    const vec alpha = FN(alpha)(weight, normalizer), unit = alpha / (FN(keep)(near, own) + sum), peak = sum * unit;
-    const FN(mask) is_below = FN(not_less)(FN(absolute)(alpha), FN(absolute)(peak));
-    FN(store)(a->whole + i, alpha);
+    const FN(Sum) r = FN(quotient)(sum, own, FN(load)(a->by_own + i));
+    FN(store)(a->r + i, r.high);
+    FN(store_as_f64)(rows->loss + i, FN(log1p_of_pair)(FN(select)(near, r.high, r.high - 1), r.low));
+    if (!alpha) return;
+    const FN(Sum) all = FN(add_sums)((FN(Sum)){FN(keep)(near, own.high), FN(keep)(near, own.low)}, sum);
+    const vec whole = alpha->high, unit = FN(quotient)(*alpha, all, 1 / all.high).high, peak = sum.high * unit;
+    const FN(mask) is_below = FN(not_less)(FN(absolute)(whole), FN(absolute)(peak));
+    FN(store)(a->whole + i, whole);
     FN(store)(a->unit + i, unit);
-    FN(store)(a->peak + i, FN(select)(is_below & near, peak, alpha + 0 * peak)); /* NaN stays */
+    FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak)); /* NaN stays */
 }
 
 /* Losses of far rows, and weighted ones. */
@@ -227,8 +245,11 @@ INLINE void FN(finish_losses)(ptrdiff_t i, int plain, const FN(Anchored) *a, Row
 
 INLINE void FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
 {
+    const double normalizer = tile->formula->normalizer;
+    FN(Sum) alpha = FN(alpha)(NULL, normalizer);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        FN(finish)(i, plain ? NULL : rows->weight + i, tile->formula->normalizer, tile->grad != NULL, a, rows);
+        if (!plain && tile->grad) alpha = FN(alpha)(rows->weight + i, normalizer);
+        FN(finish)(i, tile->grad ? &alpha : NULL, a, rows);
         if (!plain || !FN(every_lane)(FN(are_set)(a->near + i))) FN(finish_losses)(i, plain, a, rows);
     }
 }
