@@ -37,7 +37,7 @@ __all__ = ["Solution", "minimize"]
 GAIN, BEYOND = 1e-7, 4
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
-EXACT, EXACT_ALWAYS = 1e9, 2e8  # operations of a Hessian that is made again and again, or at each step
+EXACT = 2e8  # operations of a Hessian that is made at each step
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
@@ -86,9 +86,8 @@ def _minimum(
     if n_rows >= SAMPLED * PER_COEFFICIENT * f.size and (part := problem.sample(n_rows // SAMPLED)):
         coef = _minimum(part, coef, tol, max_iter, None).coef
         return _descend(f, coef, part.best, tol, max_iter, callback)
-    if f.size <= WHOLE and (work := n_rows * f.size**2) <= EXACT:
-        patience = 1 if work <= EXACT_ALWAYS else 4
-        return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience)
+    if f.size <= WHOLE and n_rows * f.size**2 <= EXACT:
+        return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience=1)
     return _descend(f, coef, problem.best, tol, max_iter, callback)
 
 

@@ -77,11 +77,11 @@ INLINE void FN(add_term)(FN(Sum) *acc, vec term)
     acc->high = sum;
 }
 
-/* Of numbers that are not negative. */
 INLINE FN(Sum) FN(add_sums)(FN(Sum) a, FN(Sum) b)
 {
-    const vec high = a.high + b.high, larger = FN(larger)(a.high, b.high), lesser = FN(lesser)(a.high, b.high);
-    return (FN(Sum)){high, (lesser - (high - larger)) + (a.low + b.low)};
+    FN(add_term)(&a, b.high);
+    a.low += b.low;
+    return a;
 }
 
 /* by_b: 1 / b.high, nearly */
