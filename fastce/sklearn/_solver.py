@@ -23,11 +23,13 @@ E. Objectives of float32 data are known to about NOISE: within that the slope de
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
+from threadpoolctl import ThreadpoolController
 
 import fastce
 from fastce.linear import objective
@@ -76,7 +78,16 @@ def minimize(
     problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
     if n_classes > 2:  # that changes no probability and lessens the penalty
         coef = coef - coef.mean(axis=0)
-    return _minimum(problem, coef, tol, max_iter, callback)
+    if f.size > WHOLE:
+        return _minimum(problem, coef, tol, max_iter, callback)
+    # Threads of a BLAS spin for a while after each of its small products, where fastce's own want the core.
+    with _pools().limit(limits=1, user_api="blas"):
+        return _minimum(problem, coef, tol, max_iter, callback)
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _minimum(
