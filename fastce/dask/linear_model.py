@@ -112,7 +112,7 @@ class LogisticRegression(_LogisticRegression):
         if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
             coef = _solver._descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
         preconditioner, patience = part.best, _solver.PATIENCE
-        if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT:
+        if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT_LATE:
             preconditioner, patience = lambda w, _: _solver._of_hessian(part.objective, w), 4
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
         coef, loss, n_iter, converged = _solver._descend(

@@ -8,9 +8,9 @@ A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner as its first
    take none either.
 B. The preconditioner: for WHOLE coefficients or less the Hessian, of a sample where rows are many and of
    all where they are few; else the blocks of the classes on the diagonal, from a sample of the rows,
-   where they are small; else the Hessian's diagonal; and where that has not been enough for PATIENCE
-   steps, the curvature of each class times the matrix X'X of a sample, which knows of columns that go
-   together.
+   where they are small; else the Hessian's diagonal. Where that has not been enough for PATIENCE steps,
+   the curvature of each class times the matrix X'X of a sample, which knows of columns that go together;
+   and after as many again the Hessian of all, where one can be afforded now and then.
 C. Where rows are many, a sample of them is solved first, and a sample of that before it: the last steps
    begin within the sample's noise of the solution.
 D. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
@@ -39,7 +39,7 @@ __all__ = ["Solution", "minimize"]
 GAIN, BEYOND = 1e-7, 4
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
-EXACT = 2e8  # operations of a Hessian that is made at each step
+EXACT, EXACT_LATE = 2e8, 1e9  # operations of a Hessian that is made at each step, or now and then
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
@@ -215,6 +215,8 @@ class Problem:
         if self.n_rows > n_rows and f.size <= WHOLE:  # little beside the passes over the rows it stands for
             wanted = EARLY * self.n_rows // f.size
             return self.of_all(w, int(np.clip(wanted, LEAST * f.size, MOST * f.size)))
+        if n_iter > PATIENCE and f.size <= WHOLE and n_rows * f.size**2 <= EXACT_LATE:
+            return _of_hessian(f, w)
         passes = LATE if n_iter else EARLY
         if not sparse.issparse(self.X) and n_columns <= WIDEST:
             # A pass takes 4 n_rows n_columns n_classes operations, a matrix X'X 2 n_columns^2 for each row.
