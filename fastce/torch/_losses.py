@@ -67,8 +67,8 @@ def cross_entropy(
 ) -> Made:
     options = {
         "axis": class_axis(input),
-        "weight": None if weight is None else as_options(weight),
-        "sample_weight": None if sample_weight is None else as_options(sample_weight),
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,
@@ -122,8 +122,8 @@ def focal_loss(
     options = {
         "gamma": gamma,
         "axis": class_axis(input),
-        "weight": None if weight is None else as_options(weight),
-        "sample_weight": None if sample_weight is None else as_options(sample_weight),
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
         "ignore_index": ignore_index,
         "reduction": reduction,
         "normalizer": normalizer,
@@ -195,8 +195,8 @@ def linear_cross_entropy(
     arguments = (x, w, as_widened(target))
     options = {
         "linear_bias": b,
-        "weight": None if weight is None else as_options(weight),
-        "sample_weight": None if sample_weight is None else as_options(sample_weight),
+        "weight": as_options(weight),
+        "sample_weight": as_options(sample_weight),
         "ignore_index": ignore_index,
         "label_smoothing": label_smoothing,
         "z_loss": z_loss,

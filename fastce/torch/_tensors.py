@@ -88,8 +88,10 @@ def as_widened(t: Tensor) -> NDArray:
     return as_array(t).view(ml_dtypes.bfloat16)
 
 
-def as_options(t: Tensor) -> NDArray:
+def as_options(t: Tensor | None) -> NDArray | None:
     """A tensor of weights, which are few, in a dtype of NumPy's."""
+    if t is None:
+        return None
     return as_array(t.float() if t.dtype is torch.bfloat16 else t)
 
 
