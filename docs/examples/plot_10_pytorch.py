@@ -21,7 +21,8 @@ labels = torch.tensor(digits.target)
 
 # %%
 # What is timed is the part of the criterion: the loss, and its gradient with respect to the logits. That of
-# the layers is the same on both sides. They have no kinks, at which a last digit could part the two trainings.
+# the layers is the same on both sides. They have no kinks, at which a last digit could part the two
+# trainings.
 
 
 def train(criterion, epochs=200):
