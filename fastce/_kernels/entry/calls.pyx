@@ -13,7 +13,7 @@ from cpython.ref cimport Py_XDECREF
 from cpython.unicode cimport PyUnicode_Compare
 
 cdef extern from "Python.h":
-    ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject **, size_t, PyObject *) noexcept
+    ctypedef PyObject *(*vectorcallfunc)(PyObject *, PyObject *const *, size_t, PyObject *) noexcept
     ctypedef struct PyTypeObject:
         Py_ssize_t tp_vectorcall_offset
         unsigned long tp_flags
@@ -24,7 +24,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyTuple_GET_SIZE(PyObject *)
     PyObject *PyTuple_GET_ITEM(PyObject *, Py_ssize_t)
     PyObject *PyObject_GetAttr(PyObject *, PyObject *)
-    PyObject *PyObject_Vectorcall(PyObject *, PyObject **, size_t, PyObject *)
+    PyObject *PyObject_Vectorcall(PyObject *, PyObject *const *, size_t, PyObject *)
     PyObject *Py_NotImplemented
     object PyVectorcall_Call(object, object, object)
 
@@ -97,7 +97,7 @@ cdef int place_of(Call call, PyObject *name) noexcept:
     return -1
 
 
-cdef PyObject *forward(PyObject *itself, PyObject **given, size_t flags, PyObject *names) noexcept:
+cdef PyObject *forward(PyObject *itself, PyObject *const *given, size_t flags, PyObject *names) noexcept:
     cdef Call call = <Call>itself
     cdef PyObject *stack[MOST_ARGUMENTS + 1]  # the callee may put something before its arguments
     cdef PyObject **first = stack + 1
