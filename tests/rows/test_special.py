@@ -123,6 +123,22 @@ def test_infinities_and_nan(row):
         assert got == pytest.approx(expected, rel=4e-15, nan_ok=True)
 
 
+@pytest.mark.parametrize("n_classes", [1024, 8192, 8193, 40_000])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_largest_logit_stands_anywhere(level, dtype, n_classes, rng):
+    """Long rows are summed before it is known; the first 64 logits say what against."""
+    heights = (3, 60, 66, 68, 70, 85, 104, 300, 307, 400, 3000)
+    x = np.repeat(rng.normal(size=(1, n_classes)), 4 * len(heights), axis=0).astype(dtype)
+    x[:, 0] = np.repeat([0, 0, -np.inf, 5], len(heights))
+    for row, place in enumerate(np.resize([0, 63, 64, n_classes - 1], len(x))):
+        x[row, place] += heights[row % len(heights)]
+    p = fastce.softmax(x, axis=1)
+    assert_ulp(p, reference.softmax(x, axis=1), SOFTMAX_ULP[x.dtype])
+    assert bits(fastce.softmax(np.repeat(x, 2, axis=1)[:, ::2], axis=1)) == bits(p)
+    assert fastce.softmax(x, axis=1, out=x) is x
+    assert bits(x) == bits(p)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_log_softmax_of_infinity_is_scipys(dtype):
     got = fastce.log_softmax(np.array([np.inf, 1], dtype)).astype(float)

@@ -196,7 +196,7 @@ static void FN(sweep_terms)(const Tile *tile, Rows *rows, ptrdiff_t i, const REA
  * no contiguous memory of reals, in the scratch. */
 INLINE REAL *FN(staged_row)(const Tile *tile, ptrdiff_t i)
 {
-    const int overwrites = tile->grad == tile->logits && anchors_at_target(tile);
+    const int overwrites = tile->grad == tile->logits && anchors_early(tile);
     if (overwrites || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout)) return FN(scratch_row)(tile, i);
     return (REAL *)(tile->grad + i * tile->grad_layout.row_stride);
 }
@@ -221,6 +221,14 @@ static REAL FN(find_maximum)(const Tile *tile, Rows *rows, ptrdiff_t i, const RE
     return m;
 }
 
+/* The anchor of a row whose largest logit is not known yet; x: its first logits. That of a softmax lies above them, as
+ * far as no exp loses digits that its probability could show: then logits far above them are near it too. */
+INLINE REAL FN(early_anchor)(const Tile *tile, const REAL *x, REAL at_target)
+{
+    const REAL above = (EXP_LOWEST - LEAST_LOG) / FN(units)(&tile->formula->temperature)->inverse;
+    return has_target(tile) ? at_target : FN(chunk_max)(x, FIRST_LOGITS) - above;
+}
+
 /* The sum of the exps of row i against an anchor; in `largest`, unless that is NULL, the largest logit. */
 INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x, REAL anchor, REAL *largest,
                         double *sum, double *error)
@@ -240,13 +248,13 @@ INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x
     *error = 0;
 }
 
-/* Against the maxima: all of them first, the sums of a row then need not wait for its own. Or against the targets'
- * logits, where the sum itself shows whether that is near enough. After a row that was not, the next is looked at
+/* Against the maxima: all of them first, the sums of a row then need not wait for its own. Or against early anchors,
+ * where the sum itself shows whether that is near enough. After a row that was not, the next is looked at
  * before it is summed: less work if it is not either, and the same bits. */
 static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 {
     const ptrdiff_t n = tile->n_classes, at_once = rows_at_once(n);
-    const int to_target = anchors_at_target(tile), has_label = has_target(tile) || takes_maximum(tile);
+    const int early = anchors_early(tile), has_label = has_target(tile) || takes_maximum(tile);
     const FN(Units) *units = FN(units)(&tile->formula->temperature);
     int looks_first = 0;
     REAL anchor[TILE], at_target[TILE];
@@ -259,18 +267,18 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
             anchor[i] = at_target[i] = 0;
             if (rows->label[i] < 0) continue;
             x[i] = FN(swept_row)(tile, rows, i);
-            if (!to_target) anchor[i] = FN(find_maximum)(tile, rows, i, x[i]);
+            if (!early) anchor[i] = FN(find_maximum)(tile, rows, i, x[i]);
             at_target[i] = has_label ? FN(load_one)((const char *)(x[i] + rows->label[i]), REAL_FORMAT, 0) : -INFINITY;
+            if (early) anchor[i] = FN(early_anchor)(tile, x[i], at_target[i]);
         }
         for (ptrdiff_t i = first; i < end; i++) {
             sum[i] = error[i] = 0;
             if (rows->label[i] < 0) continue;
-            if (to_target) {
+            if (early) {
                 REAL m;
-                anchor[i] = at_target[i];
                 if (looks_first) m = FN(chunk_max)(x[i], n);
                 else FN(sum_row)(tile, rows, i, x[i], anchor[i], &m, &sum[i], &error[i]);
-                const int is_near = FN(is_near)(m, at_target[i], units), is_summed = !looks_first;
+                const int is_near = FN(is_near)(m, anchor[i], units), is_summed = !looks_first;
                 looks_first = !is_near;
                 if (is_near && is_summed) continue;
                 if (!is_near) anchor[i] = m;

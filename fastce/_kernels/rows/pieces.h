@@ -1,5 +1,5 @@
 /* A row of more than CHUNK classes: alone in its tile, swept in pieces that threads may share (`run_split` in walk.pxi),
- * all against the row's one anchor: its target's logit in the only pass, or its maximum in a second one.
+ * all against the row's one anchor: an early one in the only pass, or its maximum in a second one.
  *
  * Included once per REAL_BITS, after along.h.
  */
@@ -47,7 +47,7 @@ static double *own_scratches(void)
 INLINE REAL *FN(staged_long_row)(const Tile *tile)
 {
     if (!FN(stages)(tile) || tile->n_classes > (ptrdiff_t)(STAGED_BYTES / sizeof(REAL))) return NULL;
-    const int overwrites = tile->grad == tile->logits && anchors_at_target(tile);
+    const int overwrites = tile->grad == tile->logits && anchors_early(tile);
     if (overwrites || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout)) return (REAL *)tile->staging;
     return (REAL *)tile->grad;
 }
@@ -81,7 +81,8 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
     const ptrdiff_t length = piece_length(tile->n_classes), start = piece * length;
     const ptrdiff_t end = FN(smaller)(start + length, tile->n_classes);
     const FN(Exps) exps = FN(exps_of_row)(tile, rows);
-    const REAL top = FN(exps)(FN(splat)((REAL)rows->anchor[0]), &exps)[0];
+    const REAL anchor = (REAL)rows->anchor[0], top = FN(exps)(FN(splat)(anchor), &exps)[0];
+    const FN(Units) *units = FN(units)(&formula->temperature);
     REAL *staged = FN(staged_long_row)(tile), m = -INFINITY;
     double sum = 0, error = 0;
 
@@ -91,16 +92,17 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
         const REAL *x = FN(swept_run)(tile, rows, at, n);
         REAL largest = -INFINITY;
-        if (pieces->pass == FIND_MAXIMUM) largest = FN(chunk_max)(x, n);
+        const int looks = pieces->pass == FIND_MAXIMUM || (pieces->pass == SUM_EARLY && !FN(is_near)(m, anchor, units));
+        if (looks) largest = FN(chunk_max)(x, n);
         if (takes_maximum(tile) && largest > m) pieces->place[piece] = at + FN(place_of)(largest, x, n);
         m = largest > m ? largest : m;
-        if (pieces->pass == FIND_MAXIMUM) continue;
+        if (looks) continue; /* or the sum is not to be of use */
         if (formula->has_terms)
-            FN(add_terms)(formula, x, FN(q_run)(tile, 0, at, n), 0, at, n, (REAL)rows->anchor[0], rows->label[0],
+            FN(add_terms)(formula, x, FN(q_run)(tile, 0, at, n), 0, at, n, anchor, rows->label[0],
                           &pieces->mass[piece], &pieces->spread[piece]);
         REAL *e = staged ? staged + at : is_weighted(tile) || tile->hess ? (REAL *)tile->scratch : NULL;
         double chunk_error, chunk = FN(total_and_error)(
-            FN(chunk_sum_of)(x, e, n, &exps, rows->label[0] - at, pieces->pass == SUM_AT_TARGET ? &largest : NULL,
+            FN(chunk_sum_of)(x, e, n, &exps, rows->label[0] - at, pieces->pass == SUM_EARLY ? &largest : NULL,
                              FN(source)(tile, 0, at)), &chunk_error);
         m = largest > m ? largest : m;
         if (is_weighted(tile)) {
@@ -124,7 +126,7 @@ static void FN(begin_long_row)(const Tile *tile, Rows *rows)
     const Layout *from = &tile->logits_layout;
     if (tile->formula->has_terms && tile->q) FN(find_label)(tile, rows, 0);
     if (tile->formula->has_terms) FN(find_own_term)(tile, rows, 0);
-    rows->pieces->pass = anchors_at_target(tile) ? SUM_AT_TARGET : FIND_MAXIMUM;
+    rows->pieces->pass = anchors_early(tile) ? SUM_EARLY : FIND_MAXIMUM;
     rows->at_target[0] = -INFINITY;
     if (has_target(tile) && tile->formula->kind != MARGIN) {
         const char *at = tile->logits + rows->label[0] * from->class_stride;
@@ -132,7 +134,11 @@ static void FN(begin_long_row)(const Tile *tile, Rows *rows)
         if (tile->formula->transform != AS_GIVEN) FN(transform)(&x_y, 1, tile->formula);
         rows->at_target[0] = x_y;
     }
-    rows->anchor[0] = anchors_at_target(tile) ? rows->at_target[0] : 0;
+    rows->anchor[0] = 0;
+    if (!anchors_early(tile)) return;
+    REAL first[FIRST_LOGITS];
+    const REAL *x = FN(contiguous_run)(tile->logits, from, 0, FIRST_LOGITS, first);
+    rows->anchor[0] = FN(early_anchor)(tile, x, (REAL)rows->at_target[0]);
 }
 
 /* After a pass: what the pieces say of the row. Returns whether another pass is needed. */
@@ -143,8 +149,8 @@ static int FN(combine_pieces)(const Tile *tile, Rows *rows)
     ptrdiff_t top = 0;
     for (ptrdiff_t k = 1; k < n; k++) top = p->max[k] > p->max[top] ? k : top;
     const REAL m = (REAL)p->max[top], x_y = (REAL)rows->at_target[0];
-    const int is_near = FN(is_near)(m, x_y, FN(units)(&tile->formula->temperature));
-    if (p->pass == FIND_MAXIMUM || (p->pass == SUM_AT_TARGET && !is_near)) {
+    const int is_near = FN(is_near)(m, (REAL)rows->anchor[0], FN(units)(&tile->formula->temperature));
+    if (p->pass == FIND_MAXIMUM || (p->pass == SUM_EARLY && !is_near)) {
         rows->anchor[0] = m;
         p->pass = SUM_AT_MAXIMUM;
         if (takes_maximum(tile)) rows->label[0] = p->place[top];

@@ -73,7 +73,7 @@ typedef struct {
 } Tile;
 
 /* What a sweep of the pieces of a row longer than CHUNK is for. */
-typedef enum { FIND_MAXIMUM, SUM_AT_TARGET, SUM_AT_MAXIMUM } Pass;
+typedef enum { FIND_MAXIMUM, SUM_EARLY, SUM_AT_MAXIMUM } Pass;
 
 typedef struct {
     Pass pass;

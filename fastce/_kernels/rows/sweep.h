@@ -5,8 +5,8 @@
  *     sweep   r = sum_{j != y} exp(x_j - m),  x_y,  exp(x_y - m)   -> Rows
  *     write   g_j = alpha p_j,  g_y = beta                         <- Rows
  *
- * m, the anchor, is x_y itself where that is near the largest logit, and the largest else. The target's own term never
- * enters r, so loss and gradient lose no digits where the model is sure. Two walks do the same work:
+ * m, the anchor, is x_y itself where that is near the largest logit, and the largest else. (Of a softmax, which has no
+ * target, it is the largest of the first logits where that is near.) The target's own term never enters r, so loss and gradient lose no digits where the model is sure. Two walks do the same work:
  *
  *     along    the row lies along the vectors    class axis contiguous, many classes
  *     across   a row in every lane               few classes, or rows adjacent in memory
@@ -69,10 +69,19 @@ INLINE int anchors_at_target(const Tile *tile)
     const Formula *f = tile->formula;
     return (f->kind == CROSS_ENTROPY || f->kind == FOCAL) && !f->has_terms && !f->by_element && f->z_loss == 0;
 }
+
+#define FIRST_LOGITS 64 /* of a softmax, the largest of which is the anchor */
+
+/* Rows are summed before their largest logit is known, in one read where that turns out to be near the anchor. */
+INLINE int anchors_early(const Tile *tile)
+{
+    const int is_long = tile->n_classes >= 16 * FIRST_LOGITS; /* others are in the first cache */
+    return anchors_at_target(tile) || (tile->formula->kind == SOFTMAX && !tile->formula->by_element && is_long);
+}
 #endif
 
-/* Whether no exp against x_y overflows, m being the largest logit. */
-INLINE int FN(is_near)(REAL m, REAL x_y, const FN(Units) *units) { return (m - x_y) * units->inverse <= NEAR; }
+/* Whether no exp against the anchor overflows, m being the largest logit. */
+INLINE int FN(is_near)(REAL m, REAL anchor, const FN(Units) *units) { return (m - anchor) * units->inverse <= NEAR; }
 
 /* Whether the sweep leaves the exps for write. The logarithm of a softmax is written from the logits. */
 INLINE int FN(stages)(const Tile *tile) { return tile->grad && tile->formula->kind != LOG_SOFTMAX; }

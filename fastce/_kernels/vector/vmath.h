@@ -28,6 +28,7 @@
 #undef EXP_POWER
 #undef EXP_SCALE
 #undef EXP_LOWEST
+#undef LEAST_LOG
 #undef NEAR
 #undef FAR
 #undef TO_INTEGER
@@ -67,6 +68,7 @@
 #define EXP_SHIFT 64 /* see Exps */
 #define EXP_POWER 0x1p64
 #define EXP_LOWEST -752.0
+#define LEAST_LOG -745.2 /* of what does not round to 0 */
 #define NEAR 300.0 /* exps this far above m do not overflow */
 #define FAR 1504.0 /* -2 EXP_LOWEST */
 #define REST_SCALE REST_SCALE_F64
@@ -81,6 +83,7 @@
 #define EXP_SHIFT 96
 #define EXP_POWER 0x1p96
 #define EXP_LOWEST -153.0f
+#define LEAST_LOG -104.0f
 #define NEAR 19.0f
 #define FAR 306.0f
 #define REST_SCALE 1.0 /* of r in Rows: no float32 r is subnormal as a float64 */
