@@ -59,7 +59,7 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-executions", type=int, default=4000, help="of tests/test_fuzz.py, in all")
+    parser.addoption("--fuzz-executions", type=int, default=2000, help="of tests/test_fuzz.py, in all")
     parser.addoption("--fuzz-seed", type=int, default=0, help="another one draws other examples")
 
 

@@ -102,15 +102,15 @@ def test_close_distributions_keep_their_digits():
     p, q = np.full(2, 0.5), 0.5 + np.array([1, -1]) * 2.0**-40
     assert information.kl_divergence(p, q) == 2.0**-79
     assert abs(np.sum(p * np.log(p / q)) / 2.0**-79 - 1) > 1e-6
-    n = 100_000
-    p = np.full(n, 2.0**-17)
+    n = 8192
+    p = np.full(n, 2.0**-13)
     q = p * (1 + np.resize([1, -1], n) * 2.0**-26)
     assert ulps(information.kl_divergence(p, q), *exact_kl(p, q)) <= ULP
 
 
 def test_sums_lose_nothing():
     """One large term and many that are each below its rounding error."""
-    p = np.full(2**16 + 1, 2.0**-60)
+    p = np.full(2**12 + 1, 2.0**-60)
     p[0] = 0.5
     assert ulps(information.entropy(p), exact_cross_entropy(p, p)) <= ULP
     assert ulps(information.entropy(p.reshape(-1, 1), axis=0)[0], exact_cross_entropy(p, p)) <= ULP

@@ -86,7 +86,7 @@ def test_overlap(name):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_bits(dtype):
     """No number of threads, split of the batch or order of rows changes any."""
-    for shape in ((6001, 10), (700, 1003), (40, 8193), (3, 70000), (1, 40000), (2, 40000)):
+    for shape in ((4001, 10), (200, 1003), (20, 8193), (3, 70000), (1, 40000), (2, 40000)):
         x = nasty(dtype, min(shape[0], 100), shape[1])[0]
         x = x[np.arange(shape[0]) % len(x)]
         b = np.resize(np.linspace(0.1, 2, 1009), shape).astype(dtype)
@@ -98,7 +98,7 @@ def test_bits(dtype):
         ]
         for call in calls:
             expected = call(x, b, n_threads=1)
-            for n_threads in (2, 3, 8, None):
+            for n_threads in (2, 3, 8):
                 assert bits(call(x, b, n_threads=n_threads)) == bits(expected)
             half = shape[0] // 2
             for rows in (slice(half), slice(half, None), slice(None, None, -1), slice(1, 2)):

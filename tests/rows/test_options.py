@@ -123,7 +123,7 @@ def assert_elements(actual, exact, bound, scale, label):
     assert (ulp_distance(actual, exact, scale)[~normal] <= 64).all(), f"subnormal {label}"
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(problem=problems(), how=st.sampled_from(REDUCTIONS), n_threads=st.sampled_from([None, 1, 3]))
 def test_loss_and_gradient(problem, how, n_threads):
     x, target, options = problem
@@ -155,7 +155,7 @@ def test_loss_and_gradient(problem, how, n_threads):
         assert bits(got) == bits(float(total))
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(problem=problems(), how=st.sampled_from(REDUCTIONS))
 def test_hessian(problem, how):
     x, target, options = problem

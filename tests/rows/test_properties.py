@@ -50,7 +50,7 @@ def exactly(x, y, options, **more):
     return reference.cross_entropy_and_grad(x, y, **options, **more)
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_rows_and_gradient(problem):
     x, y, options = problem
@@ -64,7 +64,7 @@ def test_rows_and_gradient(problem):
     assert bits(fastce.cross_entropy(x, y, reduction="none", **options)) == bits(loss)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     problem=problems(FINITE),
     reduction=st.sampled_from(["mean", "sum"]),
@@ -88,7 +88,7 @@ def test_reduced(problem, reduction, z):
     assert_ulp(grad, exact_grad, GRAD_ULP[grad.dtype], label="gradient")
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(problem=problems(FINITE))
 def test_gradient_of_a_row_sums_to_zero(problem):
     """Without the reference: probabilities off the target, minus their sum at the target."""
@@ -109,7 +109,7 @@ def test_gradient_of_a_row_sums_to_zero(problem):
     assert (size <= 2 + 1e-2).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(problem=problems(FINITE), power=st.integers(-30, 20))
 def test_scaling_a_weight_by_a_power_of_two_is_exact(problem, power):
     """As long as no gradient is subnormal, which these are not in float64."""
@@ -124,7 +124,7 @@ def test_scaling_a_weight_by_a_power_of_two_is_exact(problem, power):
     assert bits(one[1] * 2.0**power) == bits(other[1])
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(data=st.data(), n_classes=st.integers(1, 20), wrong=st.integers(-(2**63), 2**63 - 1))
 def test_any_wrong_label_is_caught(data, n_classes, wrong):
     if 0 <= wrong < n_classes or wrong == -100:

@@ -11,7 +11,7 @@ from conftest import FLOATS, bits, python
 
 def test_threads_and_repetition():
     expected = digests(n_threads=1)
-    for n_threads in (1, 2, 3, 8, None):
+    for n_threads in (1, 2, 3, 8):
         assert digests(n_threads=n_threads) == expected
 
 
