@@ -145,6 +145,31 @@ def test_uniform_rows():
     assert np.unique(drawn).size == 250
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("low", [-20, 3])
+def test_nucleus_of_a_row_unlike_some_of_it(low, dtype):
+    """What is guessed of a long row from vectors of it far apart is wrong here, in either direction."""
+    x = np.random.default_rng(5).uniform(-3, 0, 20_000).astype(dtype)
+    x[np.arange(x.size) % 40 < 16] = low
+    x[19_999] = 3.5
+    for filters in ({"top_p": 0.9}, {"top_p": 0.99, "temperature": 0.5, "min_p": 1e-9}):
+        drawn = sample(x, **filters, size=20_000, rng=0)
+        p = sampled_distribution(x, **filters).astype(np.float64)
+        assert (p[drawn.tokens] > 0).all()
+        np.testing.assert_allclose(drawn.logprobs, np.log(p[drawn.tokens]), rtol=2e-6)
+
+
+@pytest.mark.parametrize("first", [-np.inf, -80, 80])
+def test_blocks_far_from_the_first(first):
+    """Blocks of a row whose first one is masked, or far from the others, in float32 and on both sides."""
+    x = np.random.default_rng(6).normal(size=5000).astype(np.float32)
+    x[:1024] = first
+    p = sampled_distribution(x)
+    drawn = sample(x, size=50_000, rng=1)
+    assert_drawn_from(p, drawn.tokens)
+    np.testing.assert_allclose(drawn.logprobs, np.log(p[drawn.tokens]).astype(np.float64), rtol=2e-7)
+
+
 @pytest.mark.once
 def test_shapes_and_generators():
     assert sample(np.zeros((2, 0, 5))).tokens.shape == (2, 0)

@@ -43,15 +43,29 @@ cdef void join_shares(void *given, const Visit *visit, int share) noexcept nogil
     for other in range(1, visit.n_shares):
         merge_best(&row.best, &row[other].best)
         row.is_nan |= row[other].is_nan
-    find_row_maximum(&job.call, row)
+    conclude_blocks(&job.call, sampled_row(job, visit), row)
 
 
-cdef void bucket_share(void *given, const Visit *visit, int share) noexcept nogil:
-    """A share of the pieces of a row."""
+cdef void collect_share(void *given, const Visit *visit, int share) noexcept nogil:
+    """The candidates of a share of the blocks, into the row's list where nobody else writes."""
     cdef Draws *job = <Draws *>given
-    cdef Py_ssize_t piece, n = count_pieces(job.call.n_classes)
-    for piece in range(first_of_share(n, share, visit.n_shares), first_of_share(n, share + 1, visit.n_shares)):
-        fill_buckets(&job.call, sampled_row(job, visit), piece, job.row + visit.thread)
+    cdef Sampled *row = job.row + visit.thread
+    cdef Py_ssize_t n = count_blocks(job.call.n_classes), first = first_of_share(n, share, visit.n_shares)
+    row[share].n = 0
+    if row.m == row.m:
+        row[share].n = collect(&job.call, sampled_row(job, visit), first, first_of_share(n, share + 1, visit.n_shares),
+                               row, row.list + first * BLOCK)
+
+
+cdef void join_lists(void *given, const Visit *visit, int share) noexcept nogil:
+    cdef Draws *job = <Draws *>given
+    cdef Sampled *row = job.row + visit.thread
+    cdef Py_ssize_t n = count_blocks(job.call.n_classes)
+    cdef int other
+    for other in range(1, visit.n_shares):
+        memmove(row.list + row.n, row.list + first_of_share(n, other, visit.n_shares) * BLOCK,
+                row[other].n * <Py_ssize_t>sizeof(Candidate))
+        row.n += row[other].n
 
 
 cdef void draw_tokens(void *given, const Visit *visit, int share) noexcept nogil:
@@ -72,13 +86,12 @@ cdef void draw_tokens(void *given, const Visit *visit, int share) noexcept nogil
 cdef int run_draws(Draws *job, int asked_threads) except -1:
     cdef Batch *b = &job.walk.batch
     cdef Py_ssize_t n_classes = job.call.n_classes, n_blocks = count_blocks(n_classes), tile_rows = 1
-    cdef Py_ssize_t n_reals, n_candidates = 0
+    cdef Py_ssize_t n_reals = 4 * n_blocks, n_candidates = 0
     cdef int n_taken, n_threads, thread
     cdef double *reals = NULL
     cdef Candidate *lists = NULL
     if b.n_rows == 0:
         return 0
-    n_reals = 3 * n_blocks + (count_pieces(n_classes) * BUCKETS if is_bucketed(&job.call) else 0)
     job.item = 8 if job.format == FORMAT_F64 else 4
     job.call.layout.row_stride = b.stride[LOGITS][b.n_dims - 1]
     with nogil:
@@ -96,8 +109,9 @@ cdef int run_draws(Draws *job, int asked_threads) except -1:
     add_step(&job.walk, copy_rows, False)
     add_step(&job.walk, look_at_share, True)
     add_step(&job.walk, join_shares, False)
-    if is_bucketed(&job.call):
-        add_step(&job.walk, bucket_share, True)
+    if n_candidates:
+        add_step(&job.walk, collect_share, True)
+        add_step(&job.walk, join_lists, False)
     add_step(&job.walk, draw_tokens, False)
     job.row = NULL
     job.memory = NULL
@@ -110,9 +124,9 @@ cdef int run_draws(Draws *job, int asked_threads) except -1:
         lists = <Candidate *>memory_for(n_threads * n_candidates * sizeof(Candidate))
         for thread in range(n_threads):
             job.row[thread].max = reals + thread * n_reals
-            job.row[thread].rest = job.row[thread].max + n_blocks
-            job.row[thread].weight = job.row[thread].rest + n_blocks
-            job.row[thread].mass = job.row[thread].weight + n_blocks
+            job.row[thread].anchor = job.row[thread].max + n_blocks
+            job.row[thread].sum = job.row[thread].anchor + n_blocks
+            job.row[thread].weight = job.row[thread].sum + n_blocks
             job.row[thread].list = lists + thread * n_candidates
         with nogil:
             take_walk(&job.walk, n_classes, n_threads)

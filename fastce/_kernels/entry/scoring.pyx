@@ -21,6 +21,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memmove
 
 from numpy.random cimport bitgen_t
 
@@ -42,7 +43,7 @@ from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 cnp.import_array()
 
 cdef extern from "rows/scoring.h" nogil:
-    enum: TILE, CHUNK, PANEL, BUCKETS
+    enum: TILE, CHUNK, PANEL, BLOCK
     ctypedef enum Transform: AS_GIVEN, SOFTCAP
     ctypedef struct Layout:
         Format format
@@ -89,12 +90,14 @@ cdef extern from "rows/scoring.h" nogil:
         double top_p, min_p
     ctypedef struct Sampled:
         double *max
-        double *rest
+        double *anchor
+        double *sum
         double *weight
-        double *mass
         Candidate *list
+        Py_ssize_t n
         Best best
         int is_nan
+        double m
     void set_temperature(Temperature *, double factor, double divisor) noexcept
     void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     Py_ssize_t count_pieces(Py_ssize_t n_classes) noexcept
@@ -110,13 +113,13 @@ cdef extern from "rows/scoring.h" nogil:
     void finish_row(const Gathering *, const char *row, int64_t label, const Gathered *, Best *, bint sorted,
                     const RowResults *) noexcept
     bint is_filtered(const Sampling *) noexcept
-    bint is_bucketed(const Sampling *) noexcept
     bint is_in_place(const Sampling *) noexcept
     const char *contiguous_rows(const Sampling *, const char *rows, Py_ssize_t n_rows, void *memory) noexcept
     void look_at_blocks(const Sampling *, const char *x, Py_ssize_t first, Py_ssize_t last, Sampled *, Best *,
                         int *is_nan) noexcept
-    void find_row_maximum(const Sampling *, Sampled *) noexcept
-    void fill_buckets(const Sampling *, const char *x, Py_ssize_t piece, Sampled *) noexcept
+    void conclude_blocks(const Sampling *, const char *x, Sampled *) noexcept
+    Py_ssize_t collect(const Sampling *, const char *x, Py_ssize_t first, Py_ssize_t last, const Sampled *,
+                       Candidate *) noexcept
     void draw(const Sampling *, const char *x, Sampled *, uint64_t key, Py_ssize_t n_draws, int64_t *token,
               double *logprob) noexcept
 

@@ -94,7 +94,7 @@ cdef struct Visit:                         # of one tile, or of one of its rows
 
 ctypedef void (*Step)(void *job, const Visit *, int share) noexcept nogil
 
-cdef enum: MAX_STEPS = 5
+cdef enum: MAX_STEPS = 6
 
 cdef struct Walk:
     Batch batch

@@ -28,6 +28,8 @@
 #include "vector/bits.h"
 #include "rows/gather.h"
 #include "rows/sample.h"
+#include "rows/filters.h"
+#include "rows/draw.h"
 #endif
 #undef REAL_BITS
 
@@ -52,6 +54,8 @@
 #include "vector/bits.h"
 #include "rows/gather.h"
 #include "rows/sample.h"
+#include "rows/filters.h"
+#include "rows/draw.h"
 #endif
 #undef REAL_BITS
 

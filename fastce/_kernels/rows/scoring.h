@@ -87,14 +87,15 @@ static void look_at_blocks(const Sampling *call, const char *x, ptrdiff_t first,
     IN_PRECISION_OF(&call->layout, look_at_blocks, call, (const void *)x, first, last, row, best, is_nan);
 }
 
-static void find_row_maximum(const Sampling *call, Sampled *row)
+static void conclude_blocks(const Sampling *call, const char *x, Sampled *row)
 {
-    IN_PRECISION_OF(&call->layout, find_row_maximum, call, row);
+    IN_PRECISION_OF(&call->layout, conclude_blocks, call, (const void *)x, row);
 }
 
-static void fill_buckets(const Sampling *call, const char *x, ptrdiff_t piece, Sampled *row)
+static ptrdiff_t collect(const Sampling *call, const char *x, ptrdiff_t first, ptrdiff_t last, const Sampled *row,
+                         Candidate *list)
 {
-    IN_PRECISION_OF(&call->layout, fill_buckets, call, (const void *)x, piece, row);
+    return IN_PRECISION_OF(&call->layout, collect, call, (const void *)x, first, last, row->least, row, list);
 }
 
 static void draw(const Sampling *call, const char *x, Sampled *row, uint64_t key, ptrdiff_t n_draws, int64_t *token,
