@@ -4,7 +4,6 @@ import json
 import mmap
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from fastce.cli.common import UserError, require
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 8 * 2**20
 PAGE = mmap.ALLOCATIONGRANULARITY
 # Names of the dtypes of safetensors; bfloat16 is none of NumPy's.
 SAFETENSORS = {
@@ -25,7 +24,7 @@ SAFETENSORS = {
 
 
 class Array:
-    """An array in a file; what is read of it is dropped again.
+    """An array in a file.
 
     Attributes
     ----------
@@ -61,9 +60,12 @@ class Array:
         """The number of the first row and the rows of one block of n rows after the other."""
         raise NotImplementedError
 
+    def drop(self, first: int, n: int) -> None:
+        """Say that n rows, from the one that is named, are not needed any more."""
+
 
 class Mapped(Array):
-    """An array that lies in a file as it is: mapped, the next block fetched while one is worked on."""
+    """An array that lies in a file as it is: mapped, a block asked of the disk when it is handed out."""
 
     def __init__(
         self, name: str, path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int, fortran: bool
@@ -88,32 +90,21 @@ class Mapped(Array):
                 f"{self.name} is in Fortran order with {whole.ndim} axes; expected C order or 2 axes"
             )
         rows = whole.reshape(-1, self.shape[-1])
-        if self._fortran:
-            for start in range(0, self.n_rows, n):
-                yield start, rows[start : start + n]
-            return
+        for start in range(0, self.n_rows, n):
+            self._advise("MADV_WILLNEED", start, n)
+            yield start, rows[start : start + n]
+
+    def drop(self, first: int, n: int) -> None:
+        """Leave rows to the page cache: they count as memory of this process no longer."""
+        self._advise("MADV_DONTNEED", first, n)
+
+    def _advise(self, advice: str, first: int, n: int) -> None:
+        """Tell the system of the pages that hold nothing but rows of these, where it has words for that."""
         of_row = self.dtype.itemsize * self.shape[-1]
-        with ThreadPoolExecutor(1) as reader:
-            ready = reader.submit(self._touch, 0, n * of_row)
-            for start in range(0, self.n_rows, n):
-                ready.result()
-                ready = reader.submit(self._touch, (start + n) * of_row, (start + 2 * n) * of_row)
-                yield start, rows[start : start + n]
-                self._drop(start * of_row, (start + n) * of_row)
-
-    def _touch(self, first: int, end: int) -> None:
-        """Fetch some bytes of the array, a page at a time."""
-        end = min(end, self.nbytes)
-        if first < end:
-            pages = np.frombuffer(self._map, np.uint8, end - first, self._offset + first)[::4096]
-            np.bitwise_or.reduce(pages)
-
-    def _drop(self, first: int, end: int) -> None:
-        """Leave some bytes to the page cache: they count as memory of this process no longer."""
-        start = (self._offset + first + PAGE - 1) // PAGE * PAGE
-        stop = (self._offset + min(end, self.nbytes)) // PAGE * PAGE
-        if hasattr(mmap, "MADV_DONTNEED") and start < stop:
-            self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        start = (self._offset + first * of_row + PAGE - 1) // PAGE * PAGE
+        stop = (self._offset + min((first + n) * of_row, self.nbytes)) // PAGE * PAGE
+        if hasattr(mmap, advice) and start < stop and not self._fortran:
+            self._map.madvise(getattr(mmap, advice), start, stop - start)
 
 
 class Compressed(Array):

@@ -5,7 +5,9 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+import fastce
 from fastce import inference
 from fastce.cli.common import UserError, console, new_table, require, three_digits, time_text
 from fastce.cli.files import Array, open_array, read_tokens
@@ -173,30 +176,35 @@ def _scores(
     bias: np.ndarray | None,
     tokens: np.ndarray,
 ) -> Iterator[tuple[int, inference.TokenLogprobs]]:
+    n_workers = (args.threads or fastce.get_num_threads()) if head is None else 1
     options = {
         "top_k": max(args.top_k, 1) if args.plot else args.top_k,
         "temperature": args.temperature,
         "softcap": args.softcap,
         "ignore_index": args.ignore_index,
-        "n_threads": args.threads,
+        "n_threads": 1 if head is None else args.threads,
     }
+
+    def scored(first: int, rows: np.ndarray) -> tuple[int, inference.TokenLogprobs]:
+        labels = tokens[first : first + len(rows)]
+        if head is None:
+            scores = inference.token_logprobs(rows, labels, **options)
+        else:
+            memory = max(HEAD_MEMORY, 16 * len(head))
+            scores = inference.score(rows, head, labels, linear_bias=bias, memory=memory, **options)
+        source.drop(first, len(rows))
+        return first, scores
+
     try:
-        for first, rows in source.blocks(source.rows_at_once()):
-            labels = tokens[first : first + len(rows)]
-            if head is None:
-                yield first, inference.token_logprobs(rows, labels, **options)
-            else:
-                yield (
-                    first,
-                    inference.score(
-                        rows,
-                        head,
-                        labels,
-                        linear_bias=bias,
-                        memory=max(HEAD_MEMORY, 16 * len(head)),
-                        **options,
-                    ),
-                )
+        # A block for each thread: so page faults are shared as arithmetic is. One more is asked of the disk.
+        with ThreadPoolExecutor(n_workers) as workers:
+            begun: deque[Future] = deque()
+            for first, rows in source.blocks(source.rows_at_once()):
+                begun.append(workers.submit(scored, first, rows))
+                if len(begun) > n_workers:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
 
