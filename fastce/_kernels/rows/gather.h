@@ -162,11 +162,24 @@ INLINE void FN(set_exps)(FN(Open) *piece, REAL anchor, const Temperature *temper
     piece->exps = FN(exps_against)(FN(splat)(anchor == -INFINITY ? 0 : anchor), FN(units)(temperature));
 }
 
+/* A threshold to begin with: each of k groups has a number that is not below the least of their maxima. */
+static double FN(first_threshold)(const REAL *x, ptrdiff_t n, ptrdiff_t k)
+{
+    REAL least = INFINITY;
+    for (ptrdiff_t i = 0; i < k; i++) {
+        const ptrdiff_t start = n * i / k;
+        const REAL m = FN(chunk_max)(x + start, n * (i + 1) / k - start);
+        least = m < least ? m : least;
+    }
+    return REAL_BITS == 64 ? nextafter(least, -INFINITY) : nextafterf((float)least, -INFINITY);
+}
+
 /* Puts those above the threshold on the list; returns whether there is a NaN. */
 static int FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
 {
     const ptrdiff_t group = 4 * LANES;
     int is_nan = 0;
+    if (best->threshold == -INFINITY && best->k <= n / 16) best->threshold = FN(first_threshold)(x, n, best->k);
     for (ptrdiff_t j = 0; j < n; j += group) {
         const vec least = FN(splat)((REAL)best->threshold);
         vec v[4];
