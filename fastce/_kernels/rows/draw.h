@@ -19,7 +19,8 @@ INLINE double uniform_of(uint64_t key, uint64_t i)
 #endif
 
 /* One of the elements of a block, where `before` of the block's sum is before it. */
-static int64_t FN(draw_in_block)(const Sampling *call, const REAL *x, const Sampled *row, ptrdiff_t block, double before)
+static int64_t FN(draw_in_block)(const Sampling *call, const REAL *x, const Sampled *row, ptrdiff_t block,
+                                 double before)
 {
     const ptrdiff_t start = block * BLOCK, n = FN(block_size)(call, block), group = 4 * LANES;
     const FN(Exps) exps = FN(exps_of)(call, row->anchor[block]);

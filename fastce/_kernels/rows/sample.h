@@ -24,7 +24,7 @@ typedef struct {
 typedef struct {
     double *max;
     double *anchor;
-    double *sum;            /* of exp((x_j - anchor) / T), times SUM_SCALE; of the top block against m, without m's own */
+    double *sum;            /* of exp((x_j - anchor) / T), times SUM_SCALE; of the top block without m's own */
     double *weight;         /* the same against m, m's own included */
     Candidate *list;
     ptrdiff_t n;            /* candidates */
