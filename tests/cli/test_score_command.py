@@ -125,6 +125,10 @@ def test_blocks(problem, capsys, monkeypatch, tmp_path):
     for name in whole.keys() - {"time", "read"}:
         assert whole[name] == blocks[name] == shaped[name]
     assert (tmp_path / "out.csv").read_text().count("\n") == 301
+    summary(capsys, "logits.npy", "tokens.npy", "--output", "blocks.npz")
+    with np.load("blocks.npz") as columns:  # in the order of the file, whichever thread was done first
+        np.testing.assert_array_equal(columns["row"], np.arange(300))
+        np.testing.assert_array_equal(columns["logprob"], token_logprobs(*problem).logprob)
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "csv"])
