@@ -16,12 +16,12 @@ _keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 class NoSecondDerivative(torch.autograd.Function):
-    """A gradient, in a graph that leads to the loss's inputs and refuses to be walked."""
+    """A gradient, in a graph that leads through other tensors and refuses to be walked."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad: Tensor, loss: Tensor) -> Tensor:
+    def forward(grad: Tensor, *through: Tensor | None) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
@@ -36,23 +36,27 @@ class NoSecondDerivative(torch.autograd.Function):
 class Made(torch.autograd.Function):
     """A loss whose gradients were made with it.
 
-    They wait as saved tensors. A backward pass that keeps the graph hands out products of its own; the last
-    one hands out the memory itself, which nobody else holds then: a leaf takes it as its `grad`, uncopied.
+    They are results as well, which nobody sees: saved as such they know the graph that leads to them, and the
+    loss may be written over. A backward pass that keeps the graph hands out products of its own; the last one
+    hands out the memory itself, which nobody else holds then: a leaf takes it as its `grad`, uncopied.
     """
 
     @staticmethod
-    def forward(ctx: Any, made: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
-        ctx.save_for_backward(*made)
-        return made[0]
+    def forward(ctx: Any, made: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*made[1:])
+        return tuple(made)
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        in_place = not _keeps_graph() and is_eager_backward(factor)
-        loss, *grads = ctx.saved_tensors
-        grads = [scaled(grad, factor, in_place) for grad in grads]
+    def backward(ctx: Any, factor: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        made = ctx.saved_tensors
+        if factor is None:
+            return None, *[None for _ in made]
         if torch.is_grad_enabled():
-            grads = [grad if grad is None else NoSecondDerivative.apply(grad, loss) for grad in grads]
-        return None, *grads
+            again = NoSecondDerivative.apply
+            return None, *[again(scaled(grad, factor, in_place=False), grad) for grad in made]
+        in_place = not _keeps_graph() and is_eager_backward(factor)
+        return None, *[scaled(grad.detach(), factor, in_place) for grad in made]
 
 
 class RowLosses(torch.autograd.Function):
@@ -64,13 +68,13 @@ class RowLosses(torch.autograd.Function):
     ) -> Tensor:
         rest = (*of_logits, "none", None, memory, dtype, [False] * len(made_of))
         loss, *_ = _losses.linear_cross_entropy(*made_of, *others, *rest)
-        ctx.save_for_backward(loss, *made_of, *others)
+        ctx.save_for_backward(*made_of, *others)
         ctx.options = of_logits, memory
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        loss, *made_of, target, weight, sample_weight = ctx.saved_tensors
+        *made_of, target, weight, sample_weight = ctx.saved_tensors
         of_logits, memory = ctx.options
         with torch.no_grad():
             factor = factor.to(torch.promote_types(made_of[0].dtype, torch.float32))
@@ -82,7 +86,8 @@ class RowLosses(torch.autograd.Function):
                 list(ctx.needs_input_grad[5:]),
             )
         if torch.is_grad_enabled():
-            grads = [grad if grad is None else NoSecondDerivative.apply(grad, loss) for grad in grads]
+            again = NoSecondDerivative.apply
+            grads = [grad if grad is None else again(grad, *made_of) for grad in grads]
         return *(None,) * 5, *grads
 
 

@@ -7,6 +7,7 @@ others are None here, and empty in what the operators return.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,16 @@ def _loss(value: float | NDArray, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(number_of(value, dtype is torch.float64))  # in half the time
 
 
-def _with_grad(input: Tensor, logits: NDArray, function: Any, *arguments: Any, **options: Any) -> tuple:
-    """Loss and gradient, in new memory and with the strides that the operators announce."""
+def _computed(
+    kernel: Callable[..., Any], input: Tensor, target: Tensor, options: tuple, dtype: torch.dtype, need: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and, if it is needed, its gradient: new, and with the strides that the operators announce."""
+    logits, targets = as_array(input), as_array(target)
+    if not need:
+        return _loss(kernel(0, logits, targets, *options), dtype), None
     out = None if input.is_contiguous() else array_like(input, logits)
-    value, grad = function(logits, *arguments, **options, out=out)
-    return value, as_tensor(grad)
+    value, grad = kernel(1, logits, targets, *options, out)
+    return _loss(value, dtype), as_tensor(grad)
 
 
 def cross_entropy(
@@ -65,45 +71,44 @@ def cross_entropy(
     dtype: torch.dtype,
     needs: list[bool],
 ) -> Made:
-    options = {
-        "axis": class_axis(input),
-        "weight": as_options(weight),
-        "sample_weight": as_options(sample_weight),
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "z_loss": z_loss,
-        "temperature": temperature,
-        "softcap": softcap,
-        "reduction": reduction,
-        "normalizer": normalizer,
-        "n_threads": n_threads(),
-    }
-    logits, targets, grad, target_grad = as_array(input), as_array(target), None, None
-    if needs[0]:
-        value, grad = _with_grad(input, logits, fastce.cross_entropy_and_grad, targets, **options)
-    else:
-        value = fastce.cross_entropy(logits, targets, **options)
-    if needs[1]:
-        target_grad = _grad_by_target(input, target, options)
-    return _loss(value, dtype), grad, target_grad
+    axis, w, s = class_axis(input), as_options(weight), as_options(sample_weight)
+    of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer)
+    options = (axis, w, s, *of_logits, n_threads())
+    loss, grad = _computed(_kernels.kernels.cross_entropy, input, target, options, dtype, needs[0])
+    if not needs[1]:
+        return loss, grad, None
+    return loss, grad, _grad_by_target(input, target, *options)
 
 
-def _grad_by_target(input: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
+def _grad_by_target(
+    input: Tensor,
+    target: Tensor,
+    axis: int,
+    weight: NDArray | None,
+    sample_weight: NDArray | None,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    temperature: float,
+    softcap: float | None,
+    reduction: str,
+    normalizer: float | None,
+    n_threads: int | None,
+) -> Tensor:
     """Of target probabilities: minus the log-probabilities, times the factors of their terms."""
-    axis, softcap, sample_weight = options["axis"], options["softcap"], options["sample_weight"]
     x = input.to(torch.promote_types(input.dtype, target.dtype))
     if softcap is not None:
         x = softcap * torch.tanh(x / softcap)
-    result = softmax(x / options["temperature"], axis, True).mul_(options["label_smoothing"] - 1)
-    if options["weight"] is not None:
+    result = softmax(x / temperature, axis, True).mul_(label_smoothing - 1)
+    if weight is not None:
         shape = [-1 if dim == axis else 1 for dim in range(x.ndim)]
-        result *= torch.from_numpy(options["weight"]).reshape(shape)
+        result *= torch.from_numpy(weight).reshape(shape)
     rows = x.numel() // max(x.shape[axis], 1)
     if sample_weight is not None:
         result *= torch.from_numpy(sample_weight).unsqueeze(axis)
         rows = float(sample_weight.sum(dtype=np.float64))
-    if options["reduction"] == "mean":
-        result /= rows if options["normalizer"] is None else options["normalizer"]
+    if reduction == "mean":
+        result /= rows if normalizer is None else normalizer
     return torch.empty_like(target).copy_(result)
 
 
@@ -119,22 +124,9 @@ def focal_loss(
     dtype: torch.dtype,
     needs: list[bool],
 ) -> Made:
-    options = {
-        "gamma": gamma,
-        "axis": class_axis(input),
-        "weight": as_options(weight),
-        "sample_weight": as_options(sample_weight),
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "normalizer": normalizer,
-        "n_threads": n_threads(),
-    }
-    logits, targets, grad = as_array(input), as_array(target), None
-    if needs[0]:
-        value, grad = _with_grad(input, logits, fastce.focal_loss_and_grad, targets, **options)
-    else:
-        value = fastce.focal_loss(logits, targets, **options)
-    return _loss(value, dtype), grad, None
+    axis, w, s = class_axis(input), as_options(weight), as_options(sample_weight)
+    options = (gamma, axis, w, s, ignore_index, reduction, normalizer, n_threads())
+    return *_computed(_kernels.kernels.focal_loss, input, target, options, dtype, needs[0]), None
 
 
 def binary_cross_entropy_with_logits(
@@ -147,19 +139,10 @@ def binary_cross_entropy_with_logits(
     dtype: torch.dtype,
     needs: list[bool],
 ) -> Made:
-    options = {
-        "weight": None if weight is None else as_array(weight),
-        "pos_weight": None if pos_weight is None else as_array(pos_weight),
-        "reduction": reduction,
-        "normalizer": normalizer,
-        "n_threads": n_threads(),
-    }
-    logits, targets, grad, target_grad = as_array(input), as_array(target), None, None
-    if needs[0]:
-        function = fastce.binary_cross_entropy_with_logits_and_grad
-        value, grad = _with_grad(input, logits, function, targets, **options)
-    else:
-        value = fastce.binary_cross_entropy_with_logits(logits, targets, **options)
+    w, v = (None if t is None else as_array(t) for t in (weight, pos_weight))
+    kernel, options = _kernels.elementwise.binary_cross_entropy_with_logits, (w, v, reduction, normalizer)
+    loss, grad = _computed(kernel, input, target, (*options, n_threads()), dtype, needs[0])
+    target_grad = None
     if needs[1]:  # -w (v log sigmoid(x) - log sigmoid(-x))
         target_grad = -input.detach()
         if pos_weight is not None:
@@ -169,7 +152,7 @@ def binary_cross_entropy_with_logits(
         if reduction == "mean":
             target_grad /= input.numel() if normalizer is None else normalizer
         target_grad = torch.empty_like(target).copy_(target_grad)
-    return _loss(value, dtype), grad, target_grad
+    return loss, grad, target_grad
 
 
 def linear_cross_entropy(
@@ -228,15 +211,13 @@ def no_second_derivative() -> NotImplementedError:
     )
 
 
-def scaled(grad: Tensor | None, factor: Tensor, in_place: bool) -> Tensor | None:
+def scaled(grad: Tensor, factor: Tensor, in_place: bool) -> Tensor:
     """The gradient of a loss, times that by the loss: a number, one for each row, or one for each element."""
-    if grad is None:
-        return None
+    if not factor.ndim and in_place and factor.item() == 1:
+        return grad
     if 0 < factor.ndim < grad.ndim:
         factor = factor.unsqueeze(1)
-    if not in_place:
-        return (grad * factor).to(grad.dtype)
-    return grad if factor.ndim == 0 and factor.item() == 1 else grad.mul_(factor)
+    return grad.mul_(factor) if in_place else (grad * factor).to(grad.dtype)
 
 
 # ---- Softmax and its relatives, along one axis --------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,18 +37,18 @@ def is_eager(*tensors: Tensor | None) -> bool:
 
 def is_eager_backward(grad: Tensor) -> bool:
     """Whether that goes for a backward pass: the gradient given to it may stand for many at once."""
-    return is_eager(grad) and not torch.is_grad_enabled() and not _is_batched(grad)
+    return not (torch.is_grad_enabled() or _is_batched(grad)) and is_eager(grad)
 
 
-def check_tensors(function: str, **tensors: Tensor | None) -> None:
-    """Refuse what is no tensor, and tensors on other devices than the CPU."""
-    for name, t in tensors.items():
+def check_tensors(function: Callable[..., Any], *tensors: Tensor | None) -> None:
+    """Refuse what is no tensor, and tensors on other devices than the CPU, by the names of the parameters."""
+    for name, t in zip(function.__code__.co_varnames, tensors, strict=False):
         if t is None or (type(t) in _PLAIN and t.is_cpu):
             continue
         if not isinstance(t, Tensor):
             raise TypeError(
                 f"{name} is a {type(t).__name__}; expected a tensor: "
-                f"use torch.as_tensor, or fastce.{function} for arrays"
+                f"use torch.as_tensor, or fastce.{function.__name__} for arrays"
             )
         if t.device.type not in ("cpu", "meta"):
             raise TypeError(
@@ -60,12 +63,12 @@ def check_floating(t: Tensor, name: str = "input") -> None:
         raise TypeError(f"{name} has dtype {t.dtype}; expected one of {expected}: convert it with .to")
 
 
-def check_constant(function: str, tensors: dict[str, Tensor | None]) -> None:
+def check_constant(function: Callable[..., Any], first: int, *tensors: Tensor | None) -> None:
     """Refuse tensors that ask for a gradient which is not computed, rather than leave it out."""
-    for name, t in tensors.items():
+    for name, t in zip(function.__code__.co_varnames[first:], tensors, strict=False):
         if t is not None and t.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(
-                f"{name} requires a gradient, which fastce.torch.{function} does not compute: "
+                f"{name} requires a gradient, which fastce.torch.{function.__name__} does not compute: "
                 f"use {name}.detach(), or torch.nn.functional"
             )
 

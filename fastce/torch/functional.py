@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ def _loss_dtype(input: Tensor) -> torch.dtype:
 
 
 def _loss(
-    name: str,
+    compute: Callable[..., tuple],
     eager: bool,
     dtype: torch.dtype,
     differentiable: tuple[Tensor | None, ...],
@@ -55,13 +57,13 @@ def _loss(
 ) -> Tensor:
     """A loss by the quickest way that the call allows; eager: that of is_eager."""
     needs = _needs(*differentiable)
-    if not eager:
-        operator = getattr(_operators, name)
-        transformed = not torch.compiler.is_compiling() and transforms_active()
-        call = partial(Transformed.apply, operator) if transformed else operator
-        return call(*differentiable, *others, *options, dtype, needs)[0]
-    made = getattr(_losses, name)(*differentiable, *others, *options, dtype, needs)
-    return attach(made, *differentiable) if True in needs else made[0]
+    if eager:
+        made = [t for t in compute(*differentiable, *others, *options, dtype, needs) if t is not None]
+        return (attach(made, *compress(differentiable, needs)) if True in needs else made)[0]
+    operator = getattr(_operators, compute.__name__)
+    transformed = not torch.compiler.is_compiling() and transforms_active()
+    call = partial(Transformed.apply, operator) if transformed else operator
+    return call(*differentiable, *others, *options, dtype, needs)[0]
 
 
 def _for_scalers(t: Tensor | None) -> Tensor | None:
@@ -75,13 +77,14 @@ def _reduction_of(reduction: str, size_average: bool | None, reduce: bool | None
     return _reduction.legacy_get_string(size_average, reduce)
 
 
-def _check(function: str, input: Tensor, target: Tensor, **constants: Tensor | None) -> bool:
-    """Refuse what is computed no way; returns whether the call is eager."""
-    eager = is_eager(input, target, *constants.values())
+def _check(compute: Callable[..., tuple], *tensors: Tensor | None) -> bool:
+    """Refuse tensors, given as `compute` takes them, with which nothing is computed: is the call eager?"""
+    eager = is_eager(*tensors)
     if not eager:
-        check_tensors(function, input=input, target=target, **constants)
-    check_floating(input)
-    check_constant(function, constants)
+        check_tensors(compute, *tensors)
+    check_floating(tensors[0])
+    if tensors[-1] is not None or tensors[-2] is not None:
+        check_constant(compute, len(tensors) - 2, *tensors[-2:])
     return eager
 
 
@@ -158,10 +161,9 @@ def cross_entropy(
     >>> logits.grad[0]
     tensor([-4.1223e-09,  2.0612e-09,  2.0612e-09])
     """
-    eager = _check("cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
-    reduction = _reduction_of(reduction, size_average, reduce)
+    eager = _check(_losses.cross_entropy, input, target, weight, sample_weight)
     return _loss(
-        "cross_entropy",
+        _losses.cross_entropy,
         eager,
         _loss_dtype(input),
         (_for_scalers(input), target),
@@ -171,7 +173,7 @@ def cross_entropy(
         z_loss,
         temperature,
         softcap,
-        reduction,
+        _reduction_of(reduction, size_average, reduce),
         normalizer,
     )
 
@@ -215,9 +217,9 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([1.0928e-04, 7.0187e-01])
     """
-    eager = _check("focal_loss", input, target, weight=weight, sample_weight=sample_weight)
+    eager = _check(_losses.focal_loss, input, target, weight, sample_weight)
     return _loss(
-        "focal_loss",
+        _losses.focal_loss,
         eager,
         _loss_dtype(input),
         (_for_scalers(input), target),
@@ -278,20 +280,19 @@ def binary_cross_entropy_with_logits(
     >>> binary_cross_entropy_with_logits(logits, target, reduction="none")
     tensor([2.0612e-09, 4.2484e-18])
     """
-    eager = _check("binary_cross_entropy_with_logits", input, target, weight=weight, pos_weight=pos_weight)
+    eager = _check(_losses.binary_cross_entropy_with_logits, input, target, weight, pos_weight)
     if target.shape != input.shape:
         raise ValueError(
             f"target has shape {tuple(target.shape)}; expected {tuple(input.shape)}, that of the input: "
             "use .expand_as(input) where it broadcasts"
         )
-    reduction = _reduction_of(reduction, size_average, reduce)
     return _loss(
-        "binary_cross_entropy_with_logits",
+        _losses.binary_cross_entropy_with_logits,
         eager,
         _loss_dtype(input),
         (_for_scalers(input), target),
         (weight, pos_weight),
-        reduction,
+        _reduction_of(reduction, size_average, reduce),
         normalizer,
     )
 
@@ -360,8 +361,7 @@ def linear_cross_entropy(
     >>> weights.grad[1]
     tensor([-0.1417, -0.3433])
     """
-    _check("linear_cross_entropy", input, target, weight=weight, sample_weight=sample_weight)
-    check_tensors("linear_cross_entropy", linear_weight=linear_weight, linear_bias=linear_bias)
+    _check(_losses.linear_cross_entropy, input, linear_weight, linear_bias, target, weight, sample_weight)
     dtype = _loss_dtype(input)
     ignore_index = -100 if ignore_index is None else ignore_index
     of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
@@ -375,11 +375,11 @@ def linear_cross_entropy(
             target = target.movedim(-1, 1)
         eager = is_eager(logits, *others)
         options = (*of_logits, reduction, normalizer)
-        return _loss("cross_entropy", eager, dtype, (logits, target), others[1:], *options)
+        return _loss(_losses.cross_entropy, eager, dtype, (logits, target), others[1:], *options)
     if by_rows:
         return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)
     options = (*of_logits, reduction, normalizer, memory)
-    return _loss("linear_cross_entropy", eager, dtype, made_of, others, *options)
+    return _loss(_losses.linear_cross_entropy, eager, dtype, made_of, others, *options)
 
 
 def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,7 +48,7 @@ def softmax(
     >>> softmax(torch.tensor([1.0, 2.0, 3.0]), dim=0)
     tensor([0.0900, 0.2447, 0.6652])
     """
-    return _softmax("softmax", input, dim, _stacklevel, dtype)
+    return _softmax(softmax, input, dim, _stacklevel, dtype)
 
 
 def log_softmax(
@@ -78,22 +80,28 @@ def log_softmax(
     >>> log_softmax(torch.tensor([20.0, 0.0, 0.0]), dim=0)[0]
     tensor(-4.1223e-09)
     """
-    return _softmax("log_softmax", input, dim, _stacklevel, dtype)
+    return _softmax(log_softmax, input, dim, _stacklevel, dtype)
 
 
-def _softmax(name: str, input: Tensor, dim: int | None, stacklevel: int, dtype: torch.dtype | None) -> Tensor:
-    check_tensors(name, input=input)
+def _softmax(
+    function: Callable[..., Tensor],
+    input: Tensor,
+    dim: int | None,
+    stacklevel: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    check_tensors(function, input)
     if dim is None:
-        dim = F._get_softmax_dim(name, input.dim(), stacklevel + 1)
+        dim = F._get_softmax_dim(function.__name__, input.dim(), stacklevel + 1)
     if dtype is not None:
         input = input.to(dtype)
+    log = function is log_softmax
     if input.is_complex():
-        return getattr(F, name)(input, dim)
+        return (F.log_softmax if log else F.softmax)(input, dim)
     check_floating(input)
     dim = _dimension(dim, input)
     if not input.ndim:
-        return _softmax(name, input.unsqueeze(0), 0, stacklevel, None).squeeze(0)
-    log = name == "log_softmax"
+        return _softmax(function, input.unsqueeze(0), 0, stacklevel, None).squeeze(0)
     if is_eager(input):
         wanted = input.requires_grad and torch.is_grad_enabled()
         return (eager_softmax if wanted else _losses.softmax)(input, dim, log)
@@ -134,7 +142,7 @@ def logsumexp(
     >>> logsumexp(torch.tensor([[0.0, -50.0], [1.0, 1.0]]), dim=1)
     tensor([1.9287e-22, 1.6931e+00])
     """
-    check_tensors("logsumexp", input=input, out=out)
+    check_tensors(logsumexp, input, None, None, out)
     if input.is_complex():
         return torch.logsumexp(input, dim, keepdim, out=out)
     if not input.is_floating_point():

@@ -11,6 +11,7 @@ import pytest
 from conftest import assert_ulp, python
 
 import fastce
+from fastce import _kernels
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch]'")
 from torch._subclasses import FakeTensorMode  # noqa: E402
@@ -126,19 +127,20 @@ def test_sure_rows():
 def made(monkeypatch):
     """Addresses of the gradients that the kernels have made."""
     addresses = []
-    for name in (
-        "cross_entropy_and_grad",
-        "focal_loss_and_grad",
-        "binary_cross_entropy_with_logits_and_grad",
+    for module, name in (
+        (_kernels.kernels, "cross_entropy"),
+        (_kernels.kernels, "focal_loss"),
+        (_kernels.elementwise, "binary_cross_entropy_with_logits"),
     ):
-        function = getattr(fastce, name)
+        function = getattr(module, name)
 
-        def noted(*args, function=function, **options):
-            result = function(*args, **options)
-            addresses.append(result[1].__array_interface__["data"][0])
+        def noted(order, *args, function=function):
+            result = function(order, *args)
+            if order:
+                addresses.append(result[1].__array_interface__["data"][0])
             return result
 
-        monkeypatch.setattr(fastce, name, noted)
+        monkeypatch.setattr(module, name, noted)
     return addresses
 
 
@@ -180,15 +182,53 @@ def test_nothing_is_made_where_nobody_asks(x, y, made):
     assert torch.equal(ft.cross_entropy(x.detach(), y), ft.cross_entropy(x, y).detach())
 
 
-def test_the_gradient_goes_with_the_graph(x, y):
-    def grad_of():
-        loss = ft.cross_entropy(x, y)
-        return loss, weakref.ref(loss.grad_fn.saved_tensors[1])
+def test_the_gradient_goes_with_the_graph(x, y, monkeypatch):
+    made = []
 
-    loss, grad = grad_of()
-    del loss
-    gc.collect()
-    assert grad() is None
+    def noted(*args, function=_kernels.kernels.cross_entropy):
+        value, grad = function(*args)
+        made.append(weakref.ref(grad))
+        return value, grad
+
+    monkeypatch.setattr(_kernels.kernels, "cross_entropy", noted)
+    loss = ft.cross_entropy(x, y)
+    gc.disable()  # no cycle waits for it
+    try:
+        assert made[0]() is not None
+        del loss
+        assert made[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_a_loss_may_be_written_over(loss, reduction, x, y):
+    expected = torch.autograd.grad((loss(x, y, reduction=reduction) * 2).sum(), x)[0]
+    value = loss(x, y, reduction=reduction)
+    assert torch.equal(torch.autograd.grad(value.mul_(2).sum(), x, retain_graph=True)[0], expected)
+    (grad,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+    assert torch.equal(grad, expected)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        grad.sum().backward()
+
+
+def test_row_losses_of_a_linear_layer_may_be_written_over(x, y):
+    w = torch.randn(5, 5, dtype=torch.float64)
+    loss = ft.linear_cross_entropy(x, w, y, reduction="none")
+    twice = torch.autograd.grad(loss.mul_(2).sum(), x)[0]
+    once = torch.autograd.grad(F.cross_entropy(x @ w.T, y, reduction="sum"), x)[0]
+    torch.testing.assert_close(twice, 2 * once)
+
+
+def test_logits_may_be_written_over(x, y):
+    """Nothing of them is kept."""
+    expected = torch.autograd.grad(ft.cross_entropy(x, y), x)[0]
+    logits = x * 1
+    loss = ft.cross_entropy(logits, y)
+    with torch.no_grad():
+        logits.zero_()
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -476,9 +516,7 @@ def test_threads(y):
 
 def test_no_more_threads_than_torch(monkeypatch, x, y):
     asked = []
-    monkeypatch.setattr(
-        fastce, "cross_entropy", lambda *args, n_threads, **options: asked.append(n_threads) or 0.0
-    )
+    monkeypatch.setattr(_kernels.kernels, "cross_entropy", lambda *args: asked.append(args[-1]) or 0.0)
     monkeypatch.setattr(fastce, "get_num_threads", lambda: 2)
     for n in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
