@@ -3,6 +3,7 @@
 import copy
 import pickle
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -410,6 +411,34 @@ def test_calls_after_the_first_allocate_nothing(bridge):
         tracemalloc.stop()
         assert all(a is b or np.shares_memory(a, b) for a, b in zip(first, again, strict=True))
         assert peak < 10_000
+
+
+@pytest.mark.parametrize("again", [lambda objective: objective, copy.deepcopy], ids=["made", "copied"])
+def test_each_thread_has_arrays_of_its_own(bridge, again):
+    """Boosters that train at once with one objective must not write over each other's gradients."""
+    objective, y = again(bridge.SoftmaxObjective(2)), np.zeros(3, np.float32)
+    mine = objective(y, np.zeros((3, 2), np.float32))
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(objective, y, np.ones((3, 2), np.float32)).result()
+    assert not any(np.shares_memory(a, b) for a, b in zip(mine, others, strict=True))
+
+
+def test_lightgbm_starts_from_shares_above_zero():
+    """Of a class that no row has: its kEpsilon."""
+    skipping("lightgbm")
+    from fastce.boosting import lightgbm as bridge
+
+    assert bridge.init_score([0, 0, 1, 1], 3)[0].tolist() == [np.log(0.5), np.log(0.5), np.log(1e-15)]
+    assert bridge.init_score([0, 0])[0] == np.log(1e-15 / (1 - 1e-15))
+
+
+def test_xgboost_hessians_have_a_floor():
+    skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    sure, y = np.array([[100, 0, 0]], np.float32), np.zeros(1, np.float32)
+    assert (bridge.SoftmaxObjective(3)(y, sure)[1] == np.float32(1e-16)).all()
+    assert bridge.LogisticObjective()(y, sure[:, 0])[1] == np.float32(1e-16)
 
 
 @pytest.mark.once
