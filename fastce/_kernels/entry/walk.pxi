@@ -69,6 +69,7 @@ cdef extern from "rows/rows.h" nogil:
     double *own_scratches() noexcept
     Pieces *own_pieces() noexcept
     Band *own_band() noexcept
+    void count_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, LabelCounts *) noexcept
     void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
@@ -89,7 +90,7 @@ cdef extern from "rows/rows.h" nogil:
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept
-    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
+    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows, bint are_f64) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
@@ -210,7 +211,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     cdef Py_ssize_t inner = p.n_dims - 1
-    sum_losses(sums, rows, tile.n_rows)
+    sum_losses(sums, rows, tile.n_rows, tile.logits_layout.format == FORMAT_F64)
     if is_weighted(p):
         sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:
@@ -262,7 +263,11 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
     cdef Py_ssize_t number, first = p.n_tiles * block // p.n_blocks, end = p.n_tiles * (block + 1) // p.n_blocks
     begin_block(partials, block, &sums)
     begin_rows(p, &rows)
-    if check:
+    if check and p.data[TARGETS] and p.n_dims == 1 and not is_weighted(p):
+        first *= p.tile_rows
+        count_labels(&p.labels, p.data[TARGETS] + first * p.stride[TARGETS][0], p.stride[TARGETS][0],
+                     min(end * p.tile_rows, p.n_rows) - first, &partials.counts[block])
+    elif check:
         for number in range(first, end):
             begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
             if is_weighted(p):

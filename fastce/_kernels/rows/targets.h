@@ -66,6 +66,14 @@ static void read_labels(const Labels *labels, const char *src, ptrdiff_t stride,
     counts->bad -= bad;
 }
 
+/* Counts alone. */
+static void count_labels(const Labels *labels, const char *src, ptrdiff_t stride, ptrdiff_t n, LabelCounts *counts)
+{
+    int64_t label[TILE];
+    for (ptrdiff_t i = 0; i < n; i += TILE)
+        read_labels(labels, src + i * stride, stride, n - i < TILE ? n - i : TILE, label, counts);
+}
+
 /* Weights where none are given. */
 INLINE void fill_weights(Rows *rows, ptrdiff_t n)
 {
