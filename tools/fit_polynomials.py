@@ -66,6 +66,14 @@ LOG = Kernel(
 
 LOG_UP_TO_2 = LOG._replace(formula=f"{LOG.formula}, 0 <= f <= 1", high=mpf("0.1112"))
 
+LOG_DIRECT = Kernel(
+    "log(1+f) = f + f^2 q(f), sqrt(1/2) - 1 <= f <= 1/2",
+    mpf("-0.2929"),
+    mpf("0.5001"),
+    lambda x: (mp.log1p(x) - x) / x**2,
+    lambda x: abs(x**2 / mp.log1p(x)),
+)
+
 # The entries 1 + i / 16 of the table are the middles of their intervals; the first is the widest.
 LOG_AFTER_TABLE = Kernel(
     "log(1+x) = x + x^2 q(x), |x| <= 1/32",
@@ -233,6 +241,7 @@ if __name__ == "__main__":
             print_table(table_bits, bits)
     for kernel, degree in (LOG, 6), (LOG, 2), (LOG_UP_TO_2, 4), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
         print_fit(kernel, degree, 53)
+    print_fit(LOG_DIRECT, 9, 24)
     for degree, bits in (4, 24), (9, 53):
         print_fit(TANH, degree, bits)
     print_log_table(4)

@@ -175,3 +175,47 @@ def test_small_gradients_of_rows_with_one_class_that_has_all(level, dtype, rng):
         options = {"sample_weight": given, "normalizer": 0.7}
         grad = fastce.cross_entropy_and_grad(x, y, **options)[1]
         assert_ulp(grad, reference.cross_entropy_and_grad(x, y, **options)[1], GRAD_ULP[dtype])
+
+
+@pytest.mark.parametrize(
+    ("logits", "weight"),  # the first is the target's
+    [
+        ((15.207582473754883, -1.0174980163574219, -7.286590099334717), 1.3),
+        (
+            (
+                6.121424198150635,
+                -13.82199478149414,
+                -6.819674968719482,
+                0.4721531271934509,
+                -6.520116329193115,
+            ),
+            1.1,
+        ),
+    ],
+)
+def test_weighted_losses_are_rounded_once(level, logits, weight):
+    """2.2 ULP where a rounded loss was multiplied by its weight and rounded again."""
+    x = np.float32([logits])
+    given = {"sample_weight": [weight], "reduction": "none"}
+    exact = reference.cross_entropy(x, [0], **given)
+    assert_ulp(fastce.cross_entropy(x, [0], **given), exact, LOSS_ULP[x.dtype])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 130])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=str)
+def test_a_weight_of_1_is_as_good_as_none(level, dtype, n_classes):
+    """Next to others too, also for an ignored row, whatever that holds."""
+    x, y = near_and_far(dtype, n_classes, 64)
+    weight = np.random.default_rng(0).choice([1, 0.3, 1.7], 64)
+    loss, grad = fastce.cross_entropy_and_grad(x, y, reduction="none")
+    weighted_loss, weighted_grad = fastce.cross_entropy_and_grad(x, y, sample_weight=weight, reduction="none")
+    assert bits(weighted_loss[weight == 1]) == bits(loss[weight == 1])
+    assert bits(weighted_grad[weight == 1]) == bits(grad[weight == 1])
+    y[::5] = -100
+    x[::10] = np.nan
+    kept = y >= 0
+    some_loss, some_grad = fastce.cross_entropy_and_grad(x, y, sample_weight=weight, reduction="none")
+    assert bits(some_loss[kept]) == bits(weighted_loss[kept])
+    assert bits(some_grad[kept]) == bits(weighted_grad[kept])
+    assert not some_loss[~kept].any()
+    assert not some_grad[~kept].any()

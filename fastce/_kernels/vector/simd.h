@@ -167,6 +167,17 @@ INLINE vec FN(product_error)(vec a, vec b, vec p)
 #endif
 }
 
+/* a - b * c, rounded about once. */
+INLINE vec FN(residual)(vec a, vec b, vec c)
+{
+#ifdef HAS_FMA
+    return FN(fma)(-b, c, a);
+#else
+    const vec p = b * c;
+    return (a - p) - FN(product_error)(b, c, p);
+#endif
+}
+
 /* Which lanes an operation concerns: a bit each where the level has mask registers, else all bits of the lane. */
 #ifdef LEVEL_V4
 typedef FN(mask_bits) FN(mask);

@@ -39,22 +39,32 @@
 #undef EXP_TABLE_BITS
 #undef EXP_TABLE_SCALE
 #undef EXP_TABLE_RECIPROCAL_LOW
+#undef EXP_TABLE_STEPS
+#undef EXP_TABLE_LEFT
 #if REAL_BITS == 64
 #define EXP_TABLE_BITS EXP_TABLE_BITS_F64
 #else
 #define EXP_TABLE_BITS EXP_TABLE_BITS_F32
 #endif
 #if EXP_TABLE_BITS == 0
-#define EXP_TABLE_SCALE 1.0
+#define EXP_TABLE_SCALE 1.0 /* = 2^(EXP_TABLE_STEPS / 2^EXP_TABLE_BITS) exp(-EXP_TABLE_LEFT) */
+#define EXP_TABLE_STEPS 0
+#define EXP_TABLE_LEFT 0.0
 #define EXP_TABLE_RECIPROCAL_LOW 0.0
 #elif REAL_BITS == 64
 #define EXP_TABLE_SCALE 0x1.5245d0c3dd31p+0
+#define EXP_TABLE_STEPS 6
+#define EXP_TABLE_LEFT -0x1.331d560fdaa20p-6
 #define EXP_TABLE_RECIPROCAL_LOW -0x1.73b93fcc48b35p-55 /* what 1 / EXP_TABLE_SCALE loses as a double */
 #elif EXP_TABLE_BITS == 4
 #define EXP_TABLE_SCALE 0x1.13fc91b861865p+0
+#define EXP_TABLE_STEPS 2
+#define EXP_TABLE_LEFT 0x1.77cd08699c33bp-7
 #define EXP_TABLE_RECIPROCAL_LOW 0.0
 #else
 #define EXP_TABLE_SCALE 0x1.691c89ef4b576p+0
+#define EXP_TABLE_STEPS 4
+#define EXP_TABLE_LEFT 0x1.501c2adc9f8c1p-9
 #define EXP_TABLE_RECIPROCAL_LOW 0.0
 #endif
 #undef STEP_HIGH_BITS
@@ -140,7 +150,8 @@ INLINE vec FN(power_of_two)(uvec bits)
  * EXP_SCALE is EXP_POWER times the scale of the table. The power of two keeps the digits of terms that would be
  * subnormal or zero, so that a large weight can still bring them back; terms below exp(EXP_LOWEST) are +0, those
  * above exp(NEAR) are not numbers of use. NaN stays NaN, and so does all of a row whose m is infinite. */
-typedef struct { vec high, low; } FN(Reduced); /* a sum; low is 0 where a table makes it small enough for one REAL */
+typedef struct { vec high, low; } FN(Sum); /* unevaluated */
+typedef FN(Sum) FN(Reduced); /* low is 0 where a table makes it small enough for one REAL */
 
 typedef struct { vec base, bias, lowest; FN(Reduced) offset; FN(Units) units; } FN(Exps);
 
@@ -301,6 +312,12 @@ INLINE vec_f64 FN(correction)(const FN(Exps) *exps, ptrdiff_t k)
     return expm1_wide_f64((Reduced_f64){-FN(load_wide)(high + k), -FN(load_wide)(low + k)});
 }
 
+/* 1 / u to a twentieth, for positive normal numbers. */
+INLINE vec FN(nearly_reciprocal)(vec u)
+{
+    return (vec)((UINT)(REAL_BITS == 64 ? 0x7fde623822fc16e6 : 0x7ef311c2) - (uvec)u);
+}
+
 #if REAL_BITS == 64
 /* log(1 + t + low) for finite t >= 0, or NaN; `low` is what t lacks: an ULP of t may be two of the result, just
  * above a power of two. `rough`: with a relative error of up to 2^-30, for a result in float32.
@@ -370,8 +387,7 @@ INLINE vec FN(log1p_of_sum)(vec t, vec low, int rough)
         q = FN(fma)(q, z, FN(splat)(0x1.55557a1569363p-1));
         return FN(fma)(k, FN(splat)(LN2_HI), f - s * (f - z * q)) + 0 * t;
     }
-    const vec nearly_reciprocal = (vec)(0x7fde623822fc16e6 - (bits_vec)u); /* 1 / u to a twentieth */
-    c = (FN(keep)(~near_one, c) + low) * nearly_reciprocal;
+    c = (FN(keep)(~near_one, c) + low) * FN(nearly_reciprocal)(u);
     q = FN(splat)(0x1.2f0440420a9f8p-3); /* relative error of the polynomial: 0.011 * 2^-53 */
     q = FN(fma)(q, z, FN(splat)(0x1.39a1df2e91e3fp-3));
     q = FN(fma)(q, z, FN(splat)(0x1.74663d28a2d6ep-3));
@@ -385,16 +401,33 @@ INLINE vec FN(log1p_of_sum)(vec t, vec low, int rough)
 }
 
 INLINE vec FN(log1p)(vec t, int rough) { return FN(log1p_of_sum)(t, (vec){0}, rough); }
-INLINE vec FN(log1p_of_pair)(vec t, vec low) { return FN(log1p_of_sum)(t, low, 0); }
+INLINE FN(Sum) FN(log1p_of_pair)(vec t, vec low) { return (FN(Sum)){FN(log1p_of_sum)(t, low, 0), {0}}; }
+INLINE FN(Sum) FN(log1p_of_fraction)(vec t, vec low) { return FN(log1p_of_pair)(t, low); }
 #else
-/* log(1 + t + low) for 0 <= t < 2^126 and a `low` below an ULP of t, or NaN.
+/* k ln 2 + log(1 + f) + low = k ln 2 + f + f^2 q(f) + low for sqrt(1/2) - 1 <= f <= 1/2. What the last sums lose is the
+ * result's low part. Two chains: relative error of the polynomial: 0.029 * 2^-24. */
+INLINE FN(Sum) FN(log_of_parts)(vec k, vec f, vec low)
+{
+    const vec square = f * f;
+    vec odd = FN(splat)(0x1.848b4ep-5f), even = FN(splat)(-0x1.ac3bep-4f);
+    odd = FN(fma)(odd, square, FN(splat)(0x1.f366c4p-4f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.033be4p-3f));
+    odd = FN(fma)(odd, square, FN(splat)(0x1.22f6f6p-3f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.54ffe6p-3f));
+    odd = FN(fma)(odd, square, FN(splat)(0x1.99a516p-3f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.000138p-2f));
+    odd = FN(fma)(odd, square, FN(splat)(0x1.555548p-2f));
+    even = FN(fma)(even, square, FN(splat)(-0x1.fffffep-2f));
+    const vec rest = FN(fma)(FN(fma)(odd, f, even), square, FN(fma)(k, FN(splat)(LN2_LO), low));
+    const vec sum = f + rest, high = FN(fma)(k, FN(splat)(LN2_HI), sum);
+    return (FN(Sum)){high, (sum - FN(fma)(k, FN(splat)(-LN2_HI), high)) + (rest - (sum - f))};
+}
+
+/* log(1 + t + low) for 0 <= t < 2^126 and a `low` below an ULP of t, or NaN: u = 1 + t, c what that rounding lost;
+ * u = 2^k z, sqrt(1/2) <= z < sqrt(2); f = z - 1 + c / 2^k, which is t itself where k = 0.
  *
- * 1. u = 1 + t, c what that rounding lost; u = 2^k z, sqrt(1/2) <= z < sqrt(2).
- * 2. f = z - 1 + c / 2^k, which is t itself where k = 0; `small` what that lacks.
- * 3. log z = f + f^2 q(f); k ln 2 joins it in two parts.
- *
- * Worst error, of every 61st float32: 0.978 ULP at 0.413884729 with FMA, 1.062 ULP at 0.439252287 without. */
-INLINE vec FN(log1p_of_pair)(vec t, vec low)
+ * Worst error, of every 61st float32: 0.969 ULP at 0.456944495 with FMA, 1.043 ULP at 0.428606421 without. */
+INLINE FN(Sum) FN(log1p_of_pair)(vec t, vec low)
 {
     const UINT one = 0x3f800000, sqrt_half = 0x3f3504f3, mantissa = 0x7fffff;
     const vec u = t + 1, c = t - (u - 1);
@@ -402,19 +435,15 @@ INLINE vec FN(log1p_of_pair)(vec t, vec low)
     const vec k = (vec)((exponent >> MANTISSA_BITS) + ((uvec)FN(splat)(TO_INTEGER) - EXPONENT_BIAS)) - TO_INTEGER;
     const vec unit = (vec)(2 * one - exponent), near_f = (vec)((bits & mantissa) + sqrt_half) - 1; /* unit: 2^-k */
     const vec lost = c * unit, f = near_f + lost;
-    const vec square = f * f; /* two chains: relative error of the polynomial: 0.070 * 2^-24 */
-    vec even = FN(splat)(-0x1.380e92p-4f), odd = FN(splat)(0x1.08723ap-3f);
-    even = FN(fma)(even, square, FN(splat)(-0x1.0f5138p-3f));
-    odd = FN(fma)(odd, square, FN(splat)(0x1.226c9ap-3f));
-    even = FN(fma)(even, square, FN(splat)(-0x1.5423fap-3f));
-    odd = FN(fma)(odd, square, FN(splat)(0x1.99a41ep-3f));
-    even = FN(fma)(even, square, FN(splat)(-0x1.000438p-2f));
-    odd = FN(fma)(odd, square, FN(splat)(0x1.55555p-2f));
-    even = FN(fma)(even, square, FN(splat)(-0x1.fffff8p-2f));
-    const vec q = FN(fma)(odd, f, even);
-    const vec nearly_reciprocal = (vec)(0x7ef311c2 - (uvec)u); /* 1 / u to a twentieth */
-    const vec small = FN(fma)(low, nearly_reciprocal, FN(fma)(k, FN(splat)(LN2_LO), lost - (f - near_f)));
-    return FN(fma)(k, FN(splat)(LN2_HI), f + FN(fma)(q, square, small));
+    return FN(log_of_parts)(k, f, FN(fma)(low, FN(nearly_reciprocal)(u), lost - (f - near_f)));
+}
+
+/* The same for t <= 1: there f is exact. */
+INLINE FN(Sum) FN(log1p_of_fraction)(vec t, vec low)
+{
+    const FN(mask) upper = FN(not_less)(t, FN(splat)(0.5f));
+    const vec f = FN(select)(upper, FN(fma)(t, FN(splat)(0.5f), FN(splat)(-0.5f)), t);
+    return FN(log_of_parts)(FN(keep)(upper, FN(splat)(1)), f, low * FN(nearly_reciprocal)(t + 1));
 }
 #endif
 
@@ -438,6 +467,6 @@ INLINE void FN(log1p_array)(const REAL *t, ptrdiff_t n, REAL *out)
 {
     for (ptrdiff_t i = 0; i < n; i += LANES) {
         const ptrdiff_t k = n - i < LANES ? n - i : LANES;
-        FN(store_n)(out + i, k, FN(log1p_of_pair)(FN(load_n)(t + i, k, 0), (vec){0}));
+        FN(store_n)(out + i, k, FN(log1p_of_pair)(FN(load_n)(t + i, k, 0), (vec){0}).high);
     }
 }

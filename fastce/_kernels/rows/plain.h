@@ -1,0 +1,156 @@
+/* Plain cross-entropy from labels where every lane of a vector holds a row: what two classes (two_classes.h) and more
+ * (anchored.h) share.
+ *
+ * Included once per REAL_BITS, after across.h. All is in REAL but weights and losses. Sums are pairs, high + low, where
+ * an ULP of them may be two of what they are for.
+ *
+ * Each row decides by its own numbers. Rows of an extreme weight or loss take the walk by the maximum (across.h), in a
+ * tile of their own.
+ */
+#ifndef FASTCE_PLAIN_H
+#define FASTCE_PLAIN_H
+#define LEAST_NORMALIZER 0x1p-20
+#define MOST_NORMALIZER 0x1p37
+#endif
+
+/* Exps that are staged have a factor of ANCHOR_UNIT = 2^ANCHOR_SHIFT, for weights that bring their digits back. Those
+ * of less than ANCHOR_LOWEST are subnormal for all that; what MOST_WEIGHT / LEAST_NORMALIZER times them is 0 as a REAL.
+ * With LEAST_WEIGHT / MOST_NORMALIZER each factor of an exp is still a normal number. */
+#undef ANCHOR_SHIFT
+#undef ANCHOR_UNIT
+#undef ANCHOR_LOWEST
+#undef MOST_WEIGHT
+#undef LEAST_WEIGHT
+#if REAL_BITS == 64
+#define ANCHOR_SHIFT 256
+#define ANCHOR_UNIT 0x1p256
+#define ANCHOR_LOWEST -885.0
+#define MOST_WEIGHT 0x1p100
+#define LEAST_WEIGHT 0x1p-300
+#else
+#define ANCHOR_SHIFT 64
+#define ANCHOR_UNIT 0x1p64f
+#define ANCHOR_LOWEST -131.5f
+#define MOST_WEIGHT 0x1p18
+#define LEAST_WEIGHT 0x1p-15
+#endif
+
+/* term >= 0, and so are all before it */
+INLINE void FN(add_term)(FN(Sum) *acc, vec term)
+{
+    const vec sum = acc->high + term;
+    acc->low += FN(lesser)(acc->high, term) - (sum - FN(larger)(acc->high, term));
+    acc->high = sum;
+}
+
+INLINE FN(Sum) FN(add_sums)(FN(Sum) a, FN(Sum) b)
+{
+    FN(add_term)(&a, b.high);
+    a.low += b.low;
+    return a;
+}
+
+/* by_b: 1 / b.high, nearly. The low part may be a few ULP of the high one. */
+INLINE FN(Sum) FN(quotient)(FN(Sum) a, FN(Sum) b, vec by_b)
+{
+    const vec nearly = a.high * by_b;
+    return (FN(Sum)){nearly, (FN(residual)(a.high, nearly, b.high) + (a.low - nearly * b.low)) * by_b};
+}
+
+INLINE FN(Sum) FN(joined)(FN(Sum) a)
+{
+    const vec high = a.high + a.low;
+    return (FN(Sum)){high, a.low - (high - a.high)};
+}
+
+/* alpha of a vector of rows. weight: NULL if all are 1. */
+INLINE FN(Sum) FN(alpha)(const double *weight, double normalizer)
+{
+    REAL high[LANES_COUNT], low[LANES_COUNT];
+    if (!weight) {
+        const double alpha = 1 / normalizer;
+        return (FN(Sum)){FN(splat)((REAL)alpha), FN(splat)((REAL)(alpha - (REAL)alpha))};
+    }
+    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+        const vec_f64 alpha = load_f64(weight + k) / normalizer;
+        FN(store_narrow)(high + k, alpha);
+        FN(store_narrow)(low + k, alpha - FN(load_wide)(high + k));
+    }
+    return (FN(Sum)){FN(load)(high), FN(load)(low)};
+}
+
+/* Losses of a vector of rows, gap + log_s, times their weights, rounded once; without weights as rows->given. A weight
+ * of 1 is as good as none. Returns 0, or NaN in lanes that have no finite loss. */
+INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i, Rows *rows)
+{
+    const vec loss = gap.high + (log_s.high + gap.low);
+    FN(store_as_f64)(rows->loss + i, loss);
+    if (plain) return 0 * loss;
+    double term[4][LANES_COUNT];
+    FN(store_as_f64)(rows->given + i, loss);
+    FN(store_as_f64)(term[0], gap.high);
+    FN(store_as_f64)(term[1], gap.low);
+    FN(store_as_f64)(term[2], log_s.high);
+    FN(store_as_f64)(term[3], log_s.low);
+    for (ptrdiff_t k = 0; k < LANES; k++) {
+        const double w = rows->weight[i + k], whole = (term[0][k] + term[2][k]) + (term[1][k] + term[3][k]);
+        rows->loss[i + k] = rows->label[i + k] < 0 ? 0 : w == 1 ? rows->loss[i + k] : w * whole;
+    }
+    return 0 * loss;
+}
+
+/* Rows that are left to the walk by the maximum: of a loss that overflows before it is weighted; of a weight that
+ * leaves no room for factors, or that wants digits of a loss that is subnormal. */
+static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, int plain, ptrdiff_t *extreme)
+{
+    const double *loss = plain ? rows->loss : rows->given;
+    ptrdiff_t n = 0;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+        const double size = plain ? 1 : fabs(rows->weight[i]);
+        const int moderate = size >= LEAST_WEIGHT && size <= MOST_WEIGHT && loss[i] >= REAL_TINY * MOST_WEIGHT;
+        extreme[n] = i;
+        n += rows->label[i] >= 0 && (!(loss[i] <= REAL_MAX) || !(size == 0 || size == 1 || moderate));
+    }
+    return n;
+}
+
+/* The logits of extreme rows, which the scratch has no more, to a plane; and their gradients from there. */
+static void FN(gather_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, REAL *plane)
+{
+    const Layout *from = &tile->logits_layout;
+    for (ptrdiff_t k = 0; k < n; k++) {
+        const char *row = tile->logits + extreme[k] * from->row_stride;
+        for (ptrdiff_t c = 0; c < tile->n_classes; c++)
+            plane[c * TILE + k] = (REAL)load_number(row + c * from->class_stride, from->format, from->swapped);
+    }
+}
+
+static void FN(scatter_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, const REAL *plane)
+{
+    REAL *x = (REAL *)tile->scratch;
+    for (ptrdiff_t c = 0; c < tile->n_classes; c++)
+        for (ptrdiff_t k = 0; k < n; k++) x[c * TILE + extreme[k]] = plane[c * TILE + k];
+}
+
+/* Whether all losses of a tile are finite, from the sum of what finish_losses returned. */
+INLINE int FN(are_finite)(vec sum) { return FN(every_lane)(~FN(not_less)(sum, FN(splat)(1))); }
+
+/* What is ahead of a vector of rows that lie in memory as they are computed. */
+INLINE void FN(ask_for_rows)(const char *array, const Layout *layout, ptrdiff_t i, ptrdiff_t n_classes, int to_write)
+{
+    if (FN(is_contiguous)(layout))
+        FN(ask_for)(array + i * layout->row_stride, AHEAD_ROWS, LANES * n_classes * sizeof(REAL), to_write);
+}
+
+/* Target classes, -1 behind the last row. Returns whether no row is ignored. */
+INLINE int FN(find_labels)(Rows *rows, ptrdiff_t n_rows, INT *target)
+{
+    int64_t labels = 0;
+    const ptrdiff_t end = FN(in_vectors)(n_rows);
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        target[i] = (INT)rows->label[i];
+        labels |= rows->label[i];
+    }
+    for (ptrdiff_t i = n_rows; i < end; i++) rows->label[i] = target[i] = -1;
+    return labels >= 0;
+}
