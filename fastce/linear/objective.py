@@ -208,7 +208,8 @@ class Objective:
 
     def _probabilities(self, w: NDArray, bias: NDArray | None, width: int = 1) -> Any:
         """Blocks of rows: where they begin, their features, probabilities, and weights by the normalizer."""
-        n_block = max(1, MEMORY // (4 * self.dtype.itemsize * max(self.n_classes, self.n_features, width)))
+        n_entries = 2 * self._X.nnz // max(1, len(self._X.indptr) - 1) if self._is_sparse else self.n_features
+        n_block = max(1, MEMORY // (4 * self.dtype.itemsize * max(self.n_classes, n_entries, width)))
         for first in range(0, self._X.shape[0], n_block):
             x = self._X[first : first + n_block]
             z = blocks.product(x, w, bias, self.dtype)

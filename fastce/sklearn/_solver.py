@@ -15,7 +15,8 @@ C. Where rows are many, a sample of them is solved first, and a sample of that b
    begin within the sample's noise of the solution.
 D. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
    preconditioner expects less of one than GAIN of the objective: scikit-learn's last step often leads
-   well below tol, and its objective is not to be lower.
+   well below tol, and its objective is not to be lower. A sample is left as soon as a step gains less than
+   a SHARE of what its choice of rows does: (coefficients) / (2 rows).
 E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
    good.
 """
@@ -36,9 +37,9 @@ from fastce.linear import objective
 
 __all__ = ["Solution", "minimize"]
 
-GAIN, BEYOND = 1e-7, 4
+GAIN, BEYOND, SHARE = 1e-7, 4, 0.05
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
-MEMORY, LARGE_MEMORY, LARGE = 10, 5, 1 << 17
+MEMORY, LARGE = 10, 1 << 17  # steps that are remembered; as many numbers are kept in the features' precision
 EXACT, EXACT_LATE = 2e8, 1e9  # operations of a Hessian that is made at each step, or now and then
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
@@ -99,7 +100,8 @@ def _minimum(
         return _descend(f, coef, part.best, tol, max_iter, callback)
     if f.size <= WHOLE and n_rows * f.size**2 <= EXACT:
         return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience=1)
-    return _descend(f, coef, problem.best, tol, max_iter, callback)
+    enough = SHARE * f.size / (2 * n_rows) if problem.n_rows > n_rows else 0.0
+    return _descend(f, coef, problem.best, tol, max_iter, callback, enough=enough)
 
 
 def _descend(
@@ -110,22 +112,26 @@ def _descend(
     max_iter: int,
     callback: Callable[[NDArray], Any] | None,
     patience: int = PATIENCE,
+    enough: float = 0.0,
 ) -> Solution:
-    """As `minimize`; the preconditioner is made again, where the steps have led, each `patience` of them."""
+    """As `minimize`; the preconditioner is made again, where the steps have led, each `patience` of them.
+    Steps that are expected to gain no more than `enough` are not taken."""
     w = np.array(coef, np.float64).ravel()
     loss, g = f.loss_and_grad(w)
     noise, settled = NOISE[f.dtype], 0
     pairs: list[tuple[NDArray, NDArray, float]] = []
-    most = 0 if patience == 1 else LARGE_MEMORY if f.size > LARGE else MEMORY
+    most = 0 if patience == 1 else MEMORY
+    kept = f.dtype if f.size > LARGE else np.dtype(np.float64)
     for n_iter in range(max_iter + 1):
         if n_iter == max_iter:
             return Solution(w, loss, n_iter, _flat(g) <= tol)
         if n_iter % patience == 0:
             solve = preconditioner(w, n_iter)
-        d = _direction(g, pairs, solve)
+        d = _direction(g.astype(kept, copy=False), pairs, solve)
         slope = g @ d
+        gain = -slope / 2
         settled += _flat(g) <= tol
-        if settled and (settled > BEYOND or -slope / 2 <= GAIN * abs(loss)):
+        if 0 <= gain <= enough or (settled and (settled > BEYOND or gain <= GAIN * abs(loss))):
             return Solution(w, loss, n_iter, True)
         step = 1.0
         while True:
@@ -136,12 +142,13 @@ def _descend(
                 break
             if new_loss <= loss + noise * abs(loss) and abs(new_slope) <= 0.9 * abs(slope):
                 break
-            step *= np.clip(-slope * step / (2 * (new_loss - loss - slope * step)), 0.1, 0.5)
+            step *= float(np.clip(-slope * step / (2 * (new_loss - loss - slope * step)), 0.1, 0.5))
             if step < 1e-6 or not np.isfinite(slope):  # nothing below the rounding errors of the objective
                 return Solution(w, loss, n_iter, bool(settled) or -slope <= noise * abs(loss))
         gained = loss - new_loss
         if most and (product := step * (new_slope - slope)) > 0:
-            pairs = [*pairs[1 - most :], (step * d, new_g - g, 1 / product)]
+            change = np.subtract(new_g, g, dtype=kept, casting="same_kind")
+            pairs = [*pairs[1 - most :], (step * d, change, 1 / product)]
         w, loss, g = new, new_loss, new_g
         if callback:
             callback(w)
@@ -151,21 +158,23 @@ def _descend(
 
 
 def _flat(g: NDArray) -> float:
-    return float(np.abs(g).max(initial=0))
+    return max(float(g.max(initial=0)), -float(g.min(initial=0)))
 
 
 def _direction(g: NDArray, pairs: list[tuple[NDArray, NDArray, float]], solve: Preconditioner) -> NDArray:
+    """Of the gradient's dtype, as are all vectors here."""
+    (add,) = linalg.get_blas_funcs(("axpy",), (g,))
     q = -g
     shares = []
     for s, y, r in reversed(pairs):
-        shares.append(r * (s @ q))
-        q = linalg.blas.daxpy(y, q, a=-shares[-1])
-    q = solve(q)
+        shares.append(r * float(s @ q))
+        q = add(y, q, a=-shares[-1])
+    q = solve(q).astype(g.dtype, copy=False)
     if pairs:  # the preconditioner's scale may be off, where the Hessian has changed since
         _, y, r = pairs[-1]
-        q /= r * (y @ solve(y))
+        q /= r * float(y @ solve(y))
     for (s, y, r), share in zip(pairs, reversed(shares), strict=True):
-        q = linalg.blas.daxpy(s, q, a=share - r * (y @ q))
+        q = add(s, q, a=share - r * float(y @ q))
     return q
 
 
@@ -213,6 +222,8 @@ class Problem:
         f, n_rows = self.objective, self.X.shape[0]
         n_classes, n_columns = f.shape[0], self.X.shape[1]
         if self.n_rows > n_rows and f.size <= WHOLE:  # little beside the passes over the rows it stands for
+            if not w.any():  # all probabilities are equal
+                return self.of_columns(w)
             wanted = EARLY * self.n_rows // f.size
             return self.of_all(w, int(np.clip(wanted, LEAST * f.size, MOST * f.size)))
         if n_iter > PATIENCE and f.size <= WHOLE and n_rows * f.size**2 <= EXACT_LATE:
@@ -229,7 +240,8 @@ class Problem:
                 return part.of_columns(w)
         diagonal = self.objective.hessian_diagonal(w)
         diagonal += 1e-10 * diagonal.max(initial=0) + _TINY
-        return lambda g: g / diagonal
+        inverse = 1 / diagonal
+        return lambda g: g * inverse.astype(g.dtype, copy=False)
 
     def of_all(self, w: NDArray, n_rows: int) -> Preconditioner:
         """The whole Hessian, of so many rows."""
