@@ -236,7 +236,7 @@ class Problem:
             if affordable >= min(wanted, n_rows) and (part := self.sample(wanted)):
                 return part.of_blocks(w)
             wanted = min(8 * (n_columns + 1), affordable * n_classes)
-            if n_iter and wanted > n_columns and (part := self.sample(wanted)):
+            if (n_iter or not w.any()) and wanted > n_columns and (part := self.sample(wanted)):
                 return part.of_columns(w)
         diagonal = self.objective.hessian_diagonal(w)
         diagonal += 1e-10 * diagonal.max(initial=0) + _TINY
