@@ -109,15 +109,16 @@ class LogisticRegression(_LogisticRegression):
         coef = np.zeros(shape)
         if self.warm_start and hasattr(self, "coef_"):
             coef = np.concatenate([self.coef_, self.intercept_[:, None]], axis=1)[:, : shape[1]]
-        if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
-            coef = _solver._descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
-        preconditioner, patience = part.best, _solver.PATIENCE
-        if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT_LATE:
-            preconditioner, patience = lambda w, _: _solver._of_hessian(part.objective, w), 4
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
-        coef, loss, n_iter, converged = _solver._descend(
-            f, coef, preconditioner, self.tol, self.max_iter, None, patience
-        )
+        with _solver.limited_blas(part.X, coef.size):
+            if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
+                coef = _solver._descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
+            preconditioner, patience = part.best, _solver.PATIENCE
+            if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT_LATE:
+                preconditioner, patience = lambda w, _: _solver._of_hessian(part.objective, w), 4
+            coef, loss, n_iter, converged = _solver._descend(
+                f, coef, preconditioner, self.tol, self.max_iter, None, patience
+            )
         if self.verbose:
             print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
         if not converged:

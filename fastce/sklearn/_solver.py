@@ -24,6 +24,7 @@ E. Objectives of float32 data are known to about NOISE: within that the slope de
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -79,11 +80,16 @@ def minimize(
     problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
     if n_classes > 2:  # that changes no probability and lessens the penalty
         coef = coef - coef.mean(axis=0)
-    if f.size > WHOLE:
+    with limited_blas(X, f.size):
         return _minimum(problem, coef, tol, max_iter, callback)
-    # Threads of a BLAS spin for a while after each of its small products, where fastce's own want the core.
-    with _pools().limit(limits=1, user_api="blas"):
-        return _minimum(problem, coef, tol, max_iter, callback)
+
+
+def limited_blas(X: Any, n_coefficients: int) -> AbstractContextManager:
+    """One thread for BLAS where all its products are small, or of vectors: others spin for a while after
+    each, where fastce's own want the core."""
+    if n_coefficients > WHOLE and not sparse.issparse(X):
+        return nullcontext()
+    return _pools().limit(limits=1, user_api="blas")
 
 
 @cache
