@@ -428,6 +428,9 @@ def linear_cross_entropy(arrays, options):
         z = x.astype(float) @ w.T.astype(float) + (0 if b is None else b.astype(float))
         without_bias = {k: v for k, v in given.items() if k != "linear_bias"}
         g = abs(reference.cross_entropy_and_grad(z, y, **without_bias)[1]).astype(float)
+        # A logit's error is one of its probability, however near to its smoothed target that is.
+        hard = without_bias | {"label_smoothing": 0.0}
+        g = np.maximum(g, abs(reference.cross_entropy_and_grad(z, y, **hard)[1]).astype(float))
         g = np.nan_to_num(g) + eps * g.max(initial=0)
     of_loss = row if options.get("reduction") == "none" else np.dtype(np.float64)
     loss = within(of_loss, total, eps * logit * size)

@@ -34,9 +34,10 @@ from fuzz_strategies_special import (
 )
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 import fastce
-from fastce import _kernels, inference
+from fastce import LinearGrad, _kernels, inference
 
 pytestmark = pytest.mark.once  # each example runs at every level
 
@@ -86,8 +87,13 @@ def restored():
 def outs_of(case, name, intervals):
     """Arrays to write into for a call: none, anywhere in memory, or the first argument itself."""
     rng, first = case.rng, next(iter(case.arrays))
-    if name.startswith("linear"):  # gradients of several arrays
-        return {}, {}
+    if name == "linear_cross_entropy_and_grad":  # of several arrays, some of which have one
+        arguments = {k: case.arrays[k].a for k in LinearGrad._fields if k in case.arrays}
+        return {
+            f"out.{k}": in_memory(rng, np.zeros(a.shape, a.dtype), int(rng.choice([0, 1, 2, 4, 8, 15])))
+            for k, a in arguments.items()
+            if rng.random() < 0.4
+        }, {}
     writes = {"softmax": ["out"], "log_softmax": ["out"], "logsumexp": ["out"]}.get(name, [])
     writes = (
         ["out"]
@@ -137,6 +143,17 @@ def call(case, name, arrays, more):
     return function_of(name, arrays)(*positional, **values, **options, **more)
 
 
+def in_rows(rng, x):
+    """Features as a CSR array at times, with entries for zeros, or in two halves."""
+    if x.dtype not in (np.float32, np.float64) or rng.random() < 0.5:
+        return None
+    indices = np.tile(np.arange(x.shape[1]), len(x))
+    data, starts = x.astype(x.dtype.newbyteorder("=")).ravel(), np.arange(len(x) + 1) * x.shape[1]
+    if rng.random() < 0.5:
+        data, indices, starts = np.repeat(data / 2, 2), np.repeat(indices, 2), 2 * starts
+    return sparse.csr_array((data, indices, starts), shape=x.shape)
+
+
 def keeps_order(values, x, axis):
     """The elements of each softmax stand in the order of its logits."""
     axes = tuple(range(x.ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -152,6 +169,12 @@ def check(case, name, intervals):
     outs, replaced = outs_of(case, name, intervals)
     arrays = case.arrays | replaced
     more = {k: m.a for k, m in outs.items()}
+    if name.startswith("linear"):
+        if name.endswith("_and_grad"):
+            more = {"out": [more.get(f"out.{k}") for k in LinearGrad._fields]} if outs else {}
+        if (x := in_rows(case.rng, arrays["input"].a)) is not None and "out.input" not in outs:
+            arrays = {k: x if k == "input" else m for k, m in arrays.items()}
+            intervals = intervals[:1] + intervals[2:]
     if name != "log_loss" and "p" not in arrays:
         n_threads = [None, 1, 2, 3, 8][case.rng.integers(5)]
         if n_threads is None:
@@ -176,10 +199,11 @@ def check(case, name, intervals):
                 f"{expected.high[place]!r}"
             )
     for parameter, memory in outs.items():
-        written = results[
-            0 if name in ("softmax", "log_softmax", "logsumexp") else 1 + (parameter == "hess_out")
-        ]
-        assert written is memory.a, parameter
+        if parameter.startswith("out."):  # of those that are not None
+            assert any(written is memory.a for written in results[1:]), parameter
+        else:
+            first = 0 if name in ("softmax", "log_softmax", "logsumexp") else 1
+            assert results[first + (parameter == "hess_out")] is memory.a, parameter
         assert memory.is_whole_outside(), f"{name} wrote outside of {parameter}"
 
 
