@@ -222,7 +222,7 @@ class _Run:
             if self.of_w is not None:
                 self._add_weight_grad(g, used, classes, first > 0 or self.accumulate)
         if self.of_x is not None:
-            self._put_input_grad(total, without, block)
+            self._put_input_grad(total, block)
 
     def _logits(self, n_rows: int, classes: slice) -> NDArray:
         """Where those of some classes are held, whole rows or this part alone."""
@@ -252,9 +252,7 @@ class _Run:
         if self.bias is not None:
             z += self.bias[classes]
 
-    def _put_input_grad(self, total: NDArray, without: NDArray | None, block: slice) -> None:
-        if without is not None:
-            total[without] = 0  # not 0 times a weight, which may be infinite
+    def _put_input_grad(self, total: NDArray, block: slice) -> None:
         if self.accumulate:
             total += self.of_x[block]
         if self.sums_input:

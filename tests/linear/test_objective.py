@@ -83,6 +83,14 @@ def test_hessians(n_classes, kind):
     np.testing.assert_allclose(f.logits(coef), extended @ coef.reshape(f.shape).T, atol=1e-12)
 
 
+def test_hessian_of_negative_weights(kind):
+    x, y, s = problem(4, kind=kind)
+    s[::3] *= -0.5
+    f = objective(x, y, 4, sample_weight=s)
+    coef, v = np.random.default_rng(1).normal(size=(2, f.size))
+    np.testing.assert_allclose(f.hessian(coef) @ v, f.hessian_product(coef, v), rtol=1e-10, atol=1e-12)
+
+
 def test_parts_add_up(kind):
     x, y, s = problem(5, kind=kind)
     whole = objective(x, y, 5, sample_weight=s)

@@ -6,17 +6,19 @@ import warnings
 
 import numpy as np
 import pytest
+from conftest import FLOATS
 from scipy import sparse
 from sklearn import linear_model
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.naive_bayes import GaussianNB
 from sklearn.utils.estimator_checks import parametrize_with_checks
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastce.calibration import fit_temperature
 from fastce.cli.estimators import counted
 from fastce.linear import objective
-from fastce.sklearn import LogisticRegression, LogisticRegressionCV, TemperatureScaling
+from fastce.sklearn import LogisticRegression, LogisticRegressionCV, TemperatureScaling, _solver
 
 pytestmark = pytest.mark.once
 
@@ -106,6 +108,54 @@ def test_a_sample_of_many_rows_leads_to_the_same_minimum(rng):
     theirs = linear_model.LogisticRegression(tol=1e-8, solver="newton-cholesky").fit(X, y)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-6)
     assert ours.n_iter_[0] <= 8
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_all_logits_may_rise_together(rng, dtype):
+    X = rng.normal(size=(2000, 10)).astype(dtype)
+    y = (X @ rng.normal(size=(10, 5)) + rng.gumbel(size=(2000, 5))).argmax(axis=1)
+    for C in (1, np.inf):
+        model = LogisticRegression(C=C, tol=1e-6).fit(X, y)  # or it warns
+        assert model.n_iter_[0] <= 8
+
+
+def test_steps_of_many_coefficients_are_kept_in_the_features_precision(rng, monkeypatch):
+    X = rng.normal(size=(3000, 30)).astype(np.float32)
+    y = (X @ rng.normal(size=(30, 50)) + rng.gumbel(size=(3000, 50))).argmax(axis=1)
+    usual = LogisticRegression(tol=1e-6).fit(X, y)
+    kept = []
+    direction = _solver._direction
+    monkeypatch.setattr(_solver, "LARGE", 0)
+    monkeypatch.setattr(_solver, "_direction", lambda g, *a: kept.append(g.dtype) or direction(g, *a))
+    model = LogisticRegression(tol=1e-6).fit(X, y)
+    assert set(kept) == {np.dtype(np.float32)}
+    np.testing.assert_allclose(model.coef_, usual.coef_, atol=1e-3)
+    assert model.n_iter_[0] <= 1.3 * usual.n_iter_[0]
+
+
+def test_blas_keeps_to_one_thread_where_coefficients_are_few(rng):
+    X = rng.normal(size=(200, 3))
+    seen = []
+
+    def note(coef):
+        seen.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+    with threadpool_limits(2, "blas"):
+        _solver.minimize(
+            X,
+            rng.integers(0, 2, 200),
+            2,
+            np.zeros((1, 4)),
+            sample_weight=None,
+            fit_intercept=True,
+            l2=0.1,
+            tol=1e-4,
+            max_iter=5,
+            callback=note,
+        )
+        after = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    assert set(seen) == {1}
+    assert set(after) == {2}
 
 
 def test_pickle(rng):
