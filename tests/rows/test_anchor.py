@@ -209,6 +209,9 @@ def test_a_weight_of_1_is_as_good_as_none(level, dtype, n_classes):
     weight = np.random.default_rng(0).choice([1, 0.3, 1.7], 64)
     loss, grad = fastce.cross_entropy_and_grad(x, y, reduction="none")
     weighted_loss, weighted_grad = fastce.cross_entropy_and_grad(x, y, sample_weight=weight, reduction="none")
+    third = fastce.cross_entropy_and_grad(x, y, normalizer=3)[1]  # the factor has more digits than the logits
+    weighted_third = fastce.cross_entropy_and_grad(x, y, sample_weight=weight, normalizer=3)[1]
+    assert bits(weighted_third[weight == 1]) == bits(third[weight == 1])
     assert bits(weighted_loss[weight == 1]) == bits(loss[weight == 1])
     assert bits(weighted_grad[weight == 1]) == bits(grad[weight == 1])
     y[::5] = -100
@@ -219,3 +222,25 @@ def test_a_weight_of_1_is_as_good_as_none(level, dtype, n_classes):
     assert bits(some_grad[kept]) == bits(weighted_grad[kept])
     assert not some_loss[~kept].any()
     assert not some_grad[~kept].any()
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 9])
+def test_a_factor_just_above_half_an_ulp(level, n_classes):
+    """Rounded once more it would be above the weight, and so would the gradient."""
+    weight = np.float64(np.float32(1.0000001)) + 2.0**-24 * (1 - 2.0**-25)
+    x = np.zeros((1, n_classes), np.float32)
+    x[0, -1] = 1000
+    grad = fastce.cross_entropy_and_grad(x, [0], sample_weight=[weight], reduction="none")[1]
+    assert grad[0, -1] == -grad[0, 0] == np.float32(weight)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("n_classes", [2, 10, 300])
+def test_sums_know_no_layout_of_labels(level, dtype, n_classes, rng):
+    """Nor whether a gradient is made on the way."""
+    for _ in range(20):
+        x, y = rng.normal(size=(9, 13, n_classes)).astype(dtype), rng.integers(0, n_classes, (9, 13))
+        options = {"sample_weight": rng.random((9, 13)), "reduction": "sum"}
+        total = fastce.cross_entropy(x, y, axis=-1, **options)
+        assert fastce.cross_entropy(x, np.asfortranarray(y), axis=-1, **options) == total
+        assert fastce.cross_entropy_and_grad(x, y, axis=-1, **options)[0] == total

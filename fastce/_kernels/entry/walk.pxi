@@ -90,7 +90,7 @@ cdef extern from "rows/rows.h" nogil:
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept
-    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows, bint are_f64) noexcept
+    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
@@ -211,7 +211,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     cdef Py_ssize_t inner = p.n_dims - 1
-    sum_losses(sums, rows, tile.n_rows, tile.logits_layout.format == FORMAT_F64)
+    sum_losses(sums, rows, tile.n_rows)
     if is_weighted(p):
         sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:
@@ -260,13 +260,13 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
     cdef Tile tile
     cdef Rows rows
     cdef Sums sums
-    cdef Py_ssize_t number, first = p.n_tiles * block // p.n_blocks, end = p.n_tiles * (block + 1) // p.n_blocks
+    cdef Py_ssize_t number, row, first = p.n_tiles * block // p.n_blocks, end = p.n_tiles * (block + 1) // p.n_blocks
     begin_block(partials, block, &sums)
     begin_rows(p, &rows)
     if check and p.data[TARGETS] and p.n_dims == 1 and not is_weighted(p):
-        first *= p.tile_rows
-        count_labels(&p.labels, p.data[TARGETS] + first * p.stride[TARGETS][0], p.stride[TARGETS][0],
-                     min(end * p.tile_rows, p.n_rows) - first, &partials.counts[block])
+        row = first * p.tile_rows
+        count_labels(&p.labels, p.data[TARGETS] + row * p.stride[TARGETS][0], p.stride[TARGETS][0],
+                     min(end * p.tile_rows, p.n_rows) - row, &partials.counts[block])
     elif check:
         for number in range(first, end):
             begin_tile(p, number, at, &tile, &rows, &partials.counts[block])

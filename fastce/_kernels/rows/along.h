@@ -221,12 +221,12 @@ static REAL FN(find_maximum)(const Tile *tile, Rows *rows, ptrdiff_t i, const RE
     return m;
 }
 
-/* The anchor of a row whose largest logit is not known yet; x: its first logits. That of a softmax lies above them, as
- * far as no exp loses digits that its probability could show: then logits far above them are near it too. */
-INLINE REAL FN(early_anchor)(const Tile *tile, const REAL *x, REAL at_target)
+/* The anchor of a softmax whose largest logit is not known yet lies above its first logits x, as far as no exp loses
+ * digits that its probability could show: then logits far above them are near it too. */
+INLINE REAL FN(early_anchor)(const Tile *tile, const REAL *x)
 {
-    const REAL above = (EXP_LOWEST - LEAST_LOG) / FN(units)(&tile->formula->temperature)->inverse;
-    return has_target(tile) ? at_target : FN(chunk_max)(x, FIRST_LOGITS) - above;
+    const REAL above = (LEAST_LOG - EXP_LOWEST) / FN(units)(&tile->formula->temperature)->inverse;
+    return FN(chunk_max)(x, FIRST_LOGITS) + above;
 }
 
 /* The sum of the exps of row i against an anchor; in `largest`, unless that is NULL, the largest logit. */
@@ -269,7 +269,7 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
             x[i] = FN(swept_row)(tile, rows, i);
             if (!early) anchor[i] = FN(find_maximum)(tile, rows, i, x[i]);
             at_target[i] = has_label ? FN(load_one)((const char *)(x[i] + rows->label[i]), REAL_FORMAT, 0) : -INFINITY;
-            if (early) anchor[i] = FN(early_anchor)(tile, x[i], at_target[i]);
+            if (early) anchor[i] = has_target(tile) ? at_target[i] : FN(early_anchor)(tile, x[i]);
         }
         for (ptrdiff_t i = first; i < end; i++) {
             sum[i] = error[i] = 0;

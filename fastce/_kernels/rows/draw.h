@@ -101,7 +101,7 @@ static void FN(draw_from_list)(const Sampling *call, Sampled *row, ptrdiff_t n, 
     }
 }
 
-/* The draws of a row whose maximum, and whose buckets if there are any, are known. */
+/* The draws of a row whose maximum, and whose candidates, if there are any, are known. */
 static void FN(draw)(const Sampling *call, const REAL *x, Sampled *row, uint64_t key, ptrdiff_t n_draws, int64_t *token,
                      double *logprob)
 {

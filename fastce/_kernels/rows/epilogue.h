@@ -319,15 +319,9 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
  * hardly ever shows in the result, and 10^8 rows cost it no digit. */
 typedef struct { sum_vec_f64 loss, weight; } Sums;
 
-/* are_f64: of float64 logits. Those of others have bits to spare for the sums of a few. */
-INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows, int are_f64)
+INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
 {
     ptrdiff_t i = 0;
-    for (; !are_f64 && i + 4 * LANES <= n_rows; i += 4 * LANES) {
-        const double *loss = rows->loss + i;
-        add_f64(&sums->loss, (load_f64(loss) + load_f64(loss + LANES))
-                             + (load_f64(loss + 2 * LANES) + load_f64(loss + 3 * LANES)));
-    }
     for (; i + LANES <= n_rows; i += LANES) add_f64(&sums->loss, load_f64(rows->loss + i));
     if (i < n_rows) add_f64(&sums->loss, load_n_f64(rows->loss + i, n_rows - i, 0));
 }

@@ -134,11 +134,10 @@ static void FN(begin_long_row)(const Tile *tile, Rows *rows)
         if (tile->formula->transform != AS_GIVEN) FN(transform)(&x_y, 1, tile->formula);
         rows->at_target[0] = x_y;
     }
-    rows->anchor[0] = 0;
-    if (!anchors_early(tile)) return;
+    rows->anchor[0] = anchors_at_target(tile) ? rows->at_target[0] : 0;
+    if (!anchors_early(tile) || has_target(tile)) return;
     REAL first[FIRST_LOGITS];
-    const REAL *x = FN(contiguous_run)(tile->logits, from, 0, FIRST_LOGITS, first);
-    rows->anchor[0] = FN(early_anchor)(tile, x, (REAL)rows->at_target[0]);
+    rows->anchor[0] = FN(early_anchor)(tile, FN(contiguous_run)(tile->logits, from, 0, FIRST_LOGITS, first));
 }
 
 /* After a pass: what the pieces say of the row. Returns whether another pass is needed. */

@@ -11,6 +11,7 @@
 #define FASTCE_PLAIN_H
 #define LEAST_NORMALIZER 0x1p-20
 #define MOST_NORMALIZER 0x1p37
+#define LESS_THAN_HALF (1 - 0x1p-20) /* an ULP: alpha as a sum is not rounded up to more than alpha is as a REAL */
 #endif
 
 /* Exps that are staged have a factor of ANCHOR_UNIT = 2^ANCHOR_SHIFT, for weights that bring their digits back. Those
@@ -69,12 +70,12 @@ INLINE FN(Sum) FN(alpha)(const double *weight, double normalizer)
     REAL high[LANES_COUNT], low[LANES_COUNT];
     if (!weight) {
         const double alpha = 1 / normalizer;
-        return (FN(Sum)){FN(splat)((REAL)alpha), FN(splat)((REAL)(alpha - (REAL)alpha))};
+        return (FN(Sum)){FN(splat)((REAL)alpha), FN(splat)((REAL)((alpha - (REAL)alpha) * LESS_THAN_HALF))};
     }
     for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
         const vec_f64 alpha = load_f64(weight + k) / normalizer;
         FN(store_narrow)(high + k, alpha);
-        FN(store_narrow)(low + k, alpha - FN(load_wide)(high + k));
+        FN(store_narrow)(low + k, (alpha - FN(load_wide)(high + k)) * LESS_THAN_HALF);
     }
     return (FN(Sum)){FN(load)(high), FN(load)(low)};
 }

@@ -6,7 +6,8 @@
  *     write   g_j = alpha p_j,  g_y = beta                         <- Rows
  *
  * m, the anchor, is x_y itself where that is near the largest logit, and the largest else. (Of a softmax, which has no
- * target, it is the largest of the first logits where that is near.) The target's own term never enters r, so loss and gradient lose no digits where the model is sure. Two walks do the same work:
+ * target, it lies above the first logits where that is near.) The target's own term never enters r, so loss and
+ * gradient lose no digits where the model is sure. Two walks do the same work:
  *
  *     along    the row lies along the vectors    class axis contiguous, many classes
  *     across   a row in every lane               few classes, or rows adjacent in memory
@@ -70,13 +71,14 @@ INLINE int anchors_at_target(const Tile *tile)
     return (f->kind == CROSS_ENTROPY || f->kind == FOCAL) && !f->has_terms && !f->by_element && f->z_loss == 0;
 }
 
-#define FIRST_LOGITS 64 /* of a softmax, the largest of which is the anchor */
+#define FIRST_LOGITS 64 /* of a softmax, that say where the anchor lies */
+#define LONG_ROW 1024 /* shorter ones are in the first cache */
 
 /* Rows are summed before their largest logit is known, in one read where that turns out to be near the anchor. */
 INLINE int anchors_early(const Tile *tile)
 {
-    const int is_long = tile->n_classes >= 16 * FIRST_LOGITS; /* others are in the first cache */
-    return anchors_at_target(tile) || (tile->formula->kind == SOFTMAX && !tile->formula->by_element && is_long);
+    if (tile->formula->kind == SOFTMAX) return !tile->formula->by_element && tile->n_classes >= LONG_ROW;
+    return anchors_at_target(tile);
 }
 #endif
 
@@ -232,9 +234,9 @@ INLINE void FN(factors)(vec_f64 f, vec_f64 s, vec_f64 s_low, REAL *a, REAL *c, R
     FN(store_narrow)(c, select_f64(not_less_f64(larger_f64(least, -least), larger_f64(rest, -rest)), rest, zero));
 #else
     (void)s_low;
-    const vec_f64 power = FN(power_below)(f, 1 / LIFT);
-    FN(store_narrow)(a, s * (1 / LIFT));
-    FN(store_finite)(c, f / power * (1 / LIFT) + zero);
+    const vec_f64 power = FN(power_below)(f, 1 / LIFT), lowered = s * (1 / LIFT);
+    FN(store_narrow)(a, lowered);
+    FN(store_finite)(c, f / power * (1 / LIFT) * (FN(load_wide)(a) / lowered) + zero); /* with what a was rounded by */
 #endif
     FN(store_narrow)(b, power);
 }

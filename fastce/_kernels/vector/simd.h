@@ -327,6 +327,8 @@ INLINE vec_f64 FN(load_wide)(const REAL *p)
     return _mm512_cvtps_pd(_mm256_loadu_ps(p));
 #elif defined(LEVEL_V3)
     return _mm256_cvtps_pd(_mm_loadu_ps(p));
+#elif defined(__SSE2__) /* of numbers one by one GCC 12 takes a conversion there and back for none */
+    return _mm_cvtps_pd(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i *)p)));
 #else
     return (vec_f64){p[0], p[1]};
 #endif
@@ -338,6 +340,8 @@ INLINE void FN(store_narrow)(REAL *p, vec_f64 a)
     _mm256_storeu_ps(p, _mm512_cvtpd_ps(a));
 #elif defined(LEVEL_V3)
     _mm_storeu_ps(p, _mm256_cvtpd_ps(a));
+#elif defined(__SSE2__)
+    _mm_storel_pi((__m64 *)p, _mm_cvtpd_ps(a));
 #else
     p[0] = (REAL)a[0];
     p[1] = (REAL)a[1];
