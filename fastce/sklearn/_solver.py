@@ -100,16 +100,17 @@ def _pools() -> ThreadpoolController:
 def _minimum(
     problem: Problem, coef: NDArray, tol: float, max_iter: int, callback: Callable[[NDArray], Any] | None
 ) -> Solution:
-    f, n_rows = problem.objective, problem.X.shape[0]
+    f, n_rows = problem.objective, problem.n_used
     if n_rows >= SAMPLED * PER_COEFFICIENT * f.size and (part := problem.sample(n_rows // SAMPLED)):
         coef = _minimum(part, coef, tol, max_iter, None).coef
         return _descend(f, coef, part.best, tol, max_iter, callback)
-    if f.size <= WHOLE and n_rows * f.size**2 <= EXACT:
+    if f.size <= WHOLE and problem.X.shape[0] * f.size**2 <= EXACT:
         return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience=1)
     enough = SHARE * f.size / (2 * n_rows) if problem.n_rows > n_rows else 0.0
     return _descend(f, coef, problem.best, tol, max_iter, callback, enough=enough)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a step that leads nowhere is refused
 def _descend(
     f: Any,
     coef: NDArray,
@@ -149,7 +150,8 @@ def _descend(
             if new_loss <= loss + noise * abs(loss) and abs(new_slope) <= 0.9 * abs(slope):
                 break
             step *= float(np.clip(-slope * step / (2 * (new_loss - loss - slope * step)), 0.1, 0.5))
-            if step < 1e-6 or not np.isfinite(slope):  # nothing below the rounding errors of the objective
+            # Nothing below the rounding errors of the objective; NaN where negative weights have no minimum.
+            if not step >= 1e-6 or not np.isfinite(slope):
                 return Solution(w, loss, n_iter, bool(settled) or -slope <= noise * abs(loss))
         gained = loss - new_loss
         if most and (product := step * (new_slope - slope)) > 0:
@@ -202,20 +204,21 @@ class Problem:
     ) -> None:
         self.objective, self.X, self.target, self.sample_weight = f, X, target, sample_weight
         self.options = n_classes, fit_intercept, l2
-        self.n_rows = X.shape[0]  # of what this is a sample of
+        self.used = None if sample_weight is None or sample_weight.all() else np.flatnonzero(sample_weight)
+        self.n_used = X.shape[0] if self.used is None else len(self.used)
+        self.n_rows = self.n_used  # of what this is a sample of
 
     def sample(self, n_rows: int) -> Problem | None:
-        """The same of so many rows, or as many as memory allows, the same rows each time."""
+        """The same of so many rows that count, or as many as memory allows, the same rows each time."""
         if sparse.issparse(self.X):
             return None
         n_rows = min(n_rows, SAMPLE_BYTES // max(1, self.X.shape[1] * self.X.dtype.itemsize))
-        if n_rows >= self.X.shape[0] or n_rows < 1:
+        if n_rows >= self.n_used or n_rows < 1:
             return self if n_rows else None
-        rows = np.sort(np.random.default_rng(0).choice(self.X.shape[0], n_rows, replace=False, shuffle=False))
+        rows = np.sort(np.random.default_rng(0).choice(self.n_used, n_rows, replace=False, shuffle=False))
+        rows = rows if self.used is None else self.used[rows]
         X, target = self.X[rows], self.target[rows]
         weight = None if self.sample_weight is None else self.sample_weight[rows]
-        if weight is not None and not weight.any():
-            return None
         n_classes, fit_intercept, l2 = self.options
         f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
         part = Problem(f, X, target, n_classes, weight, fit_intercept, l2)
@@ -225,7 +228,7 @@ class Problem:
     def best(self, w: NDArray, n_iter: int) -> Preconditioner:
         """What costs about as much as EARLY passes over X at first, and LATE ones when they have not been
         enough."""
-        f, n_rows = self.objective, self.X.shape[0]
+        f, n_rows = self.objective, self.n_used
         n_classes, n_columns = f.shape[0], self.X.shape[1]
         if self.n_rows > n_rows and f.size <= WHOLE:  # little beside the passes over the rows it stands for
             if not w.any():  # all probabilities are equal
@@ -277,7 +280,8 @@ class Problem:
         p, weight = self._probabilities(w)
         h = p * (1 - p) * weight
         total = h.mean(axis=1)
-        factor = _cholesky(_shrunk(self._product(total), len(h)) + self._penalty())
+        as_good_as = total.sum() ** 2 / max(np.square(total).sum(), _TINY)  # rows of one weight
+        factor = _cholesky(_shrunk(self._product(total), as_good_as) + self._penalty())
         scale = np.sqrt(np.maximum(h.sum(axis=0) / max(total.sum(), _TINY), 1e-3))
         between = _inverse_between(p, weight) / scale / scale[:, None]
 
@@ -314,10 +318,9 @@ class Problem:
         return np.diag(penalty)
 
 
-def _shrunk(matrix: NDArray, n_rows: int) -> NDArray:
-    """Nearer to its diagonal by what a sample of so many rows is off: OAS (Chen, Wiesel, Eldar, Hero,
-    2010) of the
-    correlations."""
+def _shrunk(matrix: NDArray, n_rows: float) -> NDArray:
+    """Nearer to its diagonal by what a sample of so many rows is off: OAS (Chen, Wiesel, Eldar, Hero, 2010)
+    of the correlations."""
     n = len(matrix)
     scale = np.sqrt(np.maximum(np.diag(matrix), _TINY))
     squares = float(np.sum((matrix / scale / scale[:, None]) ** 2))
@@ -340,18 +343,21 @@ def _inverse_between(p: NDArray, weight: NDArray) -> NDArray:
 
 def _cholesky(matrix: NDArray) -> NDArray:
     """The factor of a positive definite matrix, or of one that rounding errors or columns that go together
-    have made
-    singular, with its diagonal enlarged until it is not."""
-    diagonal = np.diag(matrix).copy()
+    have made singular, with its diagonal enlarged until it is not; in units of the diagonal, whatever the
+    columns' scales. `matrix` is used up."""
+    diagonal = np.abs(np.diag(matrix))
+    scale = np.sqrt(diagonal + 1e-30 * diagonal.max(initial=0) + _TINY)
+    matrix /= scale
+    matrix /= scale[:, None]
     # Along a direction of no curvature a step must not be endless.
-    least = _TINY + 1e-12 * diagonal.max(initial=0)
+    unit = np.where(diagonal > 0, np.diag(matrix), 1)
     for factor in (1e-12, 1e-9, 1e-6, 1e-3):
-        matrix[np.diag_indices(len(matrix))] = diagonal + factor * np.abs(diagonal) + least
+        matrix[np.diag_indices(len(matrix))] = unit + factor
         try:
-            return linalg.cholesky(matrix, lower=True, check_finite=False)
+            return scale[:, None] * linalg.cholesky(matrix, lower=True, check_finite=False)
         except linalg.LinAlgError:
             continue
-    return np.diag(np.sqrt(np.abs(diagonal) + least))
+    return np.diag(scale)
 
 
 def _triangular(factor: NDArray, given: NDArray, transposed: bool = False) -> NDArray:

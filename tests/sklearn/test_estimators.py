@@ -184,6 +184,37 @@ def test_cv():
     np.testing.assert_allclose(ours.scores_[0], theirs.scores_[0], atol=0.03)
 
 
+def test_rows_of_no_weight_are_no_sample():
+    """All that is sampled counts, however few they are."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(5000, 400))
+    y = np.argmax(X @ rng.normal(size=(400, 7)) + 5 * rng.gumbel(size=(5000, 7)), axis=1)
+    weight = np.zeros(5000)
+    y[::700], weight[::700] = np.arange(8) % 7, 1
+    model = LogisticRegression(C=np.inf, max_iter=50).fit(X, y, sample_weight=weight)
+    assert (model.predict(X[weight > 0]) == y[weight > 0]).all()
+    few = (rng.random(5000) < 0.1).astype(float)
+    model = LogisticRegression(max_iter=50).fit(X, y, sample_weight=few)
+    alone = LogisticRegression(max_iter=50).fit(X[few > 0], y[few > 0])
+    np.testing.assert_allclose(model.predict_proba(X), alone.predict_proba(X), atol=2e-3)
+
+
+def test_negative_weights_may_have_no_minimum():
+    rng = np.random.default_rng(1)
+    X, y, weight = rng.normal(size=(200, 5)), rng.integers(3, size=200), rng.normal(size=200) - 0.2
+    with pytest.warns(ConvergenceWarning):
+        LogisticRegression(C=1e-3).fit(X, y, sample_weight=weight)
+
+
+def test_columns_of_any_scale():
+    rng = np.random.default_rng(5)
+    Z = rng.normal(size=(2000, 10))
+    y = Z.sum(axis=1) + rng.logistic(size=2000) > 0
+    fit = LogisticRegression(C=np.inf, max_iter=20).fit
+    wide = Z * 10.0 ** np.linspace(-4, 4, 10)
+    np.testing.assert_allclose(fit(wide, y).predict_proba(wide), fit(Z, y).predict_proba(Z), atol=1e-3)
+
+
 def test_other_solvers_are_scikit_learns():
     X, y = load_iris(return_X_y=True)
     ours = LogisticRegression(solver="saga", random_state=0, max_iter=5000).fit(X, y)
