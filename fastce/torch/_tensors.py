@@ -55,6 +55,8 @@ def check_tensors(function: Callable[..., Any], *tensors: Tensor | None) -> None
                 f"{name} is on {t.device}; fastce computes on the CPU alone: "
                 f"move it there with .cpu(), or use torch.nn.functional"
             )
+        if t.is_meta and any(isinstance(other, Tensor) and not other.is_meta for other in tensors):
+            raise TypeError(f"{name} is on meta, others are not; expected all on one device: the CPU or meta")
 
 
 def check_floating(t: Tensor, name: str = "input") -> None:

@@ -457,6 +457,8 @@ def test_other_devices(monkeypatch, x, y):
 
 def test_meta_and_fake_tensors_have_shapes(x, y):
     assert ft.cross_entropy(x.to("meta"), y.to("meta")).shape == ()
+    with pytest.raises(TypeError, match="weight is on meta, others are not; expected all on one device"):
+        ft.cross_entropy(x, y, weight=torch.ones(x.shape[1], device="meta"))
     assert ft.cross_entropy(x.to("meta"), y.to("meta"), reduction="none").shape == (6,)
     half = x.detach().bfloat16()
     with FakeTensorMode() as mode:
