@@ -19,6 +19,8 @@ D. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND st
    a SHARE of what its choice of rows does: (coefficients) / (2 rows).
 E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
    good.
+F. Where columns are many and rows few, coefficients are sought in the span of the rows, where they are as
+   few: beside it they change no logit.
 """
 
 from __future__ import annotations
@@ -76,12 +78,43 @@ def minimize(
     callback: Callable[[NDArray], Any] | None = None,
 ) -> Solution:
     """Coefficients of form (K, D + fit_intercept) that minimise the objective, from `coef` on."""
+    if 2 * X.shape[0] <= X.shape[1] and (X.shape[0] + 1) * len(coef) <= WHOLE and _is_small(X):
+        options = {"sample_weight": sample_weight, "fit_intercept": fit_intercept, "l2": l2, "tol": tol}
+        return _in_span(X, target, n_classes, coef, callback, max_iter=max_iter, **options)
     f = objective(X, target, n_classes, sample_weight=sample_weight, fit_intercept=fit_intercept, l2=l2)
     problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
     if n_classes > 2:  # that changes no probability and lessens the penalty
         coef = coef - coef.mean(axis=0)
     with limited_blas(X, f.size):
         return _minimum(problem, coef, tol, max_iter, callback)
+
+
+def _is_small(X: Any) -> bool:
+    """Whether a copy of it in float64 is."""
+    return not sparse.issparse(X) and 8 * X.size <= SAMPLE_BYTES
+
+
+def _in_span(
+    X: NDArray, target: NDArray, n_classes: int, coef: NDArray, callback: Callable | None, **options: Any
+) -> Solution:
+    """As `minimize`, with u for which the coefficients are Q u, X = (Q R)' with orthonormal columns of Q."""
+    n_rows, n_columns = X.shape
+    with limited_blas(X, 0):
+        Q, R = np.linalg.qr(X.T.astype(np.float64, copy=False))
+    given, intercept = coef[:, :n_columns], coef[:, n_columns:]
+    beside = 0.0 if options["l2"] else given - (given @ Q) @ Q.T  # a penalty leaves nothing of it
+
+    def whole(u: NDArray) -> NDArray:
+        u = u.reshape(len(coef), -1)
+        return np.hstack([u[:, :n_rows] @ Q.T + beside, u[:, n_rows:]]).ravel()
+
+    def told(u: NDArray) -> None:
+        if callback:
+            callback(whole(u))
+
+    start, features = np.hstack([given @ Q, intercept]), np.ascontiguousarray(R.T)
+    found = minimize(features, target, n_classes, start, callback=told, **options)
+    return found._replace(coef=whole(found.coef))
 
 
 def limited_blas(X: Any, n_coefficients: int) -> AbstractContextManager:

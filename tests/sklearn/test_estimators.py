@@ -215,6 +215,22 @@ def test_columns_of_any_scale():
     np.testing.assert_allclose(fit(wide, y).predict_proba(wide), fit(Z, y).predict_proba(Z), atol=1e-3)
 
 
+@pytest.mark.parametrize("C", [1, 100, np.inf])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_more_columns_than_rows(classes, C):
+    """In the span of the rows; from given coefficients on, whose part beside it only a penalty takes away."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(75, 3000)), rng.integers(classes, size=75)
+    model = LogisticRegression(C=C, max_iter=50, warm_start=True).fit(X, y)
+    theirs = linear_model.LogisticRegression(C=C, max_iter=500).fit(X, y)
+    assert value(model, X, y, C) <= value(theirs, X, y, C) + 1e-12
+    beside = np.linalg.qr(np.vstack([X, rng.normal(size=3000)]).T)[0][:, -1]
+    model.coef_ = model.coef_ + np.linspace(-5, 5, len(model.coef_))[:, None] * beside
+    given = model.coef_ @ beside
+    left = model.fit(X, y).coef_ @ beside
+    np.testing.assert_allclose(left, given if np.isinf(C) else 0, atol=1e-8)
+
+
 def test_other_solvers_are_scikit_learns():
     X, y = load_iris(return_X_y=True)
     ours = LogisticRegression(solver="saga", random_state=0, max_iter=5000).fit(X, y)
