@@ -115,11 +115,13 @@ def test_mean_of_1e8_rows(dtype):
     rng = np.random.default_rng(7)
     x, y = (rng.normal(size=(PERIOD, 2)) * 9).astype(dtype), rng.integers(2, size=PERIOD)
     w = rng.random(PERIOD)
-    rows = [fastce.cross_entropy(*row, reduction="sum") for row in zip(x, y, strict=True)]
+    one = {"reduction": "sum"}
+    rows = [fastce.cross_entropy(*row, **one) for row in zip(x, y, strict=True)]
     mean = fastce.cross_entropy(periodic(x), periodic(y))
     assert math.isclose(mean, math.fsum(rows) / PERIOD, rel_tol=1e-12)
     weighted = fastce.cross_entropy(periodic(x), periodic(y), sample_weight=periodic(w))
-    exact = math.fsum(a * b for a, b in zip(rows, w, strict=True)) / math.fsum(w)
+    rows = [fastce.cross_entropy(*row, sample_weight=by, **one) for *row, by in zip(x, y, w, strict=True)]
+    exact = math.fsum(rows) / math.fsum(w)
     assert math.isclose(weighted, exact, rel_tol=1e-12)
 
 
