@@ -243,7 +243,7 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
                 write_piece(&tile, &rows, piece);
             if (tile.grad) write_target(&tile, &rows);
         }
-        sum_losses(&sums, &rows, tile.n_rows, b->format == FORMAT_F64);
+        sum_losses(&sums, &rows, tile.n_rows);
         put_losses(rows.loss, tile.n_rows, format_of_loss(b->format), 8, (char *)(got->loss + i));
         put_losses(rows.sign, tile.n_rows, FORMAT_F64, 8, (char *)(got->sign + i));
     }
