@@ -290,9 +290,8 @@ class Problem:
         return _of_hessian((self.sample(n_rows) or self).objective, w)
 
     def of_blocks(self, w: NDArray) -> Preconditioner:
-        """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which
-        compete for the same
-        probability, L_k L_l' times the correlation of their probabilities."""
+        """The Hessian's blocks on the diagonal, one for each class, L_k L_k'; between classes, which compete
+        for the same probability, L_k L_l' times the correlation of their probabilities."""
         f = self.objective
         p, weight = self._probabilities(w)
         factors = [_cholesky(self._product(h) + self._penalty()) for h in (p * (1 - p) * weight).T]
@@ -365,8 +364,7 @@ def _shrunk(matrix: NDArray, n_rows: float) -> NDArray:
 
 def _inverse_between(p: NDArray, weight: NDArray) -> NDArray:
     """Of the correlations of classes in the mean of diag(p) - p p'. All logits may rise together: along
-    that, and what
-    is nearly that, FLOOR stands for the curvature."""
+    that, and what is nearly that, FLOOR stands for the curvature."""
     covariance = -(p * weight).T @ p
     covariance[np.diag_indices(len(covariance))] = np.maximum((p * (1 - p) * weight).sum(axis=0), _TINY)
     scale = np.sqrt(np.diag(covariance))
