@@ -59,12 +59,6 @@ INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap)
     return exps;
 }
 
-INLINE FN(Sum) FN(exp_and_rest)(FN(Exp) e)
-{
-    const vec v = FN(value)(e);
-    return (FN(Sum)){v, FN(lost)(e, v)};
-}
-
 /* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. */
 INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage)
 {

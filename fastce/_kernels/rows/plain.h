@@ -36,6 +36,12 @@
 #define LEAST_WEIGHT 0x1p-15
 #endif
 
+INLINE FN(Sum) FN(exp_and_rest)(FN(Exp) e)
+{
+    const vec v = FN(value)(e);
+    return (FN(Sum)){v, FN(lost)(e, v)};
+}
+
 /* term >= 0, and so are all before it */
 INLINE void FN(add_term)(FN(Sum) *acc, vec term)
 {

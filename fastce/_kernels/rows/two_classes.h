@@ -26,9 +26,7 @@ INLINE FN(Sum) FN(exp_of_sum)(FN(Sum) d)
     t.low += d.low;
 #endif
     const FN(mask) counts = FN(not_less)(d.high, FN(splat)(ANCHOR_LOWEST));
-    const FN(Exp) e = {counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
-    const vec v = FN(value)(e), low = FN(lost)(e, v);
-    return (FN(Sum)){v, low};
+    return FN(exp_and_rest)((FN(Exp)){counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)});
 }
 
 INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, FN(TwoClasses) *a)
