@@ -1,6 +1,5 @@
 """The goals that fastce sets itself, as a list: ``python -m fastce bench --suite goals``."""
 
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from fastce.cli.inference import rival_ratio, row_ratio, score_ratio
 from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import best_ratio, option_cost
+from fastce.cli.report import Run
 from fastce.cli.rivals import Batch
 from fastce.cli.timing import interleaved
 
@@ -242,10 +242,8 @@ def _times_at_level(level: str, setting: Setting) -> dict[str, float]:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"level {level} does not run: {done.stderr.strip().splitlines()[-1]}")
-        cases = json.loads(path.read_text())
-    return {
-        f"{'x'.join(map(str, case['shape']))} {case['quantity']}": case["seconds"]["fastce"] for case in cases
-    }
+        cases = Run.read(path).cases
+    return {f"{'x'.join(map(str, case.shape))} {case.quantity}": case.seconds["fastce"] for case in cases}
 
 
 def _bfloat16(setting: Setting) -> tuple[float, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastce.cli import goals
 from fastce.cli.measure import Case
 from fastce.cli.report import Run
 
@@ -64,3 +65,10 @@ def test_summary():
     assert run.rivals == ["numpy", "torch"]
     assert run.mean_of_best() == pytest.approx(4.0)  # of 2 and 8
     assert run.cells(cases[0])[5:] == ["50%", "8.00x", "[bold]2.00x[/]"]
+
+
+def test_times_of_a_level_come_from_a_run_at_it(monkeypatch):
+    monkeypatch.setattr(goals, "LEVEL_SHAPES", "32x10")
+    times = goals._times_at_level("baseline", goals.Setting([], rounds=1, n_threads=1))
+    assert set(times) == {"32x10 loss", "32x10 loss+grad"}
+    assert all(seconds > 0 for seconds in times.values())
