@@ -20,7 +20,7 @@ BATCHES = (
 )
 # Around every vector width and group of vectors; then those that reach tiles, chunks and pieces.
 FEW = (1, 2, 3, 4, 5, 7, 8, 9, 10, 15, 16, 17, 31, 33)
-CLASS_COUNTS = (*FEW, *FEW, *FEW, 0, 56, 57, 64, 65, 112, 113, 128, 130, 257, 1000, 1003, 4097, 8192, 8193)
+CLASS_COUNTS = (*FEW, *FEW, *FEW, 0, 57, 64, 65, 113, 128, 129, 130, 257, 1000, 1003, 4097, 8192, 8193)
 LONG = (16384, 16385, 40_000)
 MOST = 12_000  # elements, but for a long row
 

@@ -347,7 +347,7 @@ static void check_case(const Case *given, int format, ptrdiff_t n_rows, ptrdiff_
 
 int main(void)
 {
-    static const ptrdiff_t FEW[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 56, 57, 112, 113, 130};
+    static const ptrdiff_t FEW[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 57, 64, 65, 128, 129};
     for (int k = 0; k < N_CASES; k++)
         for (int format = 0; format < N_FORMATS; format++) {
             double worst[3] = {0, 0, 0};

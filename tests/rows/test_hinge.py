@@ -22,7 +22,7 @@ import fastce
 from fastce import reference
 from fastce.reference.hinge import KINDS as HINGES
 
-CLASS_COUNTS = (1, 2, 3, 10, 33, 56, 57, 112, 113, 129, 1000, 8193, 16400)
+CLASS_COUNTS = (1, 2, 3, 10, 33, 64, 65, 113, 128, 129, 1000, 8193, 16400)
 ALL = [{"kind": kind, "p": p} for kind in HINGES for p in (1, 2)]
 
 

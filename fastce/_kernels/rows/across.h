@@ -108,9 +108,11 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
     }
 }
 
-/* What to ask for while a vector of rows goes through the classes of a chunk: `step` bytes for each of them. In a band
- * it is the same rows of the next chunk, which begins with class `next`. */
+/* What to ask for while a vector of rows goes through the classes of a chunk, `step` bytes for each of them: all at
+ * once is more than a core can wait for. In a band it is the same rows of the next chunk, which begins with class
+ * `next`. */
 typedef struct { const char *at; ptrdiff_t step; } FN(Stream);
+typedef struct { FN(Stream) in, out, q; } FN(Ahead);
 
 INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t next, ptrdiff_t i)
 {
@@ -119,6 +121,19 @@ INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *
         return (FN(Stream)){first + next * layout->class_stride, layout->class_stride};
     if (FN(is_plane)(layout)) return (FN(Stream)){array, 0};
     return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / tile->n_classes};
+}
+
+INLINE FN(Ahead) FN(ahead)(const Tile *tile, ptrdiff_t next, ptrdiff_t i)
+{
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, next, i);
+    return (FN(Ahead)){in, tile->grad ? FN(stream)(tile, tile->grad, &tile->grad_layout, next, i) : in,
+                       tile->q ? FN(stream)(tile, tile->q, &tile->q_layout, next, i) : in};
+}
+
+INLINE void FN(ask_for_class)(const FN(Ahead) *ahead, ptrdiff_t c, int with_grad)
+{
+    FN(ask_for)(ahead->in.at, c * ahead->in.step, 1, 0);
+    if (with_grad) FN(ask_for)(ahead->out.at, c * ahead->out.step, 1, 1);
 }
 
 /* ---- A vector of rows: those from i on, of a plane in the scratch -------------------------- */
@@ -169,15 +184,14 @@ INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN
 INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
                           FN(Exps) exps, FN(Tally) *tally)
 {
-    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
-    const FN(Stream) out = stage ? FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i) : in;
+    const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
     sum_vec sum = start == 0 ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
     vec x_y = start == 0 ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
-        FN(ask_for)(in.at, c * in.step, 1, 0);
-        if (stage) FN(ask_for)(out.at, c * out.step, 1, 1);
+        FN(ask_for_class)(&ahead, c, stage);
+        if (tile->q) FN(ask_for)(ahead.q.at, c * ahead.q.step, 1, 0);
         const vec logit = FN(load)(x + c * TILE + i);
         const FN(mask) others = FN(differ)(y, here);
         x_y = FN(select)(others, x_y, logit);
@@ -242,14 +256,11 @@ static void FN(lanes_largest)(const Formula *formula, const REAL *q, const REAL 
         if (place[k] >= 0 || start == 0) label[i + k] = start + (place[k] >= 0 ? (ptrdiff_t)place[k] : 0);
 }
 
-/* The sums of d_j and d_j (m - z_j) SPREAD_SCALE over j != y so far, d_j = (even + share q_j) w_j, as the rows' mass
- * and spread: see elements.h. */
-static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(Tally) *tally,
-                            Rows *rows)
+/* Adds to the sums of d_j and d_j (m - z_j) SPREAD_SCALE over j != y, of d_j = w_j if `even`, and of d_j = q_j w_j if
+ * there are q. */
+INLINE void FN(add_lanes_terms)(const REAL *x, const REAL *q, const REAL *w, int even, ptrdiff_t start, ptrdiff_t n,
+                                ptrdiff_t i, FN(Tally) *tally)
 {
-    const Formula *formula = tile->formula;
-    const REAL *x = (const REAL *)tile->scratch, *q = tile->q ? (const REAL *)tile->second : NULL;
-    const REAL *w = formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
     const vec scaled_m = FN(splat)((REAL)SPREAD_SCALE) * FN(load)(tally->max + i), none = {0}, one = FN(splat)(1);
     sum_vec mass[2] = {{{0}, {0}}}, spread[2] = {{{0}, {0}}}; /* of w_j, and of q_j w_j */
     ivec y, here = {0};
@@ -262,7 +273,7 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
         const vec scaled_gap = FN(fma)(FN(load)(x + c * TILE + i), FN(splat)((REAL)-SPREAD_SCALE), scaled_m);
         const FN(mask) others = FN(differ)(y, here);
         const vec weight = w ? FN(splat)(w[c]) : one;
-        for (int k = formula->even == 0; k < (q ? 2 : 1); k++) {
+        for (int k = !even; k < (q ? 2 : 1); k++) {
             const vec d = FN(keep)(others, k ? FN(load)(q + c * TILE + i) * weight : weight);
             if (k || w) FN(add)(&mass[k], d); /* ones are counted */
             FN(add)(&spread[k], FN(select)(FN(not_less)(none, FN(larger)(-d, d)), none, d * scaled_gap));
@@ -272,6 +283,19 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
         FN(store_sums)(tally->term_sum[2 * k] + i, tally->term_error[2 * k] + i, mass[k]);
         FN(store_sums)(tally->term_sum[2 * k + 1] + i, tally->term_error[2 * k + 1] + i, spread[k]);
     }
+}
+
+/* What that comes to so far, d_j = (even + share q_j) w_j, as the rows' mass and spread: see elements.h. */
+static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(Tally) *tally,
+                            Rows *rows)
+{
+    const Formula *formula = tile->formula;
+    const REAL *x = (const REAL *)tile->scratch, *q = tile->q ? (const REAL *)tile->second : NULL;
+    const REAL *w = formula->term_weight ? (const REAL *)formula->term_weight + start : NULL;
+    if (!q && !w) FN(add_lanes_terms)(x, NULL, NULL, 1, start, n, i, tally);
+    else if (!q) FN(add_lanes_terms)(x, NULL, w, 1, start, n, i, tally);
+    else if (!w && formula->even == 0) FN(add_lanes_terms)(x, q, NULL, 0, start, n, i, tally);
+    else FN(add_lanes_terms)(x, q, w, formula->even != 0, start, n, i, tally);
     for (ptrdiff_t k = i; k < i + LANES; k++) {
         double sum[4];
         for (int s = 0; s < 4; s++) {
@@ -337,11 +361,9 @@ INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
-    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
-    const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i);
+    const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
-        if (!staged) FN(ask_for)(in.at, c * in.step, 1, 0);
-        if (!staged) FN(ask_for)(out.at, c * out.step, 1, 1);
+        if (!staged) FN(ask_for_class)(&ahead, c, 1);
         vec v = FN(load)(x + c * TILE + i);
         v = FN(scaled)(staged ? v : FN(exps)(v, &exps), a, a_low, b);
         v = FN(select)(FN(differ)(y, here), v, beta);

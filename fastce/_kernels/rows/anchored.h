@@ -60,11 +60,13 @@ INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap)
 }
 
 /* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. */
-INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage)
+INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage,
+                             const FN(Ahead) *ahead)
 {
     FN(Sum) sum = {{0}, {0}};
     ivec here = {0};
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
+        FN(ask_for_class)(ahead, c, stage);
         const FN(mask) others = few ? FN(differ)(y, here) : EVERY_LANE;
         const FN(Exp) e = FN(exp_where)(others, FN(load)(x + c * TILE), exps);
         const vec v = FN(value)(e);
@@ -99,8 +101,10 @@ INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, in
     FN(store)(a->gap + i, FN(keep)(near, gap));
 }
 
-INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, FN(Anchored) *a)
+INLINE void FN(sum_exps)(const Tile *tile, REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage,
+                         FN(Anchored) *a)
 {
+    const FN(Ahead) ahead = FN(ahead)(tile, n_classes, i);
     const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i);
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
@@ -109,8 +113,8 @@ INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int
     FN(Sum) sum;
     if (FN(are_near)(&exps)) {
         const FN(Exps) near_exps = FN(near_exps)(exps);
-        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage);
-    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage);
+        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, &ahead);
+    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, &ahead);
     FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
     FN(store)(a->own + i, own.high);
@@ -197,11 +201,7 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
         *at = -INFINITY; /* out of the sum */
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, a);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        FN(ask_for_rows)(tile->logits, &tile->logits_layout, i, n_classes, 0);
-        if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, n_classes, 1);
-        FN(sum_exps)(x, n_classes, i, few, with_grad, a);
-    }
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sum_exps)(tile, x, n_classes, i, few, with_grad, a);
     const int finite = FN(anchored_epilogue)(tile, plain, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
         FN(anchored_write)(x, n_classes, i, few, plain, a);

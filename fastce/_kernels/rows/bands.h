@@ -151,11 +151,9 @@ static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start,
     if (tile->formula->kind == LOG_SOFTMAX) {
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
             const vec m = FN(load)(s->anchor + i), log_sum = FN(load)(s->log_sum + i);
-            const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
-            const FN(Stream) out = FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i);
+            const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
             for (ptrdiff_t c = 0; c < n; c++) {
-                if (!FN(is_single)(tile)) FN(ask_for)(in.at, c * in.step, 1, 0);
-                if (!FN(is_single)(tile)) FN(ask_for)(out.at, c * out.step, 1, 1);
+                if (!FN(is_single)(tile)) FN(ask_for_class)(&ahead, c, 1);
                 FN(store)(x + c * TILE + i, (FN(load)(x + c * TILE + i) - m) - log_sum);
             }
         }

@@ -13,8 +13,7 @@ typedef struct {
 INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(HingeTally) *tally,
                              Rows *rows, Hinge kind, int power, int with_mass)
 {
-    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, start + n, i);
-    const FN(Stream) out = tile->grad ? FN(stream)(tile, tile->grad, &tile->grad_layout, start + n, i) : in;
+    const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
     const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
     const REAL *x = (const REAL *)tile->scratch;
     const vec lowest = FN(splat)(-INFINITY);
@@ -27,8 +26,7 @@ INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptr
         sums.most = FN(load)(tally->most + i);
     }
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
-        FN(ask_for)(in.at, c * in.step, 1, 0);
-        if (tile->grad) FN(ask_for)(out.at, c * out.step, 1, 1);
+        FN(ask_for_class)(&ahead, c, tile->grad != NULL);
         const vec v = FN(select)(FN(differ)(y, here), FN(load)(x + c * TILE + i), lowest);
         if (kind == CRAMMER_SINGER)
             place = (ivec)FN(select)(FN(not_less)(sums.most, v), (vec)place, (vec)here);

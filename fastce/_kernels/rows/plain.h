@@ -142,13 +142,6 @@ static void FN(scatter_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrd
 /* Whether all losses of a tile are finite, from the sum of what finish_losses returned. */
 INLINE int FN(are_finite)(vec sum) { return FN(every_lane)(~FN(not_less)(sum, FN(splat)(1))); }
 
-/* What is ahead of a vector of rows that lie in memory as they are computed. */
-INLINE void FN(ask_for_rows)(const char *array, const Layout *layout, ptrdiff_t i, ptrdiff_t n_classes, int to_write)
-{
-    if (FN(is_contiguous)(layout))
-        FN(ask_for)(array + i * layout->row_stride, AHEAD_ROWS, LANES * n_classes * sizeof(REAL), to_write);
-}
-
 /* Target classes, -1 behind the last row. Returns whether no row is ignored. */
 INLINE int FN(find_labels)(Rows *rows, ptrdiff_t n_rows, INT *target)
 {

@@ -9,7 +9,7 @@ enum {
     CHUNK = 8192,           /* longest piece of a row that is swept at once: 32 KiB of float32 */
     MAX_PIECES = 1024,      /* parts of a long row that are swept on their own */
     STAGED_BYTES = 1 << 21, /* of exps of a row in pieces: more would leave the cache */
-    FEW_BYTES = 448,        /* of a row that lies across vectors: 112 float32, 56 float64; longer ones lie along them */
+    FEW_BYTES = 512,        /* of a row that lies across vectors: 128 float32, 64 float64; longer ones lie along them */
     SCRATCH = 8192          /* doubles: a chunk, or a tile of rows of FEW_BYTES and again transposed */
 };
 _Static_assert(CHUNK <= SCRATCH && 2 * TILE * FEW_BYTES <= SCRATCH * 8, "what the scratch is for must fit");

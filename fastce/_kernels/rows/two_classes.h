@@ -80,8 +80,8 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
     FN(Sum) alpha = FN(alpha)(NULL, normalizer);
     vec finite = {0};
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        FN(ask_for_rows)(tile->logits, &tile->logits_layout, i, 2, 0);
-        if (with_grad) FN(ask_for_rows)(tile->grad, &tile->grad_layout, i, 2, 1);
+        const FN(Ahead) ahead = FN(ahead)(tile, 2, i);
+        for (ptrdiff_t c = 0; c < 2; c++) FN(ask_for_class)(&ahead, c, with_grad);
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, a);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
