@@ -25,7 +25,7 @@ from fastce.reference import ulp_distance
 
 CLASS_COUNTS = (1, 2, 3, 10, 33, 64, 65, 113, 128, 129, 1000, 8192, 8193, 16400)
 # The values of each option; {} where it is not given.
-SMOOTHING = [{}, {}, *({"label_smoothing": value} for value in (0.1, 0.75, 1.0))]
+SMOOTHING = [{}, {}, *({"label_smoothing": value} for value in (0.1, 0.5, 0.75, 1.0))]
 Z_LOSS = [{}, {}, *({"z_loss": value} for value in (1e-4, 0.3))]
 TEMPERATURE = [{}, {}, *({"temperature": value} for value in (0.07, 1.3, 8.0))]
 SOFTCAP = [{}, {}, {}, *({"softcap": value} for value in (1.5, 30.0))]

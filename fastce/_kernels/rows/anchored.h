@@ -16,6 +16,9 @@
  *
  *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
  *
+ * A label that is smoothed by no more than a half takes even = smoothing / C from every gradient but its own, which is
+ * alpha (even (C - 1) - r / (1 + r)), and adds w even sum_j (x_y - x_j) to the loss.
+ *
  * Largest errors of float32 losses that hill climbing finds, among 3 to 10 classes: 1.91 ULP (v3) at logits of
  * -0.40629184, -7.3330407, -1.6735141 and 1.75 ULP (baseline) at 5.9087324, 0.02673393, 4.5059867, -2.7993119,
  * 0.70783275, -0.6921279, -2.813828, the first one the target's.
@@ -43,6 +46,7 @@ typedef struct {
     REAL sum[TILE], low[TILE];                 /* of the staged exps but the target's, and what that lacks */
     REAL own[TILE], own_low[TILE], by_own[TILE]; /* the staged exp of the anchor; 1 / own */
     REAL unit[TILE], peak[TILE], whole[TILE];  /* what makes gradients of staged exps; -g_y; alpha */
+    double gaps[TILE], gaps_low[TILE];         /* sum of x_y - x_j, of smoothed labels */
 } FN(Anchored);
 
 INLINE FN(mask) FN(are_set)(const REAL *flags) { return FN(not_less)(FN(load)(flags), FN(splat)(1)); }
@@ -59,19 +63,22 @@ INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap)
     return exps;
 }
 
-/* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. */
+/* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. gaps: to
+ * be summed, or NULL. */
 INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage,
-                             const FN(Ahead) *ahead)
+                             const FN(Ahead) *ahead, vec x_y, sum_vec *gaps)
 {
     FN(Sum) sum = {{0}, {0}};
     ivec here = {0};
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
         FN(ask_for_class)(ahead, c, stage);
         const FN(mask) others = few ? FN(differ)(y, here) : EVERY_LANE;
-        const FN(Exp) e = FN(exp_where)(others, FN(load)(x + c * TILE), exps);
+        const vec logit = FN(load)(x + c * TILE);
+        const FN(Exp) e = FN(exp_where)(others, logit, exps);
         const vec v = FN(value)(e);
         if (stage) FN(store)(x + c * TILE, v);
         FN(add_term)(&sum, v);
+        if (gaps) FN(add)(gaps, FN(keep)(others, x_y - logit));
 #ifndef HAS_FMA /* two roundings too many for a loss that may double them */
         sum.low += FN(lost)(e, v);
 #endif
@@ -102,10 +109,11 @@ INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, in
 }
 
 INLINE void FN(sum_exps)(const Tile *tile, REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage,
-                         FN(Anchored) *a)
+                         int smoothed, FN(Anchored) *a)
 {
     const FN(Ahead) ahead = FN(ahead)(tile, n_classes, i);
-    const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i);
+    const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i), x_y = FN(load)(a->x_y + i);
+    sum_vec all_gaps = {{0}, {0}}, *gaps = smoothed ? &all_gaps : NULL;
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
     const FN(Exps) exps = FN(anchored_exps)(anchor, gap);
@@ -113,8 +121,9 @@ INLINE void FN(sum_exps)(const Tile *tile, REAL *x, ptrdiff_t n_classes, ptrdiff
     FN(Sum) sum;
     if (FN(are_near)(&exps)) {
         const FN(Exps) near_exps = FN(near_exps)(exps);
-        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, &ahead);
-    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, &ahead);
+        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, &ahead, x_y, gaps);
+    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, &ahead, x_y, gaps);
+    if (smoothed) FN(store_sums)(a->gaps + i, a->gaps_low + i, all_gaps);
     FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
     FN(store)(a->own + i, own.high);
@@ -126,8 +135,10 @@ INLINE void FN(sum_exps)(const Tile *tile, REAL *x, ptrdiff_t n_classes, ptrdiff
 
 /* From sums to r, log(1 + r) or of a far row log r, and the factors of a gradient: of staged exps, and -g_y, which is
  * alpha where the row is far or it was rounded to more than that. */
-INLINE vec FN(finish)(ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows)
+INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, const FN(Sum) *alpha, FN(Anchored) *a,
+                      Rows *rows)
 {
+    const double even = tile->formula->even;
     const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->low + i)};
     const FN(Sum) own = {FN(load)(a->own + i), FN(load)(a->own_low + i)};
     const FN(mask) near = FN(are_set)(a->near + i);
@@ -135,7 +146,9 @@ INLINE vec FN(finish)(ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored)
     const FN(Sum) log_s = FN(log1p_of_pair)(FN(select)(near, r.high, r.high - 1), r.low);
     const vec m = FN(load)(a->anchor + i), x_y = FN(load)(a->x_y + i), gap = m - x_y, back = gap - m;
     const FN(Sum) gaps = {gap, (m - (gap - back)) - (x_y + back)}; /* TwoSum */
-    const vec finite = FN(finish_losses)(gaps, log_s, plain, i, rows);
+    for (ptrdiff_t k = i; smoothed && k < i + LANES; k++)
+        a->gaps[k] = even * (REAL_BITS == 64 && isfinite(a->gaps[k]) ? a->gaps[k] + a->gaps_low[k] : a->gaps[k]);
+    const vec finite = FN(finish_losses)(gaps, log_s, smoothed ? a->gaps + i : NULL, plain, i, rows);
     if (!alpha) return finite;
     const FN(Sum) all = FN(add_sums)((FN(Sum)){FN(keep)(near, own.high), FN(keep)(near, own.low)}, sum);
     const FN(Sum) units = FN(quotient)(*alpha, all, 1 / all.high);
@@ -143,18 +156,19 @@ INLINE vec FN(finish)(ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored)
     const FN(mask) is_below = FN(not_less)(FN(absolute)(whole), FN(absolute)(peak));
     FN(store)(a->whole + i, whole);
     FN(store)(a->unit + i, unit);
-    FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak)); /* NaN stays */
+    const vec share = smoothed ? whole * FN(splat)((REAL)(even * (tile->n_classes - 1))) : (vec){0};
+    FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak) - share); /* NaN stays */
     return finite;
 }
 
-INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
+INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(Anchored) *a, Rows *rows)
 {
     const double normalizer = tile->formula->normalizer;
     FN(Sum) alpha = FN(alpha)(NULL, normalizer);
     vec finite = {0};
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         if (!plain && tile->grad) alpha = FN(alpha)(rows->weight + i, normalizer);
-        finite += FN(finish)(i, plain, tile->grad ? &alpha : NULL, a, rows);
+        finite += FN(finish)(tile, i, plain, smoothed, tile->grad ? &alpha : NULL, a, rows);
     }
     return FN(are_finite)(finite);
 }
@@ -162,10 +176,11 @@ INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, R
 /* ---- Write --------------------------------------------------------------------------------- */
 
 /* The gradient in place of the exps; of targets too if they are few. */
-INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain, const FN(Anchored) *a)
+INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain, REAL even,
+                               const FN(Anchored) *a)
 {
     const vec unit = FN(load)(a->unit + i), top = FN(load)(a->sum + i), peak = FN(load)(a->peak + i), down = 0 - peak;
-    const vec alpha = FN(load)(a->whole + i), most = FN(absolute)(alpha);
+    const vec alpha = FN(load)(a->whole + i), most = FN(absolute)(alpha), share = alpha * even;
     const FN(mask) near = FN(are_set)(a->near + i);
     const int below = FN(every_lane)(near & FN(not_less)(most, FN(absolute)(top * unit)));
     ivec y, here = {0};
@@ -179,6 +194,7 @@ INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
             const FN(mask) is_one_of_some = near | FN(not_less)(top * (1 - REAL_EPSILON), e);
             g = FN(select)(is_one_of_some & FN(not_less)(most, FN(absolute)(g)), g, alpha + 0 * g);
         }
+        if (even != 0) g -= share;
         if (few) g = FN(select)(FN(differ)(y, here), g, down);
         FN(store)(x + c * TILE, plain ? g : FN(keep)(used, g));
     }
@@ -186,12 +202,14 @@ INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
 
 /* ---- A tile -------------------------------------------------------------------------------- */
 
-/* Losses, and gradients in the scratch, of all rows but the extreme; those are noted and counted. n_classes: that of
- * the tile, perhaps as a constant. */
-INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int few, int plain, FN(Anchored) *a,
-                                   Rows *rows, ptrdiff_t *extreme)
+/* Losses, and gradients in the scratch, of all rows but the extreme; those are noted and counted. few: targets are
+ * found by comparing. */
+INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smoothed, FN(Anchored) *a, Rows *rows,
+                                   ptrdiff_t *extreme)
 {
     const int with_grad = tile->grad != NULL;
+    const ptrdiff_t n_classes = tile->n_classes;
+    const REAL even = smoothed ? (REAL)tile->formula->even : 0;
     REAL *x = (REAL *)tile->scratch;
     for (ptrdiff_t i = 0; !few && i < FN(in_vectors)(tile->n_rows); i++) {
         a->x_y[i] = 0;
@@ -201,10 +219,11 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
         *at = -INFINITY; /* out of the sum */
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, a);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sum_exps)(tile, x, n_classes, i, few, with_grad, a);
-    const int finite = FN(anchored_epilogue)(tile, plain, a, rows);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
+        FN(sum_exps)(tile, x, n_classes, i, few, with_grad, smoothed, a);
+    const int finite = FN(anchored_epilogue)(tile, plain, smoothed, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
-        FN(anchored_write)(x, n_classes, i, few, plain, a);
+        FN(anchored_write)(x, n_classes, i, few, plain, even, a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
         if (a->target[i] >= 0) x[a->target[i] * TILE + i] = 0 - a->peak[i];
     return plain && finite ? 0 : FN(find_extreme)(tile, rows, plain, extreme);
@@ -213,13 +232,15 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, ptrdiff_t n_classes, int fe
 static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
 {
     const ptrdiff_t n_classes = tile->n_classes;
-    if (n_classes == 2) return FN(tile_of_two)(tile, rows, extreme);
+    const int smoothed = tile->formula->has_terms;
+    if (n_classes == 2 && !smoothed) return FN(tile_of_two)(tile, rows, extreme);
     FN(Anchored) a;
     FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, 0, n_classes, (REAL *)tile->scratch);
     const int plain = FN(find_labels)(rows, tile->n_rows, a.target) && !rows->weighted;
-    if (plain && n_classes <= FEW_CLASSES) return FN(anchored_rows)(tile, n_classes, 1, 1, &a, rows, extreme);
-    if (plain) return FN(anchored_rows)(tile, n_classes, 0, 1, &a, rows, extreme);
-    return FN(anchored_rows)(tile, n_classes, 0, 0, &a, rows, extreme);
+    if (smoothed) return FN(anchored_rows)(tile, 1, 0, 1, &a, rows, extreme);
+    if (plain && n_classes <= FEW_CLASSES) return FN(anchored_rows)(tile, 1, 1, 0, &a, rows, extreme);
+    if (plain) return FN(anchored_rows)(tile, 0, 1, 0, &a, rows, extreme);
+    return FN(anchored_rows)(tile, 0, 0, 0, &a, rows, extreme);
 }
 
 static void FN(put_anchored)(const Tile *tile)

@@ -86,9 +86,9 @@ INLINE FN(Sum) FN(alpha)(const double *weight, double normalizer)
     return (FN(Sum)){FN(load)(high), FN(load)(low)};
 }
 
-/* Losses of a vector of rows, gap + log_s, times their weights, rounded once; without weights as rows->given. A weight
- * of 1 is as good as none. Returns 0, or NaN in lanes that have no finite loss. */
-INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i, Rows *rows)
+/* Losses of a vector of rows, gap + log_s and `more` unless that is NULL, times their weights, rounded once; without
+ * weights as rows->given. A weight of 1 is as good as none. Returns 0, or NaN in lanes that have no finite loss. */
+INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int plain, ptrdiff_t i, Rows *rows)
 {
     const vec loss = gap.high + (log_s.high + gap.low);
     FN(store_as_f64)(rows->loss + i, loss);
@@ -100,23 +100,31 @@ INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i,
     FN(store_as_f64)(term[2], log_s.high);
     FN(store_as_f64)(term[3], log_s.low);
     for (ptrdiff_t k = 0; k < LANES; k++) {
-        const double w = rows->weight[i + k], whole = (term[0][k] + term[2][k]) + (term[1][k] + term[3][k]);
-        rows->loss[i + k] = rows->label[i + k] < 0 ? 0 : w == 1 ? rows->loss[i + k] : w * whole;
+        double w = rows->weight[i + k], whole = (term[0][k] + term[2][k]) + (term[1][k] + term[3][k]);
+        if (more) rows->given[i + k] = whole += more[k];
+        rows->loss[i + k] = rows->label[i + k] < 0 ? 0 : w == 1 && !more ? rows->loss[i + k] : w * whole;
     }
     return 0 * loss;
 }
 
 /* Rows that are left to the walk by the maximum: of a loss that overflows before it is weighted; of a weight that
  * leaves no room for factors, or that wants digits of a loss that is subnormal. */
+INLINE int FN(is_extreme)(int64_t label, double loss, double size)
+{
+    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= REAL_TINY * MOST_WEIGHT);
+    return (label >= 0) & (!(loss <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
+}
+
 static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, int plain, ptrdiff_t *extreme)
 {
     const double *loss = plain ? rows->loss : rows->given;
+    int any = 0;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) /* in vectors */
+        any |= FN(is_extreme)(rows->label[i], loss[i], plain ? 1 : fabs(rows->weight[i]));
     ptrdiff_t n = 0;
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        const double size = plain ? 1 : fabs(rows->weight[i]);
-        const int moderate = size >= LEAST_WEIGHT && size <= MOST_WEIGHT && loss[i] >= REAL_TINY * MOST_WEIGHT;
+    for (ptrdiff_t i = 0; any && i < tile->n_rows; i++) {
         extreme[n] = i;
-        n += rows->label[i] >= 0 && (!(loss[i] <= REAL_MAX) || !(size == 0 || size == 1 || moderate));
+        n += FN(is_extreme)(rows->label[i], loss[i], plain ? 1 : fabs(rows->weight[i]));
     }
     return n;
 }

@@ -193,10 +193,12 @@ static void epilogue(const Tile *tile, Rows *rows)
     else epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 0);
 }
 
-/* Whether rows across the lanes of a vector are anchored at their targets: plain losses from labels, few classes. */
+/* Whether rows across the lanes of a vector are anchored at their targets: losses from labels, perhaps smoothed by no
+ * more than leaves the loss against the target the largest term; few classes. */
 static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, int has_q)
 {
-    return f->kind == CROSS_ENTROPY && !has_q && !f->has_terms && !f->by_element && f->z_loss == 0
+    const int smoothed = f->has_terms && !f->class_weight && f->smoothing <= 0.5;
+    return f->kind == CROSS_ENTROPY && !has_q && (!f->has_terms || smoothed) && !f->by_element && f->z_loss == 0
            && f->temperature.divisor == 1 && n_classes * item <= FEW_BYTES
            && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
 }
@@ -218,6 +220,7 @@ static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, 
     for (ptrdiff_t k = 0; k < n; k++) {
         some.label[k] = rows->label[extreme[k]];
         some.weight[k] = rows->weight[extreme[k]];
+        some.sample[k] = rows->sample[extreme[k]];
     }
     IN_PRECISION_OF(tile, gather_extreme, tile, extreme, n, plane);
     IN_PRECISION_OF(tile, sweep_across, &few, &some);

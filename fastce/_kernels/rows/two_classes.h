@@ -50,7 +50,7 @@ INLINE vec FN(losses_of_two)(ptrdiff_t i, int plain, const FN(TwoClasses) *a, Ro
     const REAL unscaled = 1 / ANCHOR_UNIT;
     const vec e = FN(load)(a->e + i) * unscaled, e_low = FN(load)(a->e_low + i) * unscaled;
     const FN(Sum) gap = {FN(load)(a->gap + i), FN(load)(a->gap_low + i)};
-    return FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), plain, i, rows);
+    return FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), NULL, plain, i, rows);
 }
 
 INLINE void FN(write_two)(REAL *x, ptrdiff_t i, int plain, FN(Sum) alpha, const FN(TwoClasses) *a)
