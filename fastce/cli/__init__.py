@@ -120,7 +120,9 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "--rivals", type=_list, metavar="torch,numpy,...", help="all installed ones; or none"
     )
-    bench.add_argument("--only", default="", metavar="TEXT", help="estimators suite: data of such a name")
+    bench.add_argument(
+        "--only", default="", metavar="TEXT", help="suites estimators and torch: data or steps of such a name"
+    )
     bench.add_argument("--rounds", type=_positive, help="interleaved rounds (10; 3 with --quick)")
     bench.add_argument("--threads", type=_positive, help="threads (the library's default)")
     bench.add_argument("--quick", action="store_true", help="small shapes, few rounds")

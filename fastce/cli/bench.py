@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         require("torch", "torch")
         from fastce.cli.torch_steps import show_torch
 
-        show_torch(terminal, rounds, n_threads)
+        show_torch(terminal, rounds, n_threads, args.only)
 
 
 def _shape(text: str) -> tuple[int, int]:

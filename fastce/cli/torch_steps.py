@@ -1,6 +1,6 @@
 """Whole steps in PyTorch, loss and backward, against its own: ``python -m fastce bench --suite torch``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -20,7 +20,7 @@ LINEAR = (1024, 512, 32000)
 SMALL_CALLS, SMALL_ROUNDS = 50, 20
 
 
-def show_torch(terminal: Console, rounds: int, n_threads: int) -> None:
+def show_torch(terminal: Console, rounds: int, n_threads: int, only: str) -> None:
     """Print each step's time, PyTorch's, and how many times it that is."""
     torch.set_num_threads(n_threads)
     fastce.set_num_threads(n_threads)
@@ -28,21 +28,25 @@ def show_torch(terminal: Console, rounds: int, n_threads: int) -> None:
         ("step",), ("fastce", "torch", "torch ÷ fastce", "goal", "kernel alone", "of which bridge")
     )
     with still_live(terminal, table) as live:
-        for shape, goal in SHAPES.items():
-            table.caption = f"measuring {shape}"
-            live.refresh()
-            table.add_row(*_cells(str(shape), *_losses(shape, rounds), goal))
-        table.add_row(*_cells("linear " + "×".join(map(str, LINEAR)), *_linear(rounds), 1.0))
-        for name, calls in _small().items():
-            seconds = _quickest(calls, rounds)
-            table.add_row(
-                *_cells(f"(1, 10) {name}", seconds["fastce"], seconds["torch"], seconds["kernel"], 1.0)
-            )
+        for name, goal, measured in _steps(rounds):
+            if only in name:
+                table.caption = f"measuring {name}"
+                live.refresh()
+                table.add_row(*_cells(name, *measured(), goal))
         table.caption = (
             "Steps of float32: loss and backward, with new memory for the gradient. kernel alone: the "
             "function of arrays, which makes a gradient as well."
         )
         live.refresh()
+
+
+def _steps(rounds: int) -> Iterator[tuple[str, float, Callable[[], tuple[float, float, float]]]]:
+    """Names, goals, and what measures fastce, PyTorch and the kernel."""
+    for shape, goal in SHAPES.items():
+        yield str(shape), goal, partial(_losses, shape, rounds)
+    yield "linear " + "×".join(map(str, LINEAR)), 1.0, partial(_linear, rounds)
+    for name, calls in _small().items():
+        yield f"(1, 10) {name}", 1.0, partial(_quickest, calls, rounds)
 
 
 def _cells(name: str, own: float, theirs: float, kernel: float, goal: float) -> list[str]:
@@ -137,7 +141,7 @@ def _small() -> dict[str, dict[str, Callable[[], object]]]:
     }
 
 
-def _quickest(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def _quickest(calls: dict[str, Callable[[], object]], rounds: int) -> tuple[float, float, float]:
     """Seconds of calls that are too short for a clock: the least of many rounds, which others disturb."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(SMALL_ROUNDS * rounds):
@@ -146,4 +150,4 @@ def _quickest(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
             for _ in range(SMALL_CALLS):
                 call()
             best[key] = min(best[key], (perf_counter() - begin) / SMALL_CALLS)
-    return best
+    return best["fastce"], best["torch"], best["kernel"]
