@@ -14,7 +14,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 HERE = "fastce/_kernels"
-SHARED = ["entry/arrays", "entry/calls", "entry/dlpack", "entry/options", "machine/cpu", "machine/threads"]
+SHARED = ["entry/arrays", "entry/calls", "entry/dlpack", "entry/options", "entry/tensors", "machine/cpu",
+          "machine/threads"]
 SOURCES = ["kernels", "elementwise", "scoring", "calibration", "boosting"]  # of entry/, built for each level
 HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).rglob(pattern)]
 

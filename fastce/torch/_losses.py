@@ -17,9 +17,7 @@ from torch import Tensor
 
 import fastce
 from fastce import _kernels
-from fastce._kernels.entry.dlpack import number_of
 from fastce.torch._tensors import (
-    HALVES,
     array_like,
     as_array,
     as_options,
@@ -37,11 +35,9 @@ def class_axis(t: Tensor) -> int:
 
 
 def _loss(value: float | NDArray, dtype: torch.dtype) -> Tensor:
-    if type(value) is not float:
-        return torch.from_numpy(np.asarray(value)).to(dtype)
-    if dtype in HALVES:
+    if type(value) is float:
         return torch.scalar_tensor(value, dtype=dtype)
-    return torch.from_numpy(number_of(value, dtype is torch.float64))  # in half the time
+    return as_tensor(np.asarray(value)).to(dtype)
 
 
 def _computed(
@@ -250,4 +246,4 @@ def logsumexp(input: Tensor, dim: int) -> Tensor:
     if not x.shape[dim]:
         return torch.full((*input.shape[:dim], *input.shape[dim + 1 :]), -torch.inf, dtype=input.dtype)
     value, _ = _kernels.kernels.logsumexp(x, dim, None, n_threads())
-    return torch.from_numpy(np.asarray(value)).to(input.dtype)
+    return as_tensor(np.asarray(value)).to(input.dtype)

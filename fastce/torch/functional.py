@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import _reduction
 from torch.nn import functional as F
 
+import fastce
+from fastce._kernels.entry.tensors import PlainLosses
 from fastce.linear.arguments import MEMORY
 from fastce.torch import _losses, _operators
 from fastce.torch._autograd import Transformed, attach, attach_rows
@@ -41,29 +44,60 @@ def _needs(*tensors: Tensor | None) -> list[bool]:
     return [t is not None and t.requires_grad for t in tensors]
 
 
-def _loss_dtype(input: Tensor) -> torch.dtype:
-    """That of the input, as PyTorch has it, and float32 under autocast."""
-    dtype = input.dtype
-    return torch.float32 if dtype in HALVES and torch.is_autocast_enabled("cpu") else dtype
+def _check(
+    compute: Callable[..., tuple],
+    differentiable: tuple[Tensor | None, ...],
+    others: tuple[Tensor | None, ...],
+) -> None:
+    """Refuse tensors, given as `compute` takes them, with which nothing is computed."""
+    names = compute.__code__.co_varnames
+    named = dict(zip(names, (*differentiable, *others), strict=False))
+    check_tensors(compute, named)
+    check_floating(named["input"])
+    check_constant(compute, {name: named[name] for name in names[len(named) - 2 : len(named)]})
+    input, target = named["input"], named["target"]
+    if compute is _losses.binary_cross_entropy_with_logits and target.shape != input.shape:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; expected {tuple(input.shape)}, that of the input: "
+            "use .expand_as(input) where it broadcasts"
+        )
 
 
 def _loss(
     compute: Callable[..., tuple],
-    eager: bool,
-    dtype: torch.dtype,
     differentiable: tuple[Tensor | None, ...],
     others: tuple[Tensor | None, ...],
-    *options: Any,
+    options: tuple,
 ) -> Tensor:
-    """A loss by the quickest way that the call allows; eager: that of is_eager."""
+    """A loss of any tensors there are."""
+    _check(compute, differentiable, others)
+    dtype = _loss_dtype(differentiable[0])
+    return _computed(compute, tuple(map(_for_scalers, differentiable)), others, options, dtype)
+
+
+def _computed(
+    compute: Callable[..., tuple],
+    differentiable: tuple[Tensor | None, ...],
+    others: tuple[Tensor | None, ...],
+    options: tuple,
+    dtype: torch.dtype,
+) -> Tensor:
+    """A loss in the graph: by `compute` in an eager call, else by its operator."""
     needs = _needs(*differentiable)
-    if eager:
-        made = [t for t in compute(*differentiable, *others, *options, dtype, needs) if t is not None]
+    arguments = (*differentiable, *others, *options, dtype, needs)
+    if is_eager(*differentiable, *others):
+        made = tuple(t for t in compute(*arguments) if t is not None)
         return (attach(made, *compress(differentiable, needs)) if True in needs else made)[0]
     operator = getattr(_operators, compute.__name__)
     transformed = not torch.compiler.is_compiling() and transforms_active()
     call = partial(Transformed.apply, operator) if transformed else operator
-    return call(*differentiable, *others, *options, dtype, needs)[0]
+    return call(*arguments)[0]
+
+
+def _loss_dtype(input: Tensor) -> torch.dtype:
+    """That of the input, as PyTorch has it, and float32 under autocast."""
+    dtype = input.dtype
+    return torch.float32 if dtype in HALVES and torch.is_autocast_enabled("cpu") else dtype
 
 
 def _for_scalers(t: Tensor | None) -> Tensor | None:
@@ -71,21 +105,13 @@ def _for_scalers(t: Tensor | None) -> Tensor | None:
     return t.float() if t is not None and t.dtype is torch.float16 and torch.is_grad_enabled() else t
 
 
-def _reduction_of(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    if size_average is None and reduce is None:
-        return reduction
-    return _reduction.legacy_get_string(size_average, reduce)
-
-
-def _check(compute: Callable[..., tuple], *tensors: Tensor | None) -> bool:
-    """Refuse tensors, given as `compute` takes them, with which nothing is computed: is the call eager?"""
-    eager = is_eager(*tensors)
-    if not eager:
-        check_tensors(compute, *tensors)
-    check_floating(tensors[0])
-    if tensors[-1] is not None or tensors[-2] is not None:
-        check_constant(compute, len(tensors) - 2, *tensors[-2:])
-    return eager
+_KERNELS = {
+    _losses.cross_entropy: ("kernels", "cross_entropy", 0, True),
+    _losses.focal_loss: ("kernels", "focal_loss", 1, True),
+    _losses.binary_cross_entropy_with_logits: ("elementwise", "binary_cross_entropy_with_logits", 0, False),
+}
+#: The same in calls as they usually are, which are too short for all that.
+_plain_loss = PlainLosses(torch, fastce, _KERNELS, attach, _loss)
 
 
 def cross_entropy(
@@ -161,20 +187,14 @@ def cross_entropy(
     >>> logits.grad[0]
     tensor([-4.1223e-09,  2.0612e-09,  2.0612e-09])
     """
-    eager = _check(_losses.cross_entropy, input, target, weight, sample_weight)
-    return _loss(
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    call = _loss if is_dynamo_compiling() else _plain_loss
+    return call(
         _losses.cross_entropy,
-        eager,
-        _loss_dtype(input),
-        (_for_scalers(input), target),
+        (input, target),
         (weight, sample_weight),
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        temperature,
-        softcap,
-        _reduction_of(reduction, size_average, reduce),
-        normalizer,
+        (ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer),
     )
 
 
@@ -217,18 +237,9 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([1.0928e-04, 7.0187e-01])
     """
-    eager = _check(_losses.focal_loss, input, target, weight, sample_weight)
-    return _loss(
-        _losses.focal_loss,
-        eager,
-        _loss_dtype(input),
-        (_for_scalers(input), target),
-        (weight, sample_weight),
-        gamma,
-        ignore_index,
-        reduction,
-        normalizer,
-    )
+    call = _loss if is_dynamo_compiling() else _plain_loss
+    options = (gamma, ignore_index, reduction, normalizer)
+    return call(_losses.focal_loss, (input, target), (weight, sample_weight), options)
 
 
 def binary_cross_entropy_with_logits(
@@ -280,21 +291,11 @@ def binary_cross_entropy_with_logits(
     >>> binary_cross_entropy_with_logits(logits, target, reduction="none")
     tensor([2.0612e-09, 4.2484e-18])
     """
-    eager = _check(_losses.binary_cross_entropy_with_logits, input, target, weight, pos_weight)
-    if target.shape != input.shape:
-        raise ValueError(
-            f"target has shape {tuple(target.shape)}; expected {tuple(input.shape)}, that of the input: "
-            "use .expand_as(input) where it broadcasts"
-        )
-    return _loss(
-        _losses.binary_cross_entropy_with_logits,
-        eager,
-        _loss_dtype(input),
-        (_for_scalers(input), target),
-        (weight, pos_weight),
-        _reduction_of(reduction, size_average, reduce),
-        normalizer,
-    )
+    if size_average is not None or reduce is not None:
+        reduction = _reduction.legacy_get_string(size_average, reduce)
+    call = _loss if is_dynamo_compiling() else _plain_loss
+    compute = _losses.binary_cross_entropy_with_logits
+    return call(compute, (input, target), (weight, pos_weight), (reduction, normalizer))
 
 
 def linear_cross_entropy(
@@ -361,25 +362,23 @@ def linear_cross_entropy(
     >>> weights.grad[1]
     tensor([-0.1417, -0.3433])
     """
-    _check(_losses.linear_cross_entropy, input, linear_weight, linear_bias, target, weight, sample_weight)
+    made_of, others = (input, linear_weight, linear_bias), (target, weight, sample_weight)
+    _check(_losses.linear_cross_entropy, made_of, others)
     dtype = _loss_dtype(input)
     ignore_index = -100 if ignore_index is None else ignore_index
     of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
-    made_of = tuple(map(_for_scalers, (input, linear_weight, linear_bias)))
-    others = (target, weight, sample_weight)
+    made_of = tuple(map(_for_scalers, made_of))
     by_rows = reduction == "none" and True in _needs(*made_of)
-    eager = is_eager(*made_of, *others)
-    if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not eager):
+    if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not is_eager(*made_of, *others)):
         logits = _logits(*made_of)
         if linear_weight.ndim == 2 and target.ndim == logits.ndim > 2:
             target = target.movedim(-1, 1)
-        eager = is_eager(logits, *others)
         options = (*of_logits, reduction, normalizer)
-        return _loss(_losses.cross_entropy, eager, dtype, (logits, target), others[1:], *options)
+        return _computed(_losses.cross_entropy, (logits, target), others[1:], options, dtype)
     if by_rows:
         return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)
     options = (*of_logits, reduction, normalizer, memory)
-    return _loss(_losses.linear_cross_entropy, eager, dtype, made_of, others, *options)
+    return _computed(_losses.linear_cross_entropy, made_of, others, options, dtype)
 
 
 def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:

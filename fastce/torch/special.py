@@ -90,7 +90,7 @@ def _softmax(
     stacklevel: int,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    check_tensors(function, input)
+    check_tensors(function, {"input": input})
     if dim is None:
         dim = F._get_softmax_dim(function.__name__, input.dim(), stacklevel + 1)
     if dtype is not None:
@@ -142,7 +142,7 @@ def logsumexp(
     >>> logsumexp(torch.tensor([[0.0, -50.0], [1.0, 1.0]]), dim=1)
     tensor([1.9287e-22, 1.6931e+00])
     """
-    check_tensors(logsumexp, input, None, None, out)
+    check_tensors(logsumexp, {"input": input, "out": out})
     if input.is_complex():
         return torch.logsumexp(input, dim, keepdim, out=out)
     if not input.is_floating_point():

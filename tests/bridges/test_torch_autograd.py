@@ -14,9 +14,12 @@ import fastce
 from fastce import _kernels
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch]'")
+from fastce._kernels.entry.tensors import PlainLosses  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastce.torch as ft  # noqa: E402
+from fastce.torch import functional  # noqa: E402
 
 F = torch.nn.functional
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -118,6 +121,97 @@ def test_sure_rows():
         assert_ulp(x.grad.numpy()[0, 0], -2 / (np.exp(20.0) + 2), 4)
         assert F.cross_entropy(x, y) == 0
     assert_ulp(ft.logsumexp(torch.tensor([0.0, -50.0]), 0).numpy(), np.exp(-50.0), 4)
+
+
+# ---- The short way, and the long one ---------------------------------------------------------------
+
+
+@pytest.fixture
+def long_way(monkeypatch):
+    """The calls that were not as they usually are."""
+    calls = []
+
+    def noted(*args):
+        calls.append(args)
+        return functional._loss(*args)
+
+    plain = PlainLosses(torch, fastce, functional._KERNELS, functional.attach, noted)
+    monkeypatch.setattr(functional, "_plain_loss", plain)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_both_ways_have_the_same_bits(loss, reduction, dtype, x, y, long_way, monkeypatch):
+    x = x.detach().to(dtype).requires_grad_()
+
+    def results():
+        value = loss(x, y, reduction=reduction)
+        return value, *torch.autograd.grad(value.sum(), x), loss(x.detach(), y, reduction=reduction)
+
+    short = results()
+    assert not long_way
+    monkeypatch.setattr(functional, "_plain_loss", functional._loss)
+    for got, expected in zip(short, results(), strict=True):
+        assert got.dtype == expected.dtype == dtype
+        assert torch.equal(got, expected)
+
+
+UNUSUAL = {
+    "float16": lambda x, y, **how: ft.cross_entropy(x.half(), y, **how).double(),
+    "bfloat16": lambda x, y, **how: ft.cross_entropy(x.bfloat16(), y, **how).double(),
+    "columns": lambda x, y, **how: ft.cross_entropy(x.T.contiguous().T, y, **how),
+    "negative": lambda x, y, **how: ft.cross_entropy(torch._neg_view(-x), y, **how),
+    "subclass": lambda x, y, **how: ft.cross_entropy(x.as_subclass(Named), y, **how),
+    "weights of bfloat16": lambda x, y, **how: ft.cross_entropy(x, y, torch.ones(5).bfloat16(), **how),
+    "target with a gradient": lambda x, y, **how: ft.cross_entropy(
+        x, F.one_hot(y, 5).double().requires_grad_(), **how
+    ),
+}
+
+
+class Named(torch.Tensor):
+    pass
+
+
+@pytest.mark.parametrize("call", UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_calls_go_the_long_way(call, x, y, long_way):
+    loss = call(x, y, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, x)
+    assert len(long_way) == 1
+    expected = F.cross_entropy(x, y, reduction="sum")
+    rounded = {"rtol": 0.02, "atol": 0.02} if call in (UNUSUAL["float16"], UNUSUAL["bfloat16"]) else {}
+    torch.testing.assert_close(loss.as_subclass(torch.Tensor), expected, **rounded)
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, x)[0], **rounded)
+
+
+def test_modes_of_dispatch_see_the_operators(x, y, long_way):
+    """Tracers, and counters of what is called."""
+    seen = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Noting():
+        loss = ft.cross_entropy(x.detach(), y)
+    assert "fastce.cross_entropy.default" in seen
+    assert torch.equal(loss, ft.cross_entropy(x.detach(), y))
+    assert len(long_way) == 1
+
+
+def test_a_gradient_outlives_its_program():
+    """Its memory is NumPy's, and is let go of after Python has ended."""
+    done = python(
+        "import torch, fastce.torch\n"
+        "torch.leak = torch.zeros(2, 4, requires_grad=True)\n"
+        "fastce.torch.cross_entropy(torch.leak, torch.tensor([0, 1])).backward()\n"
+        "torch.leak.kept = fastce.torch.cross_entropy(torch.leak, torch.tensor([0, 1]))\n"
+        "print('end')\n"
+    )
+    assert done.stdout == "end\n"
 
 
 # ---- Memory --------------------------------------------------------------------------------------
@@ -406,9 +500,10 @@ def test_linear_cross_entropy_second_derivatives():
 # ---- What is refused ---------------------------------------------------------------------------------
 
 
-def test_second_derivatives(x, y):
+@pytest.mark.parametrize("kept", [True, False])
+def test_second_derivatives(kept, x, y):
     for loss in LOSSES.values():
-        (grad,) = torch.autograd.grad(loss(x, y), x, create_graph=True)
+        (grad,) = torch.autograd.grad(loss(x, y), x, create_graph=True, retain_graph=kept)
         for again in (
             lambda grad=grad: torch.autograd.grad(grad.sum(), x, allow_unused=True),
             grad.sum().backward,
@@ -422,6 +517,14 @@ def test_second_derivatives(x, y):
     [
         (lambda x, y: ft.cross_entropy(x.detach().numpy(), y), TypeError, "input is a ndarray.*as_tensor"),
         (lambda x, y: ft.cross_entropy(x, [0] * 6), TypeError, "target is a list"),
+        (lambda x, y: ft.cross_entropy(None, y), TypeError, "input is None; expected a tensor"),
+        (lambda x, y: ft.focal_loss(x, None), TypeError, "target is None; expected a tensor"),
+        (lambda x, y: ft.linear_cross_entropy(x, None, y), TypeError, "linear_weight is None"),
+        (lambda x, y: ft.logsumexp(None, 1), TypeError, "input is None; expected a tensor"),
+        (lambda x, y: ft.logsumexp(x, 1, out=y.numpy()), TypeError, "out is a ndarray"),
+        (lambda x, y: ft.cross_entropy(x.to_sparse(), y), TypeError, r"input .*sparse_coo.*\.to_dense\(\)"),
+        (lambda x, y: ft.cross_entropy(x, x.detach().to_sparse()), TypeError, "target .*sparse_coo"),
+        (lambda x, y: ft.softmax(x.to_sparse(), 1), TypeError, "input .*sparse_coo"),
         (lambda x, y: ft.cross_entropy(x.to(torch.int64), y), TypeError, "input has dtype torch.int64"),
         (lambda x, y: ft.softmax(x.to(torch.int64), 1), TypeError, "input has dtype torch.int64"),
         (lambda x, y: ft.softmax(x, 2), IndexError, "dim is 2"),
