@@ -175,11 +175,24 @@ INLINE void FN(finish_rows_in)(const Tile *tile, const FN(Units) *units, const R
     }
 }
 
+/* A softmax has no target: its exps are divided by their sum, whatever the anchor. */
+INLINE void FN(finish_softmaxes)(const Tile *tile, const REAL *anchor, const double *sum, const double *error,
+                                 Rows *rows)
+{
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES_F64) {
+        const FN(Wide) all = FN(normalised)(load_f64(sum + i), load_f64(error + i));
+        store_f64(rows->anchor + i, FN(load_wide)(anchor + i));
+        store_f64(rows->all + i, all.high);
+        store_f64(rows->all_low + i, all.low);
+    }
+}
+
 static void FN(finish_rows)(const Tile *tile, const REAL *anchor, const REAL *at_target, const double *sum,
                             const double *error, Rows *rows)
 {
     const FN(Units) *units = FN(units)(&tile->formula->temperature);
-    if (units->inverse == 1) FN(finish_rows_in)(tile, &FN(plain_units), anchor, at_target, sum, error, rows);
+    if (tile->formula->kind == SOFTMAX) FN(finish_softmaxes)(tile, anchor, sum, error, rows);
+    else if (units->inverse == 1) FN(finish_rows_in)(tile, &FN(plain_units), anchor, at_target, sum, error, rows);
     else FN(finish_rows_in)(tile, units, anchor, at_target, sum, error, rows);
 }
 
