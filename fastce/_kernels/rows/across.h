@@ -185,12 +185,13 @@ INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t 
                           FN(Exps) exps, FN(Tally) *tally)
 {
     const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
+    const int asks = stage || (tile->grad && FN(is_single)(tile)); /* chunks ask when they are written */
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
     sum_vec sum = start == 0 ? (sum_vec){{0}, {0}} : FN(load_sums)(tally->sum + i, tally->error + i);
     vec x_y = start == 0 ? FN(splat)(-INFINITY) : FN(load)(tally->at_target + i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
-        FN(ask_for_class)(&ahead, c, stage);
+        FN(ask_for_class)(&ahead, c, asks);
         if (tile->q) FN(ask_for)(ahead.q.at, c * ahead.q.step, 1, 0);
         const vec logit = FN(load)(x + c * TILE + i);
         const FN(mask) others = FN(differ)(y, here);
