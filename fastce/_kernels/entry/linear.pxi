@@ -290,7 +290,7 @@ cdef class LinearRows:
             call.workspace_bytes = call.row_bytes * (2 if input_grad is not None else 1)
             call.workspace_bytes += p.n_classes * call.plane_bytes * (2 if call.with_hessian else 1) + 4096
             taken = 1
-            if p.n_rows * (p.n_classes * (layer.n_features + ROW_WORK)) >= SERIAL_WORK:
+            if p.n_rows * (p.n_classes * (layer.n_features // CLASS_FEATURES + ROW_WORK)) >= SERIAL_WORK:
                 have_room = max(<Py_ssize_t>1, memory // 2 // call.workspace_bytes)
                 taken = take(self.n_threads, <int>min(p.n_blocks, have_room))
             try:

@@ -51,6 +51,7 @@ cdef enum:
     SPARSE_ROWS = 64                       # that a thread takes at a time
     SUM_BYTES = 1 << 22                    # of the weights' gradients of all blocks, if more than LEAST_BLOCKS
     LEAST_BLOCKS = 16
+    CLASS_FEATURES = 8                     # whose products take as long as the loss of a class
 
 # Numbers in a vector of this level.
 LANES = {"float32": 2 * LANES_F64, "float64": LANES_F64}
