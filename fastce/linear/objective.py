@@ -235,17 +235,15 @@ class Objective:
         diagonal = np.zeros((n_rows, n_columns, n_columns))
         others = 1 - np.eye(self.n_classes, dtype=self.dtype)
         for _, x, p, s in self._probabilities(*self._split(coef), self.size):
-            x = self._extended(x, self.dtype)
-            for k, h in enumerate((s * p * (p @ others)).T[:n_rows]):  # p (1 - p), whose 1 - p has all digits
-                diagonal[k] += (x * h[:, None]).T @ x
+            x = self._extended(x, self.dtype) * np.sqrt(np.abs(s))
+            sign = np.sign(s) if s.min(initial=0) < 0 else None
+            for k, h in enumerate((p * (p @ others)).T[:n_rows]):  # p (1 - p), whose 1 - p has all digits
+                diagonal[k] += _squares(x * np.sqrt(h)[:, None], sign)
             if n_rows > 1:
-                a = ((p * np.sqrt(np.abs(s)))[:, :, None] * x[:, None]).reshape(len(x), self.size)
-                b = a if s.min(initial=0) >= 0 else a * np.sign(s)  # of a'a BLAS computes one half
-                whole -= (a.T @ b).reshape(whole.shape)
-        for k in range(n_rows):
-            whole[k, :, k] = diagonal[k]
+                whole -= _squares((p[:, :, None] * x[:, None]).reshape(len(x), -1), sign).reshape(whole.shape)
+        np.einsum("kikj->kij", whole)[...] = diagonal
         whole = whole.reshape(self.size, self.size)
-        whole[np.diag_indices(self.size)] += self.l2 * self._penalised().ravel()
+        np.einsum("ii->i", whole)[...] += self.l2 * self._penalised().ravel()
         return whole
 
     def hessian_diagonal(self, coef: ArrayLike) -> NDArray:
@@ -286,6 +284,11 @@ class Objective:
             x = self._X[i : i + n_block]
             s = np.ones(x.shape[0]) if self._sample_weight is None else self._sample_weight[i : i + n_block]
             yield x, s / self.normalizer
+
+
+def _squares(a: NDArray, sign: NDArray | None) -> NDArray:
+    """a'a, of which BLAS computes one half, each row with its sign."""
+    return a.T @ (a if sign is None else a * sign)
 
 
 class Point:

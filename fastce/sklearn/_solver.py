@@ -8,9 +8,10 @@ A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner as its first
    take none either.
 B. The preconditioner: for WHOLE coefficients or less the Hessian, of a sample where rows are many and of
    all where they are few; else the blocks of the classes on the diagonal, from a sample of the rows,
-   where they are small; else the Hessian's diagonal. Where that has not been enough for PATIENCE steps,
-   the curvature of each class times the matrix X'X of a sample, which knows of columns that go together;
-   and after as many again the Hessian of all, where one can be afforded now and then.
+   where they are small; else the curvature of each class times the matrix X'X of a sample, which knows of
+   columns that go together; else the Hessian's diagonal, and such a matrix of the columns that have most
+   of it. Where that has not been enough for twice PATIENCE steps, the Hessian of all, if one can be
+   afforded now and then. Once |gradient| <= tol none is made again.
 C. Where rows are many, a sample of them is solved first, and a sample of that before it: the last steps
    begin within the sample's noise of the solution.
 D. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
@@ -33,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
+from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController
 
 import fastce
@@ -43,7 +45,7 @@ __all__ = ["Solution", "minimize"]
 GAIN, BEYOND, SHARE = 1e-7, 4, 0.05
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE = 10, 1 << 17  # steps that are remembered; as many numbers are kept in the features' precision
-EXACT, EXACT_LATE = 2e8, 1e9  # operations of a Hessian that is made at each step, or now and then
+EXACT_AT_ONCE, EXACT, EXACT_LATE = 1e7, 2e8, 1e9  # operations of a Hessian: each step, now and then, late
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
@@ -51,6 +53,7 @@ SAMPLED, PER_COEFFICIENT = 16, 16  # a sample is one of so many rows, and so man
 SAMPLE_BYTES = 1 << 25
 WHOLE, LEAST, MOST = 1200, 6, 400  # coefficients of a Hessian of a sample, whose rows are so many times those
 ROWS_PER_COLUMN = 50  # of a block on the diagonal
+HEAVIEST, ROWS_OF_HEAVIEST = 128, 2048  # columns of a matrix beside the diagonal, from so many rows
 
 Preconditioner = Callable[[NDArray], NDArray]
 
@@ -100,20 +103,29 @@ def _in_span(
     """As `minimize`, with u for which the coefficients are Q u, X = (Q R)' with orthonormal columns of Q."""
     n_rows, n_columns = X.shape
     with limited_blas(X, 0):
-        Q, R = np.linalg.qr(X.T.astype(np.float64, copy=False))
+        factors, R = linalg.qr(X.T.astype(np.float64, copy=False), mode="raw", check_finite=False)
+
+    def rotated(v: NDArray, transposed: str) -> NDArray:
+        """The square matrix of which Q is the first columns, that LAPACK does not spell out, times v'."""
+        return lapack.dormqr("L", transposed, *factors, v.T, lwork=64 * len(v))[0].T
+
     given, intercept = coef[:, :n_columns], coef[:, n_columns:]
-    beside = 0.0 if options["l2"] else given - (given @ Q) @ Q.T  # a penalty leaves nothing of it
+    rest = rotated(given, "T")
+    start = np.hstack([rest[:, :n_rows], intercept])
+    rest[:, :n_rows] = 0
+    beside = 0.0 if options["l2"] else rotated(rest, "N")  # a penalty leaves nothing of it
 
     def whole(u: NDArray) -> NDArray:
         u = u.reshape(len(coef), -1)
-        return np.hstack([u[:, :n_rows] @ Q.T + beside, u[:, n_rows:]]).ravel()
+        v = np.zeros((len(u), n_columns))
+        v[:, :n_rows] = u[:, :n_rows]
+        return np.hstack([rotated(v, "N") + beside, u[:, n_rows:]]).ravel()
 
     def told(u: NDArray) -> None:
         if callback:
             callback(whole(u))
 
-    start, features = np.hstack([given @ Q, intercept]), np.ascontiguousarray(R.T)
-    found = minimize(features, target, n_classes, start, callback=told, **options)
+    found = minimize(np.ascontiguousarray(R.T), target, n_classes, start, callback=told, **options)
     return found._replace(coef=whole(found.coef))
 
 
@@ -134,11 +146,13 @@ def _minimum(
     problem: Problem, coef: NDArray, tol: float, max_iter: int, callback: Callable[[NDArray], Any] | None
 ) -> Solution:
     f, n_rows = problem.objective, problem.n_used
-    if n_rows >= SAMPLED * PER_COEFFICIENT * f.size and (part := problem.sample(n_rows // SAMPLED)):
+    many = n_rows >= SAMPLED * PER_COEFFICIENT * f.size and not sparse.issparse(problem.X)
+    if many and (part := problem.sample(n_rows // SAMPLED)):
         coef = _minimum(part, coef, tol, max_iter, None).coef
         return _descend(f, coef, part.best, tol, max_iter, callback)
-    if f.size <= WHOLE and problem.X.shape[0] * f.size**2 <= EXACT:
-        return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience=1)
+    if f.size <= WHOLE and (work := problem.X.shape[0] * f.size**2) <= EXACT:
+        patience = 1 if work <= EXACT_AT_ONCE else EARLY
+        return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience)
     enough = SHARE * f.size / (2 * n_rows) if problem.n_rows > n_rows else 0.0
     return _descend(f, coef, problem.best, tol, max_iter, callback, enough=enough)
 
@@ -158,19 +172,19 @@ def _descend(
     Steps that are expected to gain no more than `enough` are not taken."""
     w = np.array(coef, np.float64).ravel()
     loss, g = f.loss_and_grad(w)
-    noise, settled = NOISE[f.dtype], 0
+    noise, settled, solve = NOISE[f.dtype], 0, None
     pairs: list[tuple[NDArray, NDArray, float]] = []
     most = 0 if patience == 1 else MEMORY
     kept = f.dtype if f.size > LARGE else np.dtype(np.float64)
     for n_iter in range(max_iter + 1):
         if n_iter == max_iter:
             return Solution(w, loss, n_iter, _flat(g) <= tol)
-        if n_iter % patience == 0:
+        settled += _flat(g) <= tol
+        if solve is None or (n_iter % patience == 0 and not settled):
             solve = preconditioner(w, n_iter)
         d = _direction(g.astype(kept, copy=False), pairs, solve)
         slope = g @ d
         gain = -slope / 2
-        settled += _flat(g) <= tol
         if 0 <= gain <= enough or (settled and (settled > BEYOND or gain <= GAIN * abs(loss))):
             return Solution(w, loss, n_iter, True)
         step = 1.0
@@ -204,6 +218,8 @@ def _flat(g: NDArray) -> float:
 
 def _direction(g: NDArray, pairs: list[tuple[NDArray, NDArray, float]], solve: Preconditioner) -> NDArray:
     """Of the gradient's dtype, as are all vectors here."""
+    if not pairs:
+        return -solve(g).astype(g.dtype, copy=False)
     (add,) = linalg.get_blas_funcs(("axpy",), (g,))
     q = -g
     shares = []
@@ -211,9 +227,8 @@ def _direction(g: NDArray, pairs: list[tuple[NDArray, NDArray, float]], solve: P
         shares.append(r * float(s @ q))
         q = add(y, q, a=-shares[-1])
     q = solve(q).astype(g.dtype, copy=False)
-    if pairs:  # the preconditioner's scale may be off, where the Hessian has changed since
-        _, y, r = pairs[-1]
-        q /= r * float(y @ solve(y))
+    _, y, r = pairs[-1]  # the preconditioner's scale may be off, where the Hessian has changed since
+    q /= r * float(y @ solve(y))
     for (s, y, r), share in zip(pairs, reversed(shares), strict=True):
         q = add(s, q, a=share - r * float(y @ q))
     return q
@@ -243,9 +258,8 @@ class Problem:
 
     def sample(self, n_rows: int) -> Problem | None:
         """The same of so many rows that count, or as many as memory allows, the same rows each time."""
-        if sparse.issparse(self.X):
-            return None
-        n_rows = min(n_rows, SAMPLE_BYTES // max(1, self.X.shape[1] * self.X.dtype.itemsize))
+        entries = self.X.nnz // max(1, self.X.shape[0]) if sparse.issparse(self.X) else self.X.shape[1]
+        n_rows = min(n_rows, SAMPLE_BYTES // max(1, entries * self.X.dtype.itemsize))
         if n_rows >= self.n_used or n_rows < 1:
             return self if n_rows else None
         rows = np.sort(np.random.default_rng(0).choice(self.n_used, n_rows, replace=False, shuffle=False))
@@ -280,10 +294,29 @@ class Problem:
             wanted = min(8 * (n_columns + 1), affordable * n_classes)
             if (n_iter or not w.any()) and wanted > n_columns and (part := self.sample(wanted)):
                 return part.of_columns(w)
-        diagonal = self.objective.hessian_diagonal(w)
+        return self.of_diagonal(w)
+
+    def of_diagonal(self, w: NDArray) -> Preconditioner:
+        """The Hessian's diagonal; where few columns have most of it, like frequent words, `of_columns`."""
+        f, n_columns = self.objective, self.X.shape[1]
+        diagonal = f.hessian_diagonal(w).reshape(f.shape)
         diagonal += 1e-10 * diagonal.max(initial=0) + _TINY
         inverse = 1 / diagonal
-        return lambda g: g * inverse.astype(g.dtype, copy=False)
+        of_column = (diagonal[:, :n_columns] - self.options[2]).sum(axis=0)
+        heaviest = np.argsort(of_column)[-HEAVIEST:]
+        part = self.sample(ROWS_OF_HEAVIEST)
+        if part is None or 2 * of_column[heaviest].sum() < of_column.sum():
+            return lambda g: g * inverse.ravel().astype(g.dtype, copy=False)
+        solve_heaviest = part.of_columns(w, heaviest)
+        columns = np.append(heaviest, np.arange(n_columns, f.shape[1]))
+
+        def solve(g: NDArray) -> NDArray:
+            g = g.reshape(f.shape)
+            d = g * inverse.astype(g.dtype, copy=False)
+            d[:, columns] = solve_heaviest(g[:, columns]).reshape(len(d), -1)
+            return d.ravel()
+
+        return solve
 
     def of_all(self, w: NDArray, n_rows: int) -> Preconditioner:
         """The whole Hessian, of so many rows."""
@@ -294,32 +327,31 @@ class Problem:
         for the same probability, L_k L_l' times the correlation of their probabilities."""
         f = self.objective
         p, weight = self._probabilities(w)
-        factors = [_cholesky(self._product(h) + self._penalty()) for h in (p * (1 - p) * weight).T]
+        factors = [_cholesky(self._penalised(self._product(h))) for h in (p * (1 - p) * weight).T]
         between = _inverse_between(p, weight)
 
         def solve(g: NDArray) -> NDArray:
             parts = zip(factors, g.reshape(f.shape), strict=True)
             inner = between @ np.stack([_triangular(factor, part) for factor, part in parts])
             parts = zip(factors, inner, strict=True)
-            return np.concatenate([_triangular(factor, part, transposed=True) for factor, part in parts])
+            return np.concatenate([_triangular(factor, part, True) for factor, part in parts])
 
         return solve
 
-    def of_columns(self, w: NDArray) -> Preconditioner:
-        """X'X weighted by the rows' curvature, times the mean of p_k (1 - p_k) and -p_k p_l for each two
-        classes."""
-        f = self.objective
+    def of_columns(self, w: NDArray, columns: Any = slice(None)) -> Preconditioner:
+        """X'X, of all columns or some, weighted by the rows' curvature, times the mean of p_k (1 - p_k) and
+        -p_k p_l for each two classes."""
         p, weight = self._probabilities(w)
         h = p * (1 - p) * weight
         total = h.mean(axis=1)
         as_good_as = total.sum() ** 2 / max(np.square(total).sum(), _TINY)  # rows of one weight
-        factor = _cholesky(_shrunk(self._product(total), as_good_as) + self._penalty())
+        factor = _cholesky(self._penalised(_shrunk(self._product(total, columns), as_good_as)))
         scale = np.sqrt(np.maximum(h.sum(axis=0) / max(total.sum(), _TINY), 1e-3))
         between = _inverse_between(p, weight) / scale / scale[:, None]
 
         def solve(g: NDArray) -> NDArray:
-            inner = _triangular(factor, (between @ g.reshape(f.shape)).T)
-            return _triangular(factor, inner, transposed=True).T.ravel()
+            inner = _triangular(factor, (between @ g.reshape(len(between), -1)).T)
+            return _triangular(factor, inner, True).T.ravel()
 
         return solve
 
@@ -333,21 +365,22 @@ class Problem:
         weight = np.ones(len(z)) if self.sample_weight is None else self.sample_weight
         return p.astype(np.float64), weight[:, None] / f.normalizer
 
-    def _product(self, h: NDArray) -> NDArray:
+    def _product(self, h: NDArray, columns: Any = slice(None)) -> NDArray:
         """Sums of h x x' over the rows, x with a 1 appended where there is an intercept."""
-        n_columns = self.X.shape[1]
-        whole = np.empty((self.objective.shape[1],) * 2)
-        weighted = self.X * h[:, None].astype(self.X.dtype)
-        whole[:n_columns, :n_columns] = weighted.T @ self.X
+        X, h = self.X[:, columns], h[:, None].astype(self.X.dtype)
+        n_columns, weighted = X.shape[1], X.multiply(h).tocsr() if sparse.issparse(X) else X * h
+        whole = np.empty((n_columns + self.options[1],) * 2)
+        product = weighted.T @ X
+        whole[:n_columns, :n_columns] = product.toarray() if sparse.issparse(X) else product
         if self.options[1]:
             whole[n_columns, :n_columns] = whole[:n_columns, n_columns] = weighted.sum(axis=0)
             whole[n_columns, n_columns] = h.sum()
         return whole
 
-    def _penalty(self) -> NDArray:
-        penalty = np.full(self.objective.shape[1], self.options[2])
-        penalty[self.X.shape[1] :] = 0
-        return np.diag(penalty)
+    def _penalised(self, matrix: NDArray) -> NDArray:
+        columns = range(len(matrix) - self.options[1])
+        matrix[columns, columns] += self.options[2]
+        return matrix
 
 
 def _shrunk(matrix: NDArray, n_rows: float) -> NDArray:
@@ -382,17 +415,16 @@ def _cholesky(matrix: NDArray) -> NDArray:
     matrix /= scale[:, None]
     # Along a direction of no curvature a step must not be endless.
     unit = np.where(diagonal > 0, np.diag(matrix), 1)
-    for factor in (1e-12, 1e-9, 1e-6, 1e-3):
-        matrix[np.diag_indices(len(matrix))] = unit + factor
-        try:
-            return scale[:, None] * linalg.cholesky(matrix, lower=True, check_finite=False)
-        except linalg.LinAlgError:
-            continue
+    for addend in (1e-12, 1e-9, 1e-6, 1e-3):
+        np.fill_diagonal(matrix, unit + addend)
+        factor, failed = lapack.dpotrf(matrix.T, lower=True)  # LAPACK's order, in which it makes no copy
+        if not failed:
+            return scale[:, None] * factor
     return np.diag(scale)
 
 
 def _triangular(factor: NDArray, given: NDArray, transposed: bool = False) -> NDArray:
-    return linalg.solve_triangular(factor, given, trans=int(transposed), lower=True, check_finite=False)
+    return lapack.dtrtrs(factor, given, lower=True, trans=transposed)[0]
 
 
 def _of_hessian(f: Any, w: NDArray) -> Preconditioner:
@@ -400,7 +432,7 @@ def _of_hessian(f: Any, w: NDArray) -> Preconditioner:
     that, where the Hessian's rounding errors would make endless steps of theirs."""
     matrix, (n_classes, n_columns) = f.hessian(w), f.shape
     if n_classes > 1:
-        part, i = matrix.reshape(n_classes, n_columns, n_classes, n_columns), np.arange(n_columns)
-        part[:, i, :, i] += np.einsum("kiki->i", part)[:, None, None] / n_classes**2
+        of_columns = np.einsum("kili->kli", matrix.reshape(n_classes, n_columns, n_classes, n_columns))
+        of_columns += np.einsum("kki->i", of_columns) / n_classes**2
     factor = _cholesky(matrix)
-    return lambda g: _triangular(factor, _triangular(factor, g), transposed=True)
+    return lambda g: lapack.dpotrs(factor, g, lower=True)[0]

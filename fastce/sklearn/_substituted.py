@@ -130,6 +130,14 @@ class _NewtonCholeskySolver:
         return coef
 
 
+class _Encoder:
+    """Of labels that `fit` has found the classes of: nothing is left to check."""
+
+    def fit(self, classes: NDArray) -> _Encoder:
+        self.transform = np.asarray(classes).searchsorted
+        return self
+
+
 def _with(function: Any, name: str, **names: Any) -> Any:
     """The function, looking up names of its module here first; importable from here under `name`."""
     copy = FunctionType(
@@ -150,6 +158,7 @@ logistic_regression_path = _with(
     optimize=SimpleNamespace(minimize=_scipy_minimize),
     _newton_cg=_newton_cg,
     NewtonCholeskySolver=_NewtonCholeskySolver,
+    LabelEncoder=_Encoder,
 )
 log_reg_scoring_path = _with(
     theirs._log_reg_scoring_path, "log_reg_scoring_path", _logistic_regression_path=logistic_regression_path
