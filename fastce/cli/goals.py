@@ -20,7 +20,7 @@ from fastce.cli.common import UserError, new_table, require, still_live, three_d
 from fastce.cli.inference import rival_ratio, row_ratio, score_ratio
 from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
-from fastce.cli.relatives import best_ratio, option_cost
+from fastce.cli.relatives import OPTIONS, best_ratio, option_cost
 from fastce.cli.report import Run
 from fastce.cli.rivals import Batch
 from fastce.cli.timing import interleaved
@@ -93,6 +93,15 @@ def _goals() -> list[Goal]:
         for (dtype, quantity, text, stream), bounds in STREAM_BOUNDS.items()
         for n_classes, bound in bounds.items()
     ]
+    options = [
+        Goal(
+            f"{option}, {rows}x{classes}, ÷ plain",
+            partial(_option, option, (rows, classes)),
+            at_most=2.0 if option == "target probabilities" else 1.3,
+        )
+        for rows, classes in ((1000000, 10), (8192, 1000))
+        for option in OPTIONS
+    ]
     functions = [
         Goal(
             f"{name}, 8192x1000, {best} ÷ fastce",
@@ -116,12 +125,7 @@ def _goals() -> list[Goal]:
     return [
         *streams,
         Goal("(1900, 10) loss, all threads ÷ one", _threads_pay, at_most=1.0),
-        Goal(
-            "weight + label_smoothing, 8192x1000, ÷ plain",
-            partial(_option, "smoothing and weights"),
-            at_most=1.3,
-        ),
-        Goal("target probabilities, 8192x1000, ÷ plain", partial(_option, "probabilities"), at_most=2.0),
+        *options,
         Goal(
             "binary, 1e7, fresh gradient, best of torch, jax ÷ fastce",
             partial(_function, "binary", ("torch", "jax")),
@@ -186,8 +190,8 @@ def _threads_pay(setting: Setting) -> tuple[float, str]:
     return many / one, f"{time_text(many)} ÷ {time_text(one)}"
 
 
-def _option(option: str, setting: Setting) -> tuple[float, str]:
-    return option_cost(option, setting.rounds, setting.n_threads)
+def _option(option: str, shape: tuple[int, int], setting: Setting) -> tuple[float, str]:
+    return option_cost(option, shape, setting.rounds, setting.n_threads)
 
 
 def _function(name: str, libraries: tuple[str, ...], setting: Setting) -> tuple[float, str]:

@@ -15,19 +15,32 @@ SHAPE = (8192, 1000)
 BINARY_ELEMENTS = 10_000_000
 
 
-def option_cost(option: str, rounds: int, n_threads: int) -> tuple[float, str]:
-    """Time of a call with ``'smoothing and weights'`` or ``'probabilities'``, in those of the plain one."""
+#: Options whose time is held against that of the plain call: keyword arguments, of which `weight` and a
+#: `target` of probabilities are arrays to be made.
+OPTIONS = {
+    "weight": {"weight": ...},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "weight + label_smoothing": {"weight": ..., "label_smoothing": 0.1},
+    "temperature": {"temperature": 2.0},
+    "z_loss": {"z_loss": 1e-4},
+    "target probabilities": {"target": ...},
+}
+
+
+def option_cost(option: str, shape: tuple[int, int], rounds: int, n_threads: int) -> tuple[float, str]:
+    """Time of a call with one of `OPTIONS`, in those of the plain one."""
     fastce.set_num_threads(n_threads)
-    batch = random_batch(SHAPE, "float32", n_threads)
+    batch = random_batch(shape, "float32", n_threads)
     rng = np.random.default_rng(0)
-    if option == "probabilities":
-        target, options = rng.random(SHAPE, np.float32), {}
-        target /= target.sum(axis=1, keepdims=True)
-    else:
-        target, options = batch.labels, {"weight": rng.random(SHAPE[1], np.float32), "label_smoothing": 0.1}
+    options = {"target": batch.labels, **OPTIONS[option]}
+    if "weight" in options:
+        options["weight"] = rng.random(shape[1], np.float32)
+    if options["target"] is ...:
+        options["target"] = rng.random(shape, np.float32)
+        options["target"] /= options["target"].sum(axis=1, keepdims=True)
     calls = {
         "plain": partial(fastce.cross_entropy_and_grad, batch.logits, batch.labels, out=batch.out),
-        option: partial(fastce.cross_entropy_and_grad, batch.logits, target, out=batch.out, **options),
+        option: partial(fastce.cross_entropy_and_grad, batch.logits, out=batch.out, **options),
     }
     seconds = interleaved(calls, rounds)
     return seconds[option] / seconds["plain"], f"{time_text(seconds[option])} ÷ {time_text(seconds['plain'])}"
