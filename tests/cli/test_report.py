@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastce.cli import goals
+from fastce.cli import goals, relatives
 from fastce.cli.measure import Case
 from fastce.cli.report import Run
 
@@ -72,3 +72,10 @@ def test_times_of_a_level_come_from_a_run_at_it(monkeypatch):
     times = goals._times_at_level("baseline", goals.Setting([], rounds=1, n_threads=1))
     assert set(times) == {"32x10 loss", "32x10 loss+grad"}
     assert all(seconds > 0 for seconds in times.values())
+
+
+@pytest.mark.parametrize("option", relatives.OPTIONS)
+def test_options_are_held_against_the_plain_call(option):
+    ratio, made_of = relatives.option_cost(option, (64, 5), rounds=1, n_threads=1)
+    assert ratio > 0
+    assert " ÷ " in made_of
