@@ -71,6 +71,27 @@ def test_rows_that_are_not_numbers(level, dtype):
         assert not grad[7::2].any()
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_smoothed_labels_at_the_ends_of_the_format(level, dtype):
+    """Gaps whose sum overflows below 0; shares that are subnormal, of gradients that are not."""
+    most = float(np.finfo(dtype).max)
+    x = np.zeros((5, 9), dtype)
+    x[:, [2, 5]] = 0.55 * most
+    for options in ({}, {"sample_weight": np.array([1, 0, 2, -1, 0.5])}):
+        given = {"label_smoothing": 0.5, "reduction": "none", **options}
+        loss, grad = fastce.cross_entropy_and_grad(x, np.zeros(5, int), **given)
+        exact_loss, exact_grad = reference.cross_entropy_and_grad(x, np.zeros(5, int), **given)
+        assert np.isfinite(loss).all()
+        assert_ulp(loss, exact_loss, 1.5 * LOSS_ULP[dtype])
+        assert_ulp(grad, exact_grad, 1.5 * GRAD_ULP[dtype])
+    tiny = float(np.finfo(dtype).tiny)
+    x, given = np.array([[0, -2000, -3000]], dtype), {"label_smoothing": tiny * 1e-4, "normalizer": 1e-5}
+    grad = fastce.cross_entropy_and_grad(x, [0], **given)[1]
+    assert_ulp(grad, reference.cross_entropy_and_grad(x, [0], **given)[1], 1.5 * GRAD_ULP[dtype])
+    x[0, 1] = -np.inf
+    assert not np.isnan(fastce.cross_entropy(x, [0], label_smoothing=5e-324))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_log_sum_near_0_of_a_row_with_a_far_target(level, dtype):
     """A z-loss alone: its lse is what the maximum's own 1 leaves."""

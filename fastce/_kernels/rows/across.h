@@ -306,7 +306,7 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
         if (!w) sum[0] = (double)(start + n - (rows->label[k] >= 0 && rows->label[k] < start + n));
         const double share = q ? formula->share : 0;
         rows->mass[k] = formula->even * sum[0] + (share != 0 ? share * sum[2] : 0);
-        rows->spread[k] = formula->even * sum[1] + (share != 0 ? share * sum[3] : 0);
+        rows->spread[k] = (formula->even != 0 ? formula->even * sum[1] : 0) + (share != 0 ? share * sum[3] : 0);
     }
 }
 

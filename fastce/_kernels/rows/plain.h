@@ -112,7 +112,7 @@ INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int
 INLINE int FN(is_extreme)(int64_t label, double loss, double size)
 {
     const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= REAL_TINY * MOST_WEIGHT);
-    return (label >= 0) & (!(loss <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
+    return (label >= 0) & (!(fabs(loss) <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
 }
 
 static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, int plain, ptrdiff_t *extreme)
