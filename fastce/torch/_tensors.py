@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import fastce
 from fastce._kernels.entry.dlpack import array_of, tensor_of
@@ -75,6 +76,15 @@ def check_constant(function: Callable[..., Any], tensors: dict[str, Tensor | Non
                 f"{name} requires a gradient, which fastce.torch.{function.__name__} does not compute: "
                 f"use {name}.detach(), or torch.nn.functional"
             )
+
+
+def check_tangents(*tensors: Tensor | None) -> None:
+    """Refuse a tangent, which would be left out; PyTorch itself does so where a gradient is wanted too."""
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            "a tensor has a tangent, but the losses of fastce.torch have no forward mode AD: "
+            "use torch.nn.functional"
+        )
 
 
 def as_array(t: Tensor) -> NDArray:

@@ -22,6 +22,7 @@ from fastce.torch._tensors import (
     HALVES,
     check_constant,
     check_floating,
+    check_tangents,
     check_tensors,
     is_eager,
     transforms_active,
@@ -86,6 +87,7 @@ def _computed(
     needs = _needs(*differentiable)
     arguments = (*differentiable, *others, *options, dtype, needs)
     if is_eager(*differentiable, *others):
+        check_tangents(*differentiable, *others)
         made = tuple(t for t in compute(*arguments) if t is not None)
         return (attach(made, *compress(differentiable, needs)) if True in needs else made)[0]
     operator = getattr(_operators, compute.__name__)

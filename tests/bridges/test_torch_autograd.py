@@ -525,6 +525,7 @@ def test_second_derivatives(kept, x, y):
         (lambda x, y: ft.cross_entropy(x.to_sparse(), y), TypeError, r"input .*sparse_coo.*\.to_dense\(\)"),
         (lambda x, y: ft.cross_entropy(x, x.detach().to_sparse()), TypeError, "target .*sparse_coo"),
         (lambda x, y: ft.softmax(x.to_sparse(), 1), TypeError, "input .*sparse_coo"),
+        (lambda x, y: ft.cross_entropy(torch._efficientzerotensor((6, 5)), y), TypeError, "has no memory"),
         (lambda x, y: ft.cross_entropy(x.to(torch.int64), y), TypeError, "input has dtype torch.int64"),
         (lambda x, y: ft.softmax(x.to(torch.int64), 1), TypeError, "input has dtype torch.int64"),
         (lambda x, y: ft.softmax(x, 2), IndexError, "dim is 2"),

@@ -228,3 +228,9 @@ def test_many_gradients_in_one_backward(x):
 def test_forward_mode_says_that_it_is_missing(x):
     with pytest.raises(NotImplementedError, match="forward mode AD"):
         torch.func.jvp(PAIRS["cross_entropy"][0], (x.detach(),), (x.detach(),))
+    function, forward_ad = PAIRS["cross_entropy"][0], torch.autograd.forward_ad
+    for given in (x.detach(), x):
+        with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
+            function(forward_ad.make_dual(given, given.detach()))
+    with forward_ad.dual_level():
+        assert torch.equal(function(x), function(x.detach()))

@@ -47,8 +47,7 @@ cdef struct Managed:                       # DLManagedTensorVersioned, and behin
     void (*free)(Managed *) noexcept nogil
     uint64_t flags
     Tensor tensor
-    double number
-    int64_t lengths[2 * MAX_DIMS]          # shape and strides: as many as there are
+    double number                          # and behind all that shape and strides
 
 cdef struct Exchange:                      # DLPackExchangeAPI
     uint32_t major, minor
@@ -93,7 +92,7 @@ cdef cnp.ndarray array_by(const Exchange *exchange, object a):
     cdef cnp.dtype dtype
     cdef cnp.ndarray result
     cdef int dim
-    cdef bint known
+    cdef bint known, has_memory
     exchange.tensor_from_object(<void *>a, &t)
     if t.device != CPU:
         raise TypeError(f"a {type(a).__name__} is on DLPack's device {t.device}; expected the CPU's memory: use .cpu()")
@@ -101,8 +100,12 @@ cdef cnp.ndarray array_by(const Exchange *exchange, object a):
     dtype = dtypes[t.code * N_SIZES + t.bits // 8] if known else None
     if dtype is None or t.n_dims > MAX_DIMS:
         raise TypeError(f"a {type(a).__name__} has dtype {a.dtype}; NumPy has none like it: convert it first")
+    has_memory = t.data != NULL
     for dim in range(t.n_dims):
         strides[dim] = t.strides[dim] * (t.bits // 8)
+        has_memory |= t.shape[dim] == 0
+    if not has_memory:                     # NumPy would take some of its own
+        raise TypeError(f"a {type(a).__name__} has no memory; expected one that holds its numbers")
     Py_INCREF(dtype)                       # the call takes it over
     result = PyArray_NewFromDescr(PyArray_Type_address, <cnp.PyArray_Descr *>dtype, t.n_dims, <cnp.npy_intp *>t.shape,
                                   strides, <char *>t.data + t.byte_offset, cnp.NPY_ARRAY_WRITEABLE, None)
@@ -122,12 +125,13 @@ cdef void free_number(Managed *m) noexcept nogil:
 
 
 cdef Managed *new_managed(int n_dims) except NULL:
-    cdef Managed *m = <Managed *>malloc(sizeof(Managed) - (2 * MAX_DIMS - 2 * n_dims) * sizeof(int64_t))
+    cdef Managed *m = <Managed *>malloc(sizeof(Managed) + 2 * n_dims * sizeof(int64_t))
     if m == NULL:
         raise MemoryError
     m.major, m.minor, m.flags = MAJOR, 0, 0
     m.tensor.device, m.tensor.device_id, m.tensor.n_dims, m.tensor.lanes = CPU, 0, n_dims, 1
-    m.tensor.shape, m.tensor.strides, m.tensor.byte_offset = m.lengths, m.lengths + n_dims, 0
+    m.tensor.shape, m.tensor.byte_offset = <int64_t *>(m + 1), 0
+    m.tensor.strides = m.tensor.shape + n_dims
     return m
 
 
@@ -161,7 +165,7 @@ cdef object number_by(const Exchange *exchange, double value, bint wide):
     if wide:
         m.number = value
     else:
-        (<float *>&m.number)[0] = <float>value
+        (<float *>m.tensor.data)[0] = <float>value
     return taken(exchange, m)
 
 

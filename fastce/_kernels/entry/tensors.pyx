@@ -27,12 +27,13 @@ cdef enum: MOST_ARGUMENTS = 32
 cdef class PlainTensors:
     """Tensors of no subclass, with strides, in the CPU's memory."""
 
-    cdef object torch, kind, subkind, transforms, modes, is_grad_enabled, keeps_graph
+    cdef object torch, kind, subkind, duals, transforms, modes, is_grad_enabled, keeps_graph
     cdef const Exchange *exchange
 
     def __init__(self, torch):
         self.torch, self.kind, self.subkind = torch, torch.Tensor, torch.nn.Parameter
         self.exchange = exchange_of(torch.Tensor)
+        self.duals = torch.autograd.forward_ad
         self.transforms = torch._C._are_functorch_transforms_active
         self.modes = torch._C._len_torch_dispatch_stack
         self.is_grad_enabled = torch.is_grad_enabled
@@ -86,7 +87,8 @@ cdef class PlainLosses(PlainTensors):
         wanted = recorded and input.requires_grad
         wide = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
         if (not (wide or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT) or (wanted and not cnp.PyArray_IS_C_CONTIGUOUS(x))
-                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.transforms() or self.modes()):
+                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.transforms() or self.modes()
+                or self.duals._current_level >= 0):
             return self.otherwise(loss, differentiable, others, options)
 
         result = self.computed(getattr(getattr(self.fastce._kernels, module), name), 1 if wanted else 0, x, y, w, v,
