@@ -99,17 +99,15 @@ def top_k(logits: ArrayLike, k: int, *, axis: int = -1) -> tuple[np.ndarray, np.
     values, indices : ndarray
     """
     x = np.moveaxis(as_exact_float64(logits), axis, -1)
-    rows = x.reshape(-1, x.shape[-1])
-    indices = _order(rows)[:, :k]
-    values = np.take_along_axis(rows, indices, axis=1)
-    invalid = np.isnan(rows).any(axis=1)[:, None]
-    shape = (*x.shape[:-1], k)
-    return np.where(invalid, np.nan, values).reshape(shape), np.where(invalid, -1, indices).reshape(shape)
+    indices = _order(x)[..., :k]
+    values = np.take_along_axis(x, indices, axis=-1)
+    invalid = np.isnan(x).any(axis=-1, keepdims=True)
+    return np.where(invalid, np.nan, values), np.where(invalid, -1, indices)
 
 
 def _order(rows: np.ndarray) -> np.ndarray:
     """Classes in descending order of their logits, ties by the lower index."""
-    return np.argsort(-rows, axis=1, kind="stable")
+    return np.argsort(-rows, axis=-1, kind="stable")
 
 
 def sampled_distribution(

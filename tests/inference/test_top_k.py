@@ -57,3 +57,9 @@ def test_special_values():
 def test_refusals(k, error):
     with pytest.raises(error, match=f"k is {k}; expected an int"):
         top_k(np.zeros((2, 3)), k)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (2, 0, 4)], ids=str)
+def test_no_rows(shape):
+    for find in (top_k, reference.top_k):
+        assert [found.shape for found in find(np.empty(shape), 0)] == [(*shape[:-1], 0)] * 2
