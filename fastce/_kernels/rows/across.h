@@ -130,6 +130,15 @@ INLINE FN(Ahead) FN(ahead)(const Tile *tile, ptrdiff_t next, ptrdiff_t i)
                        tile->q ? FN(stream)(tile, tile->q, &tile->q_layout, next, i) : in};
 }
 
+/* The same for the rows from i on: a division less, where rows are short. */
+INLINE FN(Ahead) FN(ahead_of)(const FN(Ahead) *first, const Tile *tile, ptrdiff_t i)
+{
+    FN(Ahead) ahead = *first;
+    ahead.in.at += i * tile->logits_layout.row_stride;
+    if (tile->grad) ahead.out.at += i * tile->grad_layout.row_stride;
+    return ahead;
+}
+
 INLINE void FN(ask_for_class)(const FN(Ahead) *ahead, ptrdiff_t c, int with_grad)
 {
     FN(ask_for)(ahead->in.at, c * ahead->in.step, 1, 0);

@@ -108,10 +108,9 @@ INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, in
     FN(store)(a->gap + i, FN(keep)(near, gap));
 }
 
-INLINE void FN(sum_exps)(const Tile *tile, REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage,
-                         int smoothed, FN(Anchored) *a)
+INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, int smoothed,
+                         const FN(Ahead) *ahead, FN(Anchored) *a)
 {
-    const FN(Ahead) ahead = FN(ahead)(tile, n_classes, i);
     const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i), x_y = FN(load)(a->x_y + i);
     sum_vec all_gaps = {{0}, {0}}, *gaps = smoothed ? &all_gaps : NULL;
     ivec y;
@@ -121,8 +120,8 @@ INLINE void FN(sum_exps)(const Tile *tile, REAL *x, ptrdiff_t n_classes, ptrdiff
     FN(Sum) sum;
     if (FN(are_near)(&exps)) {
         const FN(Exps) near_exps = FN(near_exps)(exps);
-        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, &ahead, x_y, gaps);
-    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, &ahead, x_y, gaps);
+        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, ahead, x_y, gaps);
+    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, ahead, x_y, gaps);
     if (smoothed) FN(store_sums)(a->gaps + i, a->gaps_low + i, all_gaps);
     FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
@@ -219,8 +218,11 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smo
         *at = -INFINITY; /* out of the sum */
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, a);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
-        FN(sum_exps)(tile, x, n_classes, i, few, with_grad, smoothed, a);
+    const FN(Ahead) first = FN(ahead)(tile, n_classes, 0);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+        const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
+        FN(sum_exps)(x, n_classes, i, few, with_grad, smoothed, &ahead, a);
+    }
     const int finite = FN(anchored_epilogue)(tile, plain, smoothed, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
         FN(anchored_write)(x, n_classes, i, few, plain, even, a);

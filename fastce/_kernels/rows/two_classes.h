@@ -79,9 +79,11 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
     REAL *x = (REAL *)tile->scratch;
     FN(Sum) alpha = FN(alpha)(NULL, normalizer);
     vec finite = {0};
+    const FN(Ahead) first = FN(ahead)(tile, 2, 0);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        const FN(Ahead) ahead = FN(ahead)(tile, 2, i);
-        for (ptrdiff_t c = 0; c < 2; c++) FN(ask_for_class)(&ahead, c, with_grad);
+        const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
+        FN(ask_for)(ahead.in.at, 0, 2 * ahead.in.step, 0);
+        if (with_grad) FN(ask_for)(ahead.out.at, 0, 2 * ahead.out.step, 1);
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, a);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
