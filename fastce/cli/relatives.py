@@ -39,7 +39,7 @@ def option_cost(option: str, shape: tuple[int, int], rounds: int, n_threads: int
         options["target"] = rng.random(shape, np.float32)
         options["target"] /= options["target"].sum(axis=1, keepdims=True)
     calls = {
-        "plain": partial(fastce.cross_entropy_and_grad, batch.logits, batch.labels, out=batch.out),
+        "plain": partial(fastce.cross_entropy_and_grad, batch.logits, target=batch.labels, out=batch.out),
         option: partial(fastce.cross_entropy_and_grad, batch.logits, out=batch.out, **options),
     }
     seconds = interleaved(calls, rounds)

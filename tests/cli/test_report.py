@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fastce
 from fastce.cli import goals, relatives
 from fastce.cli.measure import Case
 from fastce.cli.report import Run
@@ -75,7 +76,17 @@ def test_times_of_a_level_come_from_a_run_at_it(monkeypatch):
 
 
 @pytest.mark.parametrize("option", relatives.OPTIONS)
-def test_options_are_held_against_the_plain_call(option):
-    ratio, made_of = relatives.option_cost(option, (64, 5), rounds=1, n_threads=1)
+def test_options_are_held_against_the_plain_call(option, monkeypatch):
+    calls, compute = set(), fastce.cross_entropy_and_grad
+
+    def noted(logits, *, target, **options):
+        calls.add((target.dtype.kind, *sorted(options)))
+        return compute(logits, target, **options)
+
+    monkeypatch.setattr(fastce, "cross_entropy_and_grad", noted)
+    n_threads = fastce.get_num_threads()  # which the benchmark sets
+    ratio, _ = relatives.option_cost(option, (64, 5), rounds=1, n_threads=n_threads)
     assert ratio > 0
-    assert " ÷ " in made_of
+    given = {"out", *relatives.OPTIONS[option]}
+    kind = "f" if "target" in given else "i"
+    assert calls == {("i", "out"), (kind, *sorted(given - {"target"}))}
