@@ -197,7 +197,8 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
     cdef cnp.ndarray as_given, weight_as_given = None, class_weight_as_given = None
     cdef ClassWeight class_weight = None
     cdef int axis, reduction, n_threads
-    cdef double normalizer, denominator = 1, total
+    cdef double normalizer, total
+    cdef bint is_known = given_normalizer is not None
     cdef Formula *f = &p.formula
     cdef Partials partials
     cdef Environment host
@@ -273,12 +274,16 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
         f.by_element = f.transform != AS_GIVEN or order == 2
         lay_out(p)
 
+        p.sums_weights = is_weighted(p) and reduction == MEAN and not is_known
         if order >= 1 and (out is not None or hess_out is not None or reduction == MEAN):
             run_releasing_gil(p, True, n_threads, &partials)
             if total_bad(p, &partials):
                 raise_bad_label(target, ignore_index, p.n_classes)
             if reduction == MEAN:
-                f.normalizer = add_pairs(partials.weight, p.n_blocks) if given_normalizer is None else normalizer
+                if not is_known:
+                    normalizer = add_pairs(partials.weight, p.n_blocks)
+                f.normalizer = normalizer
+                is_known, p.sums_weights = True, False
         run_releasing_gil(p, False, n_threads, &partials)
         if total_bad(p, &partials):
             raise_bad_label(target, ignore_index, p.n_classes)
@@ -287,8 +292,9 @@ cdef object loss_of_rows(Problem *p, object given_logits, str name, object given
             return loss if order == 0 else (loss, grad) if order == 1 else (loss, grad, hess)
         total = add_pairs(partials.loss, p.n_blocks)
         if reduction == MEAN:
-            denominator = add_pairs(partials.weight, p.n_blocks) if given_normalizer is None else normalizer
-            total = mean(total, denominator, given_normalizer is not None)
+            if not is_known:
+                normalizer = add_pairs(partials.weight, p.n_blocks)
+            total = mean(total, normalizer, given_normalizer is not None)
         return total if order == 0 else (total, grad) if order == 1 else (total, grad, hess)
     finally:
         leave_environment(host)

@@ -124,6 +124,7 @@ cdef struct Problem:
     Py_ssize_t tile_rows, tiles_in_inner, n_tiles
     int band                               # tiles that pass together
     int n_blocks
+    bint sums_weights                      # what the mean divides by is more than the number of rows, and not known yet
 
 cdef struct Partials:                      # one entry per block
     Pair loss[BLOCKS]
@@ -204,7 +205,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
     if at[WEIGHT]:
         read_weights(p.weight_format, p.weight_swapped, at[WEIGHT], p.stride[WEIGHT][inner], tile.n_rows, rows.sample)
     if is_weighted(p):
-        set_mean_weights(rows, tile.n_rows, p.formula.class_weight if at[TARGETS] else NULL)
+        set_mean_weights(rows, tile.n_rows, p.formula.class_weight if at[TARGETS] and p.n_classes else NULL)
     if at[TARGETS] and p.formula.has_terms and p.formula.class_weight:
         replace_weightless(rows, tile.n_rows, &p.formula)
 
@@ -212,7 +213,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     cdef Py_ssize_t inner = p.n_dims - 1
     sum_losses(sums, rows, tile.n_rows)
-    if is_weighted(p):
+    if p.sums_weights:
         sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:
         put_losses(rows.loss, tile.n_rows, p.loss_format, p.stride[LOSS][inner], at[LOSS])
@@ -229,7 +230,7 @@ cdef void begin_block(Partials *partials, int block, Sums *sums) noexcept nogil:
 
 cdef void end_block(const Problem *p, Partials *partials, int block, const Sums *sums) noexcept nogil:
     partials.loss[block] = total_loss(sums)
-    if is_weighted(p):
+    if p.sums_weights:
         partials.weight[block] = total_weight(sums)
     else:
         partials.weight[block] = Pair(partials.counts[block].used, 0)
@@ -263,14 +264,14 @@ cdef void run_block(const Problem *p, int block, bint check, Partials *partials)
     cdef Py_ssize_t number, row, first = p.n_tiles * block // p.n_blocks, end = p.n_tiles * (block + 1) // p.n_blocks
     begin_block(partials, block, &sums)
     begin_rows(p, &rows)
-    if check and p.data[TARGETS] and p.n_dims == 1 and not is_weighted(p):
+    if check and p.data[TARGETS] and p.n_dims == 1 and not p.sums_weights:
         row = first * p.tile_rows
         count_labels(&p.labels, p.data[TARGETS] + row * p.stride[TARGETS][0], p.stride[TARGETS][0],
                      min(end * p.tile_rows, p.n_rows) - row, &partials.counts[block])
     elif check:
         for number in range(first, end):
             begin_tile(p, number, at, &tile, &rows, &partials.counts[block])
-            if is_weighted(p):
+            if p.sums_weights:
                 sum_weights(&sums, &rows, tile.n_rows)
     else:
         begin_tiles(p, scratch, &tile)
@@ -394,6 +395,7 @@ cdef void begin_problem(Problem *p, Kind kind) noexcept:
     p.formula.class_weight = NULL
     p.formula.term_weight = NULL
     p.formula.normalizer = 1
+    p.sums_weights = False
 
 
 cdef int add_operand(Problem *p, int number, cnp.ndarray a, int axis) except -1:

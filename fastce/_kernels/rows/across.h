@@ -114,28 +114,29 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
 typedef struct { const char *at; ptrdiff_t step; } FN(Stream);
 typedef struct { FN(Stream) in, out, q; } FN(Ahead);
 
-INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t next, ptrdiff_t i)
+INLINE FN(Stream) FN(stream)(const Tile *tile, const char *array, const Layout *layout, ptrdiff_t next)
 {
-    const char *first = array + i * layout->row_stride;
     if (!FN(is_single)(tile))
-        return (FN(Stream)){first + next * layout->class_stride, layout->class_stride};
+        return (FN(Stream)){array + next * layout->class_stride, layout->class_stride};
     if (FN(is_plane)(layout)) return (FN(Stream)){array, 0};
-    return (FN(Stream)){first + AHEAD_ROWS, LANES * layout->row_stride / tile->n_classes};
+    return (FN(Stream)){array + AHEAD_ROWS, LANES * layout->row_stride / tile->n_classes};
 }
 
-INLINE FN(Ahead) FN(ahead)(const Tile *tile, ptrdiff_t next, ptrdiff_t i)
+/* Of the first rows of a tile. */
+INLINE FN(Ahead) FN(ahead)(const Tile *tile, ptrdiff_t next)
 {
-    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, next, i);
-    return (FN(Ahead)){in, tile->grad ? FN(stream)(tile, tile->grad, &tile->grad_layout, next, i) : in,
-                       tile->q ? FN(stream)(tile, tile->q, &tile->q_layout, next, i) : in};
+    const FN(Stream) in = FN(stream)(tile, tile->logits, &tile->logits_layout, next);
+    return (FN(Ahead)){in, tile->grad ? FN(stream)(tile, tile->grad, &tile->grad_layout, next) : in,
+                       tile->q ? FN(stream)(tile, tile->q, &tile->q_layout, next) : in};
 }
 
-/* The same for the rows from i on: a division less, where rows are short. */
+/* Of those from i on, without a division. */
 INLINE FN(Ahead) FN(ahead_of)(const FN(Ahead) *first, const Tile *tile, ptrdiff_t i)
 {
     FN(Ahead) ahead = *first;
     ahead.in.at += i * tile->logits_layout.row_stride;
     if (tile->grad) ahead.out.at += i * tile->grad_layout.row_stride;
+    if (tile->q) ahead.q.at += i * tile->q_layout.row_stride;
     return ahead;
 }
 
@@ -191,9 +192,9 @@ INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN
 
 /* Adds the exps of all classes but the targets, whose logits are noted; stages the exps in place if asked to. */
 INLINE void FN(add_lanes)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
-                          FN(Exps) exps, FN(Tally) *tally)
+                          FN(Exps) exps, const FN(Ahead) *first, FN(Tally) *tally)
 {
-    const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
+    const FN(Ahead) ahead = FN(ahead_of)(first, tile, i);
     const int asks = stage || (tile->grad && FN(is_single)(tile)); /* chunks ask when they are written */
     ivec y, here = {0};
     memcpy(&y, tally->target + i, sizeof y);
@@ -238,13 +239,13 @@ static void FN(move_sums)(const Tile *tile, ptrdiff_t i, vec from, FN(Tally) *ta
 }
 
 INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int stage,
-                          FN(Tally) *tally)
+                          const FN(Ahead) *first, FN(Tally) *tally)
 {
     vec m = FN(load)(tally->max + i);
     if (!FN(knows_maxima)(tile)) m = FN(larger)(m, FN(splat)(-REAL_MAX)); /* there may be logits to come */
     const FN(Exps) exps = FN(exps_against)(m, FN(units)(&tile->formula->temperature));
-    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, start, n, i, stage, FN(near_exps)(exps), tally);
-    else FN(add_lanes)(tile, x, start, n, i, stage, exps, tally);
+    if (FN(are_near)(&exps)) FN(add_lanes)(tile, x, start, n, i, stage, FN(near_exps)(exps), first, tally);
+    else FN(add_lanes)(tile, x, start, n, i, stage, exps, first, tally);
 }
 
 /* Notes as the rows' labels where the largest d_j stands first, or without weights the largest q_j. */
@@ -306,16 +307,23 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
     else if (!q) FN(add_lanes_terms)(x, NULL, w, 1, start, n, i, tally);
     else if (!w && formula->even == 0) FN(add_lanes_terms)(x, q, NULL, 0, start, n, i, tally);
     else FN(add_lanes_terms)(x, q, w, formula->even != 0, start, n, i, tally);
-    for (ptrdiff_t k = i; k < i + LANES; k++) {
-        double sum[4];
-        for (int s = 0; s < 4; s++) {
-            sum[s] = tally->term_sum[s][k];
-            if (REAL_BITS == 64 && isfinite(sum[s])) sum[s] += tally->term_error[s][k]; /* infinity has no error term */
-        }
-        if (!w) sum[0] = (double)(start + n - (rows->label[k] >= 0 && rows->label[k] < start + n));
+    for (ptrdiff_t k = i; k < i + LANES; k += LANES_F64) {
         const double share = q ? formula->share : 0;
-        rows->mass[k] = formula->even * sum[0] + (share != 0 ? share * sum[2] : 0);
-        rows->spread[k] = (formula->even != 0 ? formula->even * sum[1] : 0) + (share != 0 ? share * sum[3] : 0);
+        vec_f64 sum[4], mass = {0}, spread = {0};
+        for (int s = 0; s < 4; s++) {
+            const vec_f64 high = load_f64(tally->term_sum[s] + k), size = larger_f64(high, -high);
+            sum[s] = high;
+            if (REAL_BITS == 64) /* infinity has no error term */
+                sum[s] += keep_f64(not_less_f64(splat_f64(REAL_MAX_F64), size), load_f64(tally->term_error[s] + k));
+        }
+        for (ptrdiff_t j = 0; !w && j < LANES_F64; j++)
+            sum[0][j] = (double)(start + n - (rows->label[k + j] >= 0 && rows->label[k + j] < start + n));
+        if (formula->even != 0) mass = formula->even * sum[0];
+        if (formula->even != 0) spread = formula->even * sum[1];
+        if (share != 0) mass += share * sum[2];
+        if (share != 0) spread += share * sum[3];
+        store_f64(rows->mass + k, mass);
+        store_f64(rows->spread + k, spread);
     }
 }
 
@@ -362,7 +370,7 @@ INLINE vec FN(lanes_scaled)(vec e, const FN(Factors) *factors, ptrdiff_t i)
 
 /* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored. */
 INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int staged,
-                            int simple, const FN(Scaling) *scaling)
+                            int simple, const FN(Ahead) *first, const FN(Scaling) *scaling)
 {
     const vec a = FN(load)(scaling->p.a + i), a_low = FN(load)(scaling->p.c + i), b = FN(load)(scaling->p.b + i);
     const vec beta = FN(load)(scaling->beta + i);
@@ -371,7 +379,7 @@ INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_
     ivec y, here = {0};
     memcpy(&y, scaling->target + i, sizeof y);
     const FN(mask) used = FN(differ)(y, (ivec){0} + IGNORED);
-    const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
+    const FN(Ahead) ahead = FN(ahead_of)(first, tile, i);
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         if (!staged) FN(ask_for_class)(&ahead, c, 1);
         vec v = FN(load)(x + c * TILE + i);

@@ -83,7 +83,7 @@ static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
 }
 
 /* d_y, in float64: it is all there is where the target is one-hot. */
-static void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
+INLINE void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
 {
     const Formula *formula = tile->formula;
     const double w = formula->class_weight ? formula->class_weight[rows->label[i]] : 1;
@@ -236,8 +236,8 @@ INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x
     const ptrdiff_t n = tile->n_classes;
     const FN(Exps) exps = FN(exps_against)(FN(splat)(anchor), FN(units)(&tile->formula->temperature));
     REAL *staged = FN(stages)(tile) ? FN(staged_row)(tile, i) : is_weighted(tile) ? FN(scratch_row)(tile, i) : NULL;
-    *sum = FN(total_and_error)(
-        FN(chunk_sum_of)(x, staged, n, &exps, rows->label[i], largest, FN(source)(tile, i, 0)), error);
+    const FN(Source) source = FN(source)(tile, i, 0);
+    *sum = FN(total_and_error)(FN(chunk_sum_of)(x, staged, n, &exps, rows->label[i], largest, &source), error);
     if (tile->hess) {
         const REAL top = FN(exps)(FN(splat)(anchor), &exps)[0];
         const FN(TopSums) sums = FN(sum_below)(staged, n, top);
@@ -253,8 +253,9 @@ INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x
  * before it is summed: less work if it is not either, and the same bits. */
 static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 {
-    const ptrdiff_t n = tile->n_classes, at_once = rows_at_once(n);
-    const int early = anchors_early(tile), has_label = has_target(tile) || takes_maximum(tile);
+    const int early = anchors_early(tile);
+    const ptrdiff_t n = tile->n_classes, at_once = early ? 1 : rows_at_once(n);
+    const int has_label = has_target(tile) || takes_maximum(tile);
     const FN(Units) *units = FN(units)(&tile->formula->temperature);
     int looks_first = 0;
     REAL anchor[TILE], at_target[TILE];

@@ -163,10 +163,11 @@ INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, co
 INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(Anchored) *a, Rows *rows)
 {
     const double normalizer = tile->formula->normalizer;
-    FN(Sum) alpha = FN(alpha)(NULL, normalizer);
+    FN(Alphas) alphas;
     vec finite = {0};
+    if (tile->grad) FN(find_alphas)(rows, plain ? 1 : tile->n_rows, normalizer, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        if (!plain && tile->grad) alpha = FN(alpha)(rows->weight + i, normalizer);
+        const FN(Sum) alpha = FN(alpha)(&alphas, plain ? 0 : i);
         finite += FN(finish)(tile, i, plain, smoothed, tile->grad ? &alpha : NULL, a, rows);
     }
     return FN(are_finite)(finite);
@@ -199,6 +200,12 @@ INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
     }
 }
 
+/* Of an ignored row the first class: there is no need to branch on what is as good as random. */
+INLINE ptrdiff_t FN(place_of_target)(const FN(Anchored) *a, ptrdiff_t i)
+{
+    return (a->target[i] < 0 ? 0 : a->target[i]) * TILE + i;
+}
+
 /* ---- A tile -------------------------------------------------------------------------------- */
 
 /* Losses, and gradients in the scratch, of all rows but the extreme; those are noted and counted. few: targets are
@@ -211,14 +218,12 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smo
     const REAL even = smoothed ? (REAL)tile->formula->even : 0;
     REAL *x = (REAL *)tile->scratch;
     for (ptrdiff_t i = 0; !few && i < FN(in_vectors)(tile->n_rows); i++) {
-        a->x_y[i] = 0;
-        if (a->target[i] < 0) continue;
-        REAL *at = x + a->target[i] * TILE + i;
+        REAL *at = x + FN(place_of_target)(a, i);
         a->x_y[i] = *at;
         *at = -INFINITY; /* out of the sum */
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, a);
-    const FN(Ahead) first = FN(ahead)(tile, n_classes, 0);
+    const FN(Ahead) first = FN(ahead)(tile, n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
         FN(sum_exps)(x, n_classes, i, few, with_grad, smoothed, &ahead, a);
@@ -227,7 +232,7 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smo
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
         FN(anchored_write)(x, n_classes, i, few, plain, even, a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
-        if (a->target[i] >= 0) x[a->target[i] * TILE + i] = 0 - a->peak[i];
+        x[FN(place_of_target)(a, i)] = a->target[i] < 0 ? 0 : 0 - a->peak[i];
     return plain && finite ? 0 : FN(find_extreme)(tile, rows, plain, extreme);
 }
 

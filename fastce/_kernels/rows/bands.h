@@ -27,12 +27,13 @@ INLINE void FN(chunk_maxima)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrd
 INLINE void FN(chunk_sums)(const Tile *tile, Rows *rows, ptrdiff_t start, ptrdiff_t n, FN(Tally) *tally)
 {
     const int stage = FN(stages)(tile) && FN(is_single)(tile);
+    const FN(Ahead) first = FN(ahead)(tile, start + n);
     REAL *x = (REAL *)tile->scratch;
     FN(find_targets)(rows->label, tile->n_rows, start, n, tally->target);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         if (tile->formula->has_terms) FN(lanes_terms)(tile, start, n, i, tally, rows);
-        if (stage) FN(lanes_sum)(tile, x, 0, n, i, 1, tally);
-        else FN(lanes_sum)(tile, x, start, n, i, tile->hess != NULL, tally);
+        if (stage) FN(lanes_sum)(tile, x, 0, n, i, 1, &first, tally);
+        else FN(lanes_sum)(tile, x, start, n, i, tile->hess != NULL, &first, tally);
         if (tile->hess) FN(lanes_below)(tile, n, i, start == 0, tally, rows);
     }
 }
@@ -116,7 +117,6 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
 /* What becomes of the rows of a tile. Returns whether none is ignored. */
 static int FN(begin_scaling)(const Tile *tile, const Rows *rows, FN(Scaling) *s)
 {
-    const int by_element = tile->formula->by_element || tile->formula->has_terms;
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES_F64) {
         FN(store_narrow)(s->anchor + i, load_f64(rows->anchor + i));
         if (tile->formula->kind == LOG_SOFTMAX) {
@@ -126,11 +126,13 @@ static int FN(begin_scaling)(const Tile *tile, const Rows *rows, FN(Scaling) *s)
         const vec_f64 all = load_f64(rows->all + i), all_low = load_f64(rows->all_low + i);
         FN(factors)(load_f64(rows->alpha + i), all, all_low, s->p.a + i, s->p.c + i, s->p.b + i);
         FN(store_narrow)(s->beta + i, load_f64(rows->beta + i));
-        if (!by_element) continue;
+        if (tile->formula->has_terms) {
+            FN(store_narrow)(s->even + i, load_f64(rows->even + i));
+            FN(store_narrow)(s->share + i, load_f64(rows->share + i));
+        }
+        if (!tile->hess) continue;
         FN(factors)(load_f64(rows->curve + i), all, all_low, s->curve.a + i, s->curve.c + i, s->curve.b + i);
         FN(store_narrow)(s->p_scale + i, 1 / all);
-        FN(store_narrow)(s->even + i, load_f64(rows->even + i));
-        FN(store_narrow)(s->share + i, load_f64(rows->share + i));
         FN(store_narrow)(s->lead + i, load_f64(rows->lead + i));
         FN(store_narrow)(s->excess + i, load_f64(rows->excess + i));
         FN(store_narrow)(s->hess_target + i, load_f64(rows->hess_target + i));
@@ -147,11 +149,12 @@ static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start,
 {
     const ptrdiff_t n_rows = tile->n_rows;
     const int staged = FN(is_single)(tile);
+    const FN(Ahead) first = FN(ahead)(tile, start + n);
     REAL *x = (REAL *)tile->scratch;
     if (tile->formula->kind == LOG_SOFTMAX) {
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
             const vec m = FN(load)(s->anchor + i), log_sum = FN(load)(s->log_sum + i);
-            const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
+            const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
             for (ptrdiff_t c = 0; c < n; c++) {
                 if (!FN(is_single)(tile)) FN(ask_for_class)(&ahead, c, 1);
                 FN(store)(x + c * TILE + i, (FN(load)(x + c * TILE + i) - m) - log_sum);
@@ -167,8 +170,8 @@ static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start,
         return;
     }
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        if (staged && simple) FN(lanes_write)(tile, x, 0, n, i, 1, 1, s);
-        else FN(lanes_write)(tile, x, start, n, i, staged, 0, s);
+        if (staged && simple) FN(lanes_write)(tile, x, 0, n, i, 1, 1, &first, s);
+        else FN(lanes_write)(tile, x, start, n, i, staged, 0, &first, s);
     }
     FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
 }

@@ -81,9 +81,10 @@ INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps,
 
 /* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient. */
 static sum_vec FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y, REAL *largest,
-                                FN(Source) source)
+                                const FN(Source) *at)
 {
     FN(Exps) exps = *given;
+    FN(Source) source = *at;
     const int native = source.logits_step == sizeof(REAL) && (!source.grad || source.grad_step == sizeof(REAL));
     if (native) source.logits_step = source.grad_step = sizeof(REAL);
     if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, largest, source);

@@ -43,9 +43,7 @@ typedef struct {
 INLINE Swept swept(const Rows *rows, ptrdiff_t i, double rest_scale)
 {
     Swept row;
-    ivec label;
-    memcpy(&label, rows->label + i, sizeof label);
-    row.used = differ_f64(label, (ivec){0} - 1);
+    row.used = are_used(rows, i);
     row.m = load_f64(rows->anchor + i);
     row.x_y = load_f64(rows->at_target + i);
     row.scaled_e_y = load_f64(rows->target_exp + i);
@@ -74,10 +72,13 @@ INLINE void epilogue_cross_entropy(Rows *rows, ptrdiff_t n_rows, double normaliz
     }
 }
 
+/* Most temperatures have no divisor, and a division takes its time. */
+INLINE vec over_divisor(vec x, const Temperature *t) { return t->divisor == 1 ? x : x / t->divisor; }
+
 /* 2 z_loss lse times w: what stands before p_j. */
 INLINE vec times_lse(const Formula *f, vec w, const Swept *row, vec log_s, double rest_scale)
 {
-    const vec times_m = w * row->m / f->temperature.divisor * f->temperature.factor;
+    const vec times_m = over_divisor(w * row->m, &f->temperature) * f->temperature.factor;
     return 2 * f->z_loss * (times_m + times_rest(w, row->scaled, log_s, rest_scale));
 }
 
@@ -103,11 +104,12 @@ INLINE void epilogue_terms(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         }
         const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1), all = own + mass;
         const vec s = row.r + row.e_y;
-        vec half = own * ((0.5 * row.m - 0.5 * row.x_y) / f->temperature.divisor); /* in halves: neither overflows */
-        half = weighted(own, half, s) + weighted(sample, spread, s) * (0.5 / SPREAD_SCALE) / f->temperature.divisor;
-        half = half * f->temperature.factor;
+        const Temperature *t = &f->temperature;
+        vec half = own * over_divisor(0.5 * row.m - 0.5 * row.x_y, t); /* in halves: neither overflows */
+        half = weighted(own, half, s) + over_divisor(weighted(sample, spread, s) * (0.5 / SPREAD_SCALE), t);
+        half = half * t->factor;
         if (f->z_loss != 0) {
-            const vec lse = row.m / f->temperature.divisor * f->temperature.factor + log_s;
+            const vec lse = over_divisor(row.m, t) * t->factor + log_s;
             half += 0.25 * times_lse(f, sample, &row, log_s, rest_scale) * lse;
         }
         const vec loss = 2 * half + times_rest(all, row.scaled, log_s, rest_scale);
@@ -152,10 +154,9 @@ static void epilogue_focal(const Formula *f, Rows *rows, ptrdiff_t n_rows, doubl
         const Swept row = swept(rows, i, rest_scale);
         const vec w = load_f64(rows->weight + i), s = row.r + row.e_y, u = row.r / s, p_y = row.e_y / s, zero = {0};
         const vec entropy = (row.m - row.x_y) + log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1);
-        vec power = u, quotient = p_y * entropy / u;
-        for (int k = 0; k < LANES; k++) {
-            if (f->gamma == 2) power[k] = u[k] * u[k];
-            else if (u[k] < 0x1p-900) power[k] = pow(row.scaled[k] / s[k], f->gamma) * pow(rest_scale, -f->gamma);
+        vec power = u * u, quotient = p_y * entropy / u;
+        for (int k = 0; f->gamma != 2 && k < LANES; k++) {
+            if (u[k] < 0x1p-900) power[k] = pow(row.scaled[k] / s[k], f->gamma) * pow(rest_scale, -f->gamma);
             else power[k] = pow(u[k], f->gamma);
         }
         quotient = select_f64(not_less_f64(zero, u) & not_less_f64(u, zero), 1 + zero * u, quotient);
@@ -330,10 +331,9 @@ INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
 INLINE void sum_weights(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
 {
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        ivec label;
-        memcpy(&label, rows->label + i, sizeof label);
-        const vec weight = load_n_f64(rows->weight + i, smaller_f64(n_rows - i, LANES), 0);
-        add_f64(&sums->weight, keep_f64(differ_f64(label, (ivec){0} - 1), weight));
+        const int whole = i + LANES <= n_rows;
+        const vec weight = whole ? load_f64(rows->weight + i) : load_n_f64(rows->weight + i, n_rows - i, 0);
+        add_f64(&sums->weight, keep_f64(are_used(rows, i), weight));
     }
 }
 

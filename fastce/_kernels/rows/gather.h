@@ -246,7 +246,7 @@ INLINE void FN(add_exps)(FN(Open) *piece, const REAL *z, REAL *e, ptrdiff_t n, p
 {
     const FN(Source) source = {run, NULL, NULL, sizeof(REAL), 0, 0};
     double low;
-    const double high = FN(total_and_error)(FN(chunk_sum_of)(z, e, n, &piece->exps, y, NULL, source), &low);
+    const double high = FN(total_and_error)(FN(chunk_sum_of)(z, e, n, &piece->exps, y, NULL, &source), &low);
     FN(add_number)(&piece->sum, &piece->error, high, low);
 }
 

@@ -13,7 +13,7 @@ typedef struct {
 INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(HingeTally) *tally,
                              Rows *rows, Hinge kind, int power, int with_mass)
 {
-    const FN(Ahead) ahead = FN(ahead)(tile, start + n, i);
+    const FN(Ahead) first = FN(ahead)(tile, start + n), ahead = FN(ahead_of)(&first, tile, i);
     const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
     const REAL *x = (const REAL *)tile->scratch;
     const vec lowest = FN(splat)(-INFINITY);

@@ -101,9 +101,10 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
             FN(add_terms)(formula, x, FN(q_run)(tile, 0, at, n), 0, at, n, anchor, rows->label[0],
                           &pieces->mass[piece], &pieces->spread[piece]);
         REAL *e = staged ? staged + at : is_weighted(tile) || tile->hess ? (REAL *)tile->scratch : NULL;
+        const FN(Source) source = FN(source)(tile, 0, at);
         double chunk_error, chunk = FN(total_and_error)(
-            FN(chunk_sum_of)(x, e, n, &exps, rows->label[0] - at, pieces->pass == SUM_EARLY ? &largest : NULL,
-                             FN(source)(tile, 0, at)), &chunk_error);
+            FN(chunk_sum_of)(x, e, n, &exps, rows->label[0] - at, pieces->pass == SUM_EARLY ? &largest : NULL, &source),
+            &chunk_error);
         m = largest > m ? largest : m;
         if (is_weighted(tile)) {
             chunk = FN(weighted_sum)(e, FN(q_run)(tile, 0, at, n), n);

@@ -70,20 +70,22 @@ INLINE FN(Sum) FN(joined)(FN(Sum) a)
     return (FN(Sum)){high, a.low - (high - a.high)};
 }
 
-/* alpha of a vector of rows. weight: NULL if all are 1. */
-INLINE FN(Sum) FN(alpha)(const double *weight, double normalizer)
+/* alpha = weight / normalizer of each row. */
+typedef struct { REAL high[TILE], low[TILE]; } FN(Alphas);
+
+/* All of a tile at once: what is written here in parts of a vector is read as a whole. */
+INLINE void FN(find_alphas)(const Rows *rows, ptrdiff_t n_rows, double normalizer, FN(Alphas) *alphas)
 {
-    REAL high[LANES_COUNT], low[LANES_COUNT];
-    if (!weight) {
-        const double alpha = 1 / normalizer;
-        return (FN(Sum)){FN(splat)((REAL)alpha), FN(splat)((REAL)((alpha - (REAL)alpha) * LESS_THAN_HALF))};
+    for (ptrdiff_t i = 0; i < FN(in_vectors)(n_rows); i += LANES_F64) {
+        const vec_f64 alpha = load_f64(rows->weight + i) / normalizer;
+        FN(store_narrow)(alphas->high + i, alpha);
+        FN(store_narrow)(alphas->low + i, (alpha - FN(load_wide)(alphas->high + i)) * LESS_THAN_HALF);
     }
-    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
-        const vec_f64 alpha = load_f64(weight + k) / normalizer;
-        FN(store_narrow)(high + k, alpha);
-        FN(store_narrow)(low + k, (alpha - FN(load_wide)(high + k)) * LESS_THAN_HALF);
-    }
-    return (FN(Sum)){FN(load)(high), FN(load)(low)};
+}
+
+INLINE FN(Sum) FN(alpha)(const FN(Alphas) *alphas, ptrdiff_t i)
+{
+    return (FN(Sum)){FN(load)(alphas->high + i), FN(load)(alphas->low + i)};
 }
 
 /* Losses of a vector of rows, gap + log_s and `more` unless that is NULL, times their weights, rounded once; without
@@ -91,18 +93,22 @@ INLINE FN(Sum) FN(alpha)(const double *weight, double normalizer)
 INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int plain, ptrdiff_t i, Rows *rows)
 {
     const vec loss = gap.high + (log_s.high + gap.low);
-    FN(store_as_f64)(rows->loss + i, loss);
+    FN(store_as_f64)((plain ? rows->loss : rows->given) + i, loss);
     if (plain) return 0 * loss;
-    double term[4][LANES_COUNT];
-    FN(store_as_f64)(rows->given + i, loss);
-    FN(store_as_f64)(term[0], gap.high);
-    FN(store_as_f64)(term[1], gap.low);
-    FN(store_as_f64)(term[2], log_s.high);
-    FN(store_as_f64)(term[3], log_s.low);
-    for (ptrdiff_t k = 0; k < LANES; k++) {
-        double w = rows->weight[i + k], whole = (term[0][k] + term[2][k]) + (term[1][k] + term[3][k]);
-        if (more) rows->given[i + k] = whole += more[k];
-        rows->loss[i + k] = rows->label[i + k] < 0 ? 0 : w == 1 && !more ? rows->loss[i + k] : w * whole;
+    REAL term[4][LANES_COUNT];
+    FN(store)(term[0], gap.high);
+    FN(store)(term[1], gap.low);
+    FN(store)(term[2], log_s.high);
+    FN(store)(term[3], log_s.low);
+    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+        const vec_f64 w = load_f64(rows->weight + i + k), one = splat_f64(1), as_plain = load_f64(rows->given + i + k);
+        vec_f64 whole = FN(load_wide)(term[0] + k) + FN(load_wide)(term[2] + k);
+        whole += FN(load_wide)(term[1] + k) + FN(load_wide)(term[3] + k);
+        if (more) whole += load_f64(more + k);
+        if (more) store_f64(rows->given + i + k, whole);
+        vec_f64 weighted = w * whole;
+        if (!more) weighted = select_f64(not_less_f64(w, one) & not_less_f64(one, w), as_plain, weighted);
+        store_f64(rows->loss + i + k, keep_f64(are_used(rows, i + k), weighted));
     }
     return 0 * loss;
 }

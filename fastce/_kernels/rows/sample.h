@@ -138,7 +138,7 @@ static void FN(weigh_blocks)(const Sampling *call, const REAL *x, Sampled *row)
     const REAL m = (REAL)row->m, *block = x + top * BLOCK;
     const FN(Exps) exps = FN(exps_of)(call, m);
     const FN(Source) source = {FN(in_cache)(block), NULL, NULL, sizeof(REAL), 0, 0};
-    const double sum = FN(total)(FN(chunk_sum_of)(block, NULL, n, &exps, FN(place_of)(m, block, n), NULL, source));
+    const double sum = FN(total)(FN(chunk_sum_of)(block, NULL, n, &exps, FN(place_of)(m, block, n), NULL, &source));
     row->anchor[top] = m;
     row->sum[top] = sum * (FN(unit_of)(&exps) * SUM_SCALE);
 

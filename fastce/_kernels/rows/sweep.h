@@ -47,6 +47,16 @@ INLINE ptrdiff_t FN(smaller)(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 /* So many rows, and what is left of the last vector of them. */
 INLINE ptrdiff_t FN(in_vectors)(ptrdiff_t n_rows) { return (n_rows + LANES - 1) / LANES * LANES; }
 
+#if REAL_BITS == 64
+/* Rows from i on that are not ignored. */
+INLINE mask_f64 are_used(const Rows *rows, ptrdiff_t i)
+{
+    ivec label;
+    memcpy(&label, rows->label + i, sizeof label);
+    return differ_f64(label, (ivec){0} - 1);
+}
+#endif
+
 /* ---- Which anchor ------------------------------------------------------------------------- */
 
 #ifndef FASTCE_ANCHOR_H
@@ -240,9 +250,10 @@ INLINE void FN(factors)(vec_f64 f, vec_f64 s, vec_f64 s_low, REAL *a, REAL *c, R
     FN(store_narrow)(a, f);
     f = select_f64(not_less_f64(most, larger_f64(f, -f)), FN(load_wide)(a), f); /* or beyond what REAL can hold */
 #ifdef HAS_FMA
-    const vec_f64 power = FN(power_below)(f / s, 0.25), lifted = f / power;
-    FN(store_finite)(a, lifted / s);
-    const vec_f64 whole = FN(load_wide)(a), rest = (fma_f64(-whole, s, lifted) - whole * s_low) / s;
+    const vec_f64 by_s = 1 / s, power = FN(power_below)(f * by_s, 0.25);
+    const vec_f64 lifted = f * (vec_f64)((int64_t)0x7fe0000000000000 - (ivec_f64)power); /* f / power */
+    FN(store_finite)(a, lifted * by_s);
+    const vec_f64 whole = FN(load_wide)(a), rest = (fma_f64(-whole, s, lifted) - whole * s_low) * by_s;
     const vec_f64 least = whole * 0x1p-20; /* more: a is REAL_MAX or infinite */
     FN(store_narrow)(c, select_f64(not_less_f64(larger_f64(least, -least), larger_f64(rest, -rest)), rest, zero));
 #else

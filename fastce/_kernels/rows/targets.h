@@ -84,8 +84,8 @@ INLINE void fill_weights(Rows *rows, ptrdiff_t n)
 INLINE void set_mean_weights(Rows *rows, ptrdiff_t n, const double *class_weight)
 {
     for (ptrdiff_t i = 0; i < n; i++) {
-        rows->weight[i] = rows->sample[i];
-        if (class_weight && rows->label[i] >= 0) rows->weight[i] *= class_weight[rows->label[i]];
+        const int64_t y = rows->label[i];
+        rows->weight[i] = rows->sample[i] * (class_weight ? class_weight[y < 0 ? 0 : y] : 1); /* without branches */
     }
 }
 

@@ -77,19 +77,19 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
     const int with_grad = tile->grad != NULL;
     const double normalizer = tile->formula->normalizer;
     REAL *x = (REAL *)tile->scratch;
-    FN(Sum) alpha = FN(alpha)(NULL, normalizer);
+    FN(Alphas) alphas;
     vec finite = {0};
-    const FN(Ahead) first = FN(ahead)(tile, 2, 0);
+    const FN(Ahead) first = FN(ahead)(tile, 2);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
         FN(ask_for)(ahead.in.at, 0, 2 * ahead.in.step, 0);
         if (with_grad) FN(ask_for)(ahead.out.at, 0, 2 * ahead.out.step, 1);
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, a);
+    if (with_grad) FN(find_alphas)(rows, plain ? 1 : tile->n_rows, normalizer, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         finite += FN(losses_of_two)(i, plain, a, rows);
-        if (!plain && with_grad) alpha = FN(alpha)(rows->weight + i, normalizer);
-        if (with_grad) FN(write_two)(x, i, plain, alpha, a);
+        if (with_grad) FN(write_two)(x, i, plain, FN(alpha)(&alphas, plain ? 0 : i), a);
     }
     if (plain && FN(are_finite)(finite)) return 0;
     return FN(find_extreme)(tile, rows, plain, extreme);
