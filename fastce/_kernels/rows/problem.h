@@ -1,4 +1,4 @@
-/* What the walk (walk.pxi) and the row code (sweep.h, epilogue.h) hand to each other. */
+/* What the walk (problem.pxi, walk.pxi) and the row code (sweep.h, epilogue.h) hand to each other. */
 #ifndef FASTCE_PROBLEM_H
 #define FASTCE_PROBLEM_H
 

@@ -1,0 +1,113 @@
+# Labels, class weights and options of a call, checked and put into its problem. A part of kernels.pyx.
+
+# Factors of logits for which the constants of their exps are normal numbers in float32 too.
+cdef double LEAST_SCALE = 1e-18, MOST_SCALE = 1e18
+
+
+# ---- Labels --------------------------------------------------------------------------------------
+
+cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_ssize_t n_classes) except -1:
+    cdef int number = cnp.PyArray_TYPE(target), beyond = 0
+    labels.size = <int>cnp.PyArray_ITEMSIZE(target)
+    labels.is_signed = cnp.PyTypeNum_ISSIGNED(number)
+    labels.swapped = is_swapped(target)
+    labels.n_classes = n_classes
+    labels.ignore_index = 0
+    labels.has_ignore = ignore_index is not None
+    if labels.has_ignore:
+        labels.ignore_index = PyLong_AsLongLongAndOverflow(ignore_index, &beyond)
+        labels.has_ignore = labels.is_signed or labels.ignore_index >= 0
+        if beyond:
+            labels.has_ignore = not labels.is_signed and 0 < ignore_index <= UINT64_MAX
+            if labels.has_ignore:
+                labels.ignore_index = <int64_t><uint64_t>ignore_index
+    return 0
+
+
+cdef object checked_index(object given, str name, str expected):
+    """An int."""
+    if type(given) is int:
+        return given
+    try:
+        return index(given)
+    except TypeError:
+        raise TypeError(f"{name} is {given!r}; expected {expected}") from None
+
+
+cdef int raise_bad_label(cnp.ndarray target, object ignore_index, Py_ssize_t n_classes) except -1:
+    bad = (target < 0) | (target >= n_classes)
+    if ignore_index is not None:
+        bad &= target != ignore_index
+    bad = np.asarray(bad)
+    if not bad.any():
+        raise RuntimeError("target was changed by another thread during the call")
+    place = tuple(int(i) for i in np.argwhere(bad)[0])
+    where = f"target[{', '.join(map(str, place))}]" if place else "target"
+    raise IndexError(
+        f"{where} is {target[place]}; expected a class index in [0, {n_classes})"
+        + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
+        + advice.to_be_class(target[place], n_classes)
+    )
+
+
+cdef Py_ssize_t total_bad(const Problem *p, const Partials *partials) noexcept nogil:
+    cdef Py_ssize_t bad = 0
+    cdef int block
+    for block in range(p.n_blocks):
+        bad += partials.counts[block].bad
+    return bad
+
+
+# ---- Options -----------------------------------------------------------------------------------
+
+cdef int set_options(Formula *f, object label_smoothing, object z_loss, object temperature, object softcap) except -1:
+    f.smoothing = checked_number(label_smoothing, "label_smoothing", 0, 1)
+    f.z_loss = checked_number(z_loss, "z_loss", 0, INFINITY)
+    f.has_terms = f.smoothing != 0
+    f.temperature.divisor = checked_number(temperature, "temperature", LEAST_SCALE, MOST_SCALE)
+    if softcap is not None:
+        f.softcap = checked_number(softcap, "softcap", LEAST_SCALE, MOST_SCALE)
+        f.transform = SOFTCAP
+    return 0
+
+
+cdef class ClassWeight:
+    """Weights of the classes, as the kernels read them: float64, and where there are terms the logits' precision."""
+
+    cdef cnp.ndarray given, wide, terms
+
+    @staticmethod
+    cdef ClassWeight of(object given):
+        cdef ClassWeight self = ClassWeight()
+        self.given = as_floats(given, "weight")
+        return self
+
+    cdef int add_to(self, Formula *f, cnp.ndarray logits, Py_ssize_t n_classes) except -1:
+        with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
+            self.wide = np.require(self.given, np.float64, "CA")
+        if cnp.PyArray_NDIM(self.wide) != 1 or cnp.PyArray_DIM(self.wide, 0) != n_classes:
+            raise ValueError(f"weight has shape {np.shape(self.given)}; expected ({n_classes},), one for each class"
+                             + advice.to_fit_classes(np.shape(self.given), np.shape(logits), n_classes))
+        f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
+        if f.has_terms:
+            with np.errstate(all="ignore"):
+                self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
+                f.total_weight = (<object>self.terms).sum(dtype=np.float64)
+                f.weights_positive = (<object>self.terms).min(initial=1) > 0
+            f.term_weight = cnp.PyArray_DATA(self.terms)
+            f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
+        return 0
+
+
+cdef cnp.ndarray as_targets(object given, bint *are_labels):
+    """Class indices, or floating-point numbers: a distribution for each row."""
+    cdef cnp.ndarray a
+    if type(given) is cnp.ndarray:
+        a = given
+        if cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
+            are_labels[0] = True
+            return a
+    a = as_array(given, "target")
+    cdef bint has_dtype = hasattr(given, "dtype")
+    are_labels[0] = format_of(a) == FORMAT_NONE or (a.size == 0 and not has_dtype)
+    return labels_of(a, has_dtype) if are_labels[0] else a
