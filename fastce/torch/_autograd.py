@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastce import _kernels
 from fastce._kernels.entry.tensors import PlainTensors
 from fastce.torch import _losses, _operators
 from fastce.torch._losses import no_second_derivative, scaled
-from fastce.torch._tensors import is_eager, is_eager_backward
+from fastce.torch._tensors import is_eager
 
-_keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
-plain = PlainTensors(torch)
+_plain = PlainTensors(torch, _kernels)
 
 
 class NoSecondDerivative(torch.autograd.Function):
@@ -52,14 +52,12 @@ class Made(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, factor: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         made = ctx.saved_tensors
-        if plain.takes_all(factor):
-            return None, *map(Tensor.detach, made)
         if factor is None:
             return None, *[None for _ in made]
         if torch.is_grad_enabled():
             again = NoSecondDerivative.apply
             return None, *[again(scaled(grad, factor, in_place=False), grad) for grad in made]
-        in_place = not _keeps_graph() and is_eager_backward(factor)
+        in_place = _plain.is_last(factor)
         return None, *[scaled(grad.detach(), factor, in_place) for grad in made]
 
 
@@ -121,7 +119,7 @@ class Transformed(torch.autograd.Function):
 
 
 class Softmax(torch.autograd.Function):
-    """Softmax or its logarithm; both can be differentiated again."""
+    """Softmax or its logarithm under transforms of torch.func; both can be differentiated again."""
 
     generate_vmap_rule = True
 
@@ -139,7 +137,7 @@ class Softmax(torch.autograd.Function):
         (output,) = ctx.saved_tensors
         if not ctx.log:
             return torch._softmax_backward_data(grad, output, ctx.dim, output.dtype), None, None
-        if not is_eager_backward(grad):
+        if not _plain.is_eager(grad):
             return grad - output.exp() * grad.sum(ctx.dim, keepdim=True), None, None
         return _losses.log_softmax_backward(grad, output, ctx.dim), None, None
 
@@ -161,9 +159,25 @@ class LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (input,) = ctx.saved_tensors
-        if not is_eager_backward(grad):
-            return Softmax.apply(input, ctx.dim, False) * grad.unsqueeze(ctx.dim), None
-        return _losses.softmax(input, ctx.dim, False).mul_(grad.unsqueeze(ctx.dim)), None
+        if grad.ndim < input.ndim:
+            grad = grad.unsqueeze(ctx.dim)
+        if not _plain.is_eager(grad):
+            return Softmax.apply(input, ctx.dim, False) * grad, None
+        return _losses.softmax(input, ctx.dim, False).mul_(grad), None
+
+
+class MadeSoftmax(torch.autograd.Function):
+    """A result of theirs that is there already, and whether it is the logarithm; None: that of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, dim: int, made: tuple[Tensor, bool | None]) -> Tensor:
+        result, ctx.log = made
+        ctx.dim, ctx.to_save = dim, (input if ctx.log is None else result,)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (LogSumExp if ctx.log is None else Softmax).backward(ctx, grad)[0], None, None
 
 
 def _eager_apply(function: type[torch.autograd.Function]) -> Callable:
@@ -171,5 +185,4 @@ def _eager_apply(function: type[torch.autograd.Function]) -> Callable:
     return super(torch.autograd.function.Function, function).apply
 
 
-attach, attach_rows = map(_eager_apply, (Made, RowLosses))
-eager_softmax, eager_logsumexp = map(_eager_apply, (Softmax, LogSumExp))
+attach, attach_rows, attach_softmax = map(_eager_apply, (Made, RowLosses, MadeSoftmax))

@@ -19,7 +19,6 @@ HALVES = frozenset(DTYPES[2:])
 _PLAIN = (Tensor, torch.nn.Parameter)
 transforms_active = torch._C._are_functorch_transforms_active
 _n_dispatch_modes = torch._C._len_torch_dispatch_stack
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
@@ -31,11 +30,6 @@ def is_eager(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or transforms_active() or _n_dispatch_modes():
         return False
     return all(t is None or (type(t) in _PLAIN and t.is_cpu) for t in tensors)
-
-
-def is_eager_backward(grad: Tensor) -> bool:
-    """Whether that goes for a backward pass: the gradient given to it may stand for many at once."""
-    return not (torch.is_grad_enabled() or _is_batched(grad)) and is_eager(grad)
 
 
 def check_tensors(function: Callable[..., Any], tensors: dict[str, Tensor | None]) -> None:
@@ -82,7 +76,7 @@ def check_tangents(*tensors: Tensor | None) -> None:
     """Refuse a tangent, which would be left out; PyTorch itself does so where a gradient is wanted too."""
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise NotImplementedError(
-            "a tensor has a tangent, but the losses of fastce.torch have no forward mode AD: "
+            "a tensor has a tangent, but the functions of fastce.torch have no forward mode AD: "
             "use torch.nn.functional"
         )
 

@@ -13,7 +13,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import _reduction
 from torch.nn import functional as F
 
-import fastce
+from fastce import _kernels
 from fastce._kernels.entry.tensors import PlainLosses
 from fastce.linear.arguments import MEMORY
 from fastce.torch import _losses, _operators
@@ -113,7 +113,7 @@ _KERNELS = {
     _losses.binary_cross_entropy_with_logits: ("elementwise", "binary_cross_entropy_with_logits", 0, False),
 }
 #: The same in calls as they usually are, which are too short for all that.
-_plain_loss = PlainLosses(torch, fastce, _KERNELS, attach, _loss)
+_plain_loss = PlainLosses(torch, _kernels, _KERNELS, attach, _loss).loss
 
 
 def cross_entropy(

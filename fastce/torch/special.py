@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
+from fastce import _kernels
+from fastce._kernels.entry.tensors import PlainSoftmax
 from fastce.torch import _losses, _operators
-from fastce.torch._autograd import LogSumExp, Softmax, eager_logsumexp, eager_softmax
-from fastce.torch._tensors import check_floating, check_tensors, is_eager
+from fastce.torch._autograd import LogSumExp, Softmax, attach_softmax
+from fastce.torch._tensors import check_floating, check_tangents, check_tensors, is_eager
 
 __all__ = ["log_softmax", "logsumexp", "softmax"]
 
@@ -48,7 +49,7 @@ def softmax(
     >>> softmax(torch.tensor([1.0, 2.0, 3.0]), dim=0)
     tensor([0.0900, 0.2447, 0.6652])
     """
-    return _softmax(softmax, input, dim, _stacklevel, dtype)
+    return (_softmax if is_dynamo_compiling() else _plain_softmax)(False, input, dim, _stacklevel, dtype)
 
 
 def log_softmax(
@@ -80,32 +81,7 @@ def log_softmax(
     >>> log_softmax(torch.tensor([20.0, 0.0, 0.0]), dim=0)[0]
     tensor(-4.1223e-09)
     """
-    return _softmax(log_softmax, input, dim, _stacklevel, dtype)
-
-
-def _softmax(
-    function: Callable[..., Tensor],
-    input: Tensor,
-    dim: int | None,
-    stacklevel: int,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    check_tensors(function, {"input": input})
-    if dim is None:
-        dim = F._get_softmax_dim(function.__name__, input.dim(), stacklevel + 1)
-    if dtype is not None:
-        input = input.to(dtype)
-    log = function is log_softmax
-    if input.is_complex():
-        return (F.log_softmax if log else F.softmax)(input, dim)
-    check_floating(input)
-    dim = _dimension(dim, input)
-    if not input.ndim:
-        return _softmax(function, input.unsqueeze(0), 0, stacklevel, None).squeeze(0)
-    if is_eager(input):
-        wanted = input.requires_grad and torch.is_grad_enabled()
-        return (eager_softmax if wanted else _losses.softmax)(input, dim, log)
-    return (_operators.softmax if torch.compiler.is_compiling() else Softmax.apply)(input, dim, log)
+    return (_softmax if is_dynamo_compiling() else _plain_softmax)(True, input, dim, _stacklevel, dtype)
 
 
 def logsumexp(
@@ -142,13 +118,44 @@ def logsumexp(
     >>> logsumexp(torch.tensor([[0.0, -50.0], [1.0, 1.0]]), dim=1)
     tensor([1.9287e-22, 1.6931e+00])
     """
+    return (_logsumexp if is_dynamo_compiling() else _plain_logsumexp)(input, dim, keepdim, out)
+
+
+def _softmax(
+    log: bool,
+    input: Tensor,
+    dim: int | None,
+    stacklevel: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """The softmax of any tensor there is, or its logarithm."""
+    check_tensors(log_softmax if log else softmax, {"input": input})
+    if dim is None:
+        dim = F._get_softmax_dim("log_softmax" if log else "softmax", input.dim(), stacklevel + 1)
+    if dtype is not None:
+        input = input.to(dtype)
+    if input.is_complex():
+        return (F.log_softmax if log else F.softmax)(input, dim)
+    check_floating(input)
+    dim = _dimension(dim, input)
+    if not input.ndim:
+        return _softmax(log, input.unsqueeze(0), 0, stacklevel, None).squeeze(0)
+    if is_eager(input):
+        check_tangents(input)
+        result = _losses.softmax(input, dim, log)
+        return attach_softmax(input, dim, (result, log)) if _is_wanted(input) else result
+    return (_operators.softmax if torch.compiler.is_compiling() else Softmax.apply)(input, dim, log)
+
+
+def _logsumexp(input: Tensor, dim: int | tuple[int, ...], keepdim: bool, out: Tensor | None) -> Tensor:
+    """That of any tensor there is."""
     check_tensors(logsumexp, {"input": input, "out": out})
     if input.is_complex():
         return torch.logsumexp(input, dim, keepdim, out=out)
     if not input.is_floating_point():
         input = input.to(torch.get_default_dtype())
     check_floating(input)
-    given = (dim,) if isinstance(dim, int) else tuple(dim)
+    given = tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
     dims = sorted({_dimension(d, input) for d in given} or range(input.ndim))
     if len(dims) < len(given):
         raise RuntimeError(f"dim is {dim}; expected each dimension once")
@@ -162,12 +169,23 @@ def logsumexp(
         last = input.ndim - len(dims)
         joined = input.permute(*(d for d in range(input.ndim) if d not in dims), *dims).flatten(last)
     if is_eager(joined):
-        wanted = joined.requires_grad and torch.is_grad_enabled()
-        result = (eager_logsumexp if wanted else _losses.logsumexp)(joined, last)
+        check_tangents(joined)
+        result = _losses.logsumexp(joined, last)
+        if _is_wanted(joined):
+            result = attach_softmax(joined, last, (result, None))
     else:
         result = (_operators.logsumexp if torch.compiler.is_compiling() else LogSumExp.apply)(joined, last)
     result = result.reshape(shape)
     return result if out is None else out.resize_(shape).copy_(result)
+
+
+#: The same in calls as they usually are, which are too short for all that.
+_plain = PlainSoftmax(torch, _kernels, attach_softmax, _softmax, _logsumexp)
+_plain_softmax, _plain_logsumexp = _plain.softmax, _plain.logsumexp
+
+
+def _is_wanted(input: Tensor) -> bool:
+    return input.requires_grad and torch.is_grad_enabled()
 
 
 def _dimension(dim: int, input: Tensor) -> int:

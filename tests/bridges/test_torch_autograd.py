@@ -14,12 +14,12 @@ import fastce
 from fastce import _kernels
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch]'")
-from fastce._kernels.entry.tensors import PlainLosses  # noqa: E402
+from fastce._kernels.entry.tensors import PlainLosses, PlainSoftmax  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastce.torch as ft  # noqa: E402
-from fastce.torch import functional  # noqa: E402
+from fastce.torch import functional, special  # noqa: E402
 
 F = torch.nn.functional
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -52,6 +52,7 @@ FUNCTIONS = {
     "softmax": ft.softmax,
     "log_softmax": ft.log_softmax,
     "logsumexp": ft.logsumexp,
+    "logsumexp, dimension kept": lambda x, dim: ft.logsumexp(x, dim, keepdim=True),
 }
 
 
@@ -78,7 +79,7 @@ def test_gradcheck_of_targets(reduction, x):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("dim", [0, -1])
 def test_gradcheck_of_the_softmax_family(function, dim, x):
     assert torch.autograd.gradcheck(lambda x: function(x, dim), x, check_batched_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: function(x, dim), x)
@@ -131,12 +132,15 @@ def long_way(monkeypatch):
     """The calls that were not as they usually are."""
     calls = []
 
-    def noted(*args):
-        calls.append(args)
-        return functional._loss(*args)
+    def noted(function):
+        return lambda *args: calls.append(args) or function(*args)
 
-    plain = PlainLosses(torch, fastce, functional._KERNELS, functional.attach, noted)
-    monkeypatch.setattr(functional, "_plain_loss", plain)
+    plain = PlainLosses(torch, _kernels, functional._KERNELS, functional.attach, noted(functional._loss))
+    monkeypatch.setattr(functional, "_plain_loss", plain.loss)
+    both = noted(special._softmax), noted(special._logsumexp)
+    plain = PlainSoftmax(torch, _kernels, special.attach_softmax, *both)
+    monkeypatch.setattr(special, "_plain_softmax", plain.softmax)
+    monkeypatch.setattr(special, "_plain_logsumexp", plain.logsumexp)
     return calls
 
 
@@ -153,6 +157,31 @@ def test_both_ways_have_the_same_bits(loss, reduction, dtype, x, y, long_way, mo
     short = results()
     assert not long_way
     monkeypatch.setattr(functional, "_plain_loss", functional._loss)
+    for got, expected in zip(short, results(), strict=True):
+        assert got.dtype == expected.dtype == dtype
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_both_ways_of_the_softmax_family_have_the_same_bits(function, dtype, x, long_way, monkeypatch):
+    inputs = [x.detach().to(dtype).reshape(shape) for shape in [(30,), (6, 5), (2, 3, 5)]]
+
+    def results():
+        for x in inputs:
+            for dim in range(-x.ndim, x.ndim):
+                leaf = x.clone().requires_grad_()
+                value = function(leaf, dim)
+                yield value
+                yield function(x, dim)
+                yield torch.autograd.grad(value.square().sum(), leaf)[0]
+                with torch.no_grad():
+                    assert not function(leaf, dim).requires_grad
+
+    short = list(results())
+    assert bool(long_way) == (dtype in DTYPES[2:] and function not in (ft.softmax, ft.log_softmax))
+    monkeypatch.setattr(special, "_plain_softmax", special._softmax)
+    monkeypatch.setattr(special, "_plain_logsumexp", special._logsumexp)
     for got, expected in zip(short, results(), strict=True):
         assert got.dtype == expected.dtype == dtype
         assert torch.equal(got, expected)
@@ -186,6 +215,32 @@ def test_unusual_calls_go_the_long_way(call, x, y, long_way):
     torch.testing.assert_close(grad, torch.autograd.grad(expected, x)[0], **rounded)
 
 
+THEIRS = {ft.softmax: F.softmax, ft.log_softmax: F.log_softmax, ft.logsumexp: torch.logsumexp}
+UNUSUAL_SOFTMAX = {
+    "columns": lambda f, x: f(x.T, 0),
+    "negative": lambda f, x: f(torch._neg_view(-x), 1),
+    "subclass": lambda f, x: f(x.as_subclass(Named), 1).as_subclass(torch.Tensor),
+    "dimension of NumPy": lambda f, x: f(x, np.int64(1)),
+    "no elements": lambda f, x: f(x[:0], 1),
+    "no dimensions": lambda f, x: f(x[0, 0], 0),
+    "dimensions, or a dtype": lambda f, x: (
+        f(x, (0, 1)) if f.__name__ == "logsumexp" else f(x.float(), 1, dtype=torch.float64)
+    ),
+}
+
+
+@pytest.mark.parametrize("function", THEIRS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("call", UNUSUAL_SOFTMAX.values(), ids=UNUSUAL_SOFTMAX)
+def test_unusual_calls_of_the_softmax_family_go_the_long_way(call, function, x, long_way):
+    for leaf in (x, x.detach()):
+        got, expected = call(function, leaf), call(THEIRS[function], leaf)
+        torch.testing.assert_close(got, expected)
+        assert long_way.pop()
+    got, expected = call(function, x), call(THEIRS[function], x)
+    grads = [torch.autograd.grad(value.square().sum(), x)[0] for value in (got, expected)]
+    torch.testing.assert_close(*grads)
+
+
 def test_modes_of_dispatch_see_the_operators(x, y, long_way):
     """Tracers, and counters of what is called."""
     seen = []
@@ -196,10 +251,14 @@ def test_modes_of_dispatch_see_the_operators(x, y, long_way):
             return function(*args, **(kwargs or {}))
 
     with Noting():
-        loss = ft.cross_entropy(x.detach(), y)
-    assert "fastce.cross_entropy.default" in seen
+        loss, p, s = ft.cross_entropy(x.detach(), y), ft.softmax(x.detach(), 1), ft.logsumexp(x.detach(), 1)
+    for name in ("cross_entropy", "softmax", "logsumexp"):
+        assert f"fastce.{name}.default" in seen
+    assert len(long_way) == 3
     assert torch.equal(loss, ft.cross_entropy(x.detach(), y))
-    assert len(long_way) == 1
+    assert torch.equal(p, ft.softmax(x.detach(), 1))
+    assert torch.equal(s, ft.logsumexp(x.detach(), 1))
+    assert len(long_way) == 3
 
 
 def test_a_gradient_outlives_its_program():
@@ -271,7 +330,8 @@ def test_nothing_is_made_where_nobody_asks(x, y, made):
     with torch.no_grad():
         assert not ft.cross_entropy(x, y).requires_grad
     with torch.inference_mode():
-        assert ft.cross_entropy(x, y).is_inference()
+        for result in (ft.cross_entropy(x, y), ft.softmax(x, 1), ft.logsumexp(x, 1)):
+            assert result.is_inference()
     assert not made
     assert torch.equal(ft.cross_entropy(x.detach(), y), ft.cross_entropy(x, y).detach())
 
@@ -529,6 +589,9 @@ def test_second_derivatives(kept, x, y):
         (lambda x, y: ft.cross_entropy(x.to(torch.int64), y), TypeError, "input has dtype torch.int64"),
         (lambda x, y: ft.softmax(x.to(torch.int64), 1), TypeError, "input has dtype torch.int64"),
         (lambda x, y: ft.softmax(x, 2), IndexError, "dim is 2"),
+        (lambda x, y: ft.log_softmax(None, 1), TypeError, "input is None.*fastce.log_softmax"),
+        (lambda x, y: ft.softmax(torch._efficientzerotensor((6, 5)), 1), TypeError, "has no memory"),
+        (lambda x, y: ft.logsumexp(x, -3), IndexError, "dim is -3"),
         (lambda x, y: ft.cross_entropy(x, y + 1), IndexError, r"target\[1\] is 5.*\[0, 5\)"),
         (lambda x, y: ft.cross_entropy(x, y, reduction="average"), ValueError, "'average'"),
         (lambda x, y: ft.cross_entropy(x, y, x[0]), NotImplementedError, "weight requires a gradient"),
@@ -625,10 +688,14 @@ def test_threads(y):
 def test_no_more_threads_than_torch(monkeypatch, x, y):
     asked = []
     monkeypatch.setattr(_kernels.kernels, "cross_entropy", lambda *args: asked.append(args[-1]) or 0.0)
-    monkeypatch.setattr(fastce, "get_num_threads", lambda: 2)
-    for n in (1, 2, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
-        ft.cross_entropy(x.detach(), y)
+    before = fastce.get_num_threads()
+    fastce.set_num_threads(2)
+    try:
+        for n in (1, 2, 3):
+            monkeypatch.setattr(torch, "get_num_threads", lambda n=n: n)
+            ft.cross_entropy(x.detach(), y)
+    finally:
+        fastce.set_num_threads(before)
     assert asked == [1, None, None]
 
 

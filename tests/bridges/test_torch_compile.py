@@ -225,10 +225,11 @@ def test_many_gradients_in_one_backward(x):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own call of it
-def test_forward_mode_says_that_it_is_missing(x):
+@pytest.mark.parametrize("name", ["cross_entropy", "log_softmax", "logsumexp"])
+def test_forward_mode_says_that_it_is_missing(name, x):
+    function, forward_ad = PAIRS[name][0], torch.autograd.forward_ad
     with pytest.raises(NotImplementedError, match="forward mode AD"):
-        torch.func.jvp(PAIRS["cross_entropy"][0], (x.detach(),), (x.detach(),))
-    function, forward_ad = PAIRS["cross_entropy"][0], torch.autograd.forward_ad
+        torch.func.jvp(function, (x.detach(),), (x.detach(),))
     for given in (x.detach(), x):
         with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode AD"):
             function(forward_ad.make_dual(given, given.detach()))

@@ -82,18 +82,23 @@ cdef class ClassWeight:
         self.given = as_floats(given, "weight")
         return self
 
+    cdef cnp.ndarray read_as(self, dtype, int number):
+        if cnp.PyArray_TYPE(self.given) == number and cnp.PyArray_ISCARRAY_RO(self.given):
+            return self.given
+        with np.errstate(all="ignore"):        # a signalling NaN, maybe of a class that no row has
+            return self.given.astype(dtype, "C")
+
     cdef int add_to(self, Formula *f, cnp.ndarray logits, Py_ssize_t n_classes) except -1:
-        with np.errstate(invalid="ignore"):    # a signalling NaN, maybe of a class that no row has
-            self.wide = np.require(self.given, np.float64, "CA")
+        self.wide = self.read_as(np.float64, cnp.NPY_DOUBLE)
         if cnp.PyArray_NDIM(self.wide) != 1 or cnp.PyArray_DIM(self.wide, 0) != n_classes:
             raise ValueError(f"weight has shape {np.shape(self.given)}; expected ({n_classes},), one for each class"
                              + advice.to_fit_classes(np.shape(self.given), np.shape(logits), n_classes))
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
+            self.terms = self.wide if format_of(logits) == FORMAT_F64 else self.read_as(np.float32, cnp.NPY_FLOAT)
             with np.errstate(all="ignore"):
-                self.terms = self.wide if format_of(logits) == FORMAT_F64 else np.require(self.given, np.float32, "CA")
-                f.total_weight = (<object>self.terms).sum(dtype=np.float64)
-                f.weights_positive = (<object>self.terms).min(initial=1) > 0
+                f.total_weight = np.add.reduce(self.terms, dtype=np.float64)
+                f.weights_positive = np.minimum.reduce(self.terms, initial=1) > 0
             f.term_weight = cnp.PyArray_DATA(self.terms)
             f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
         return 0

@@ -38,14 +38,14 @@ def usual_softmax(bint log, x, axis, out, n_threads):
 
 def usual_logsumexp(a, axis, b, keepdims, return_sign, out, n_threads):
     """The same for logsumexp without options."""
-    if b is not None or out is not None or keepdims or return_sign:
+    if b is not None or out is not None or return_sign:
         return NotImplemented
     cdef int number = usual_axis(a, axis)
     if number < 0 or format_of(a) > FORMAT_F32:
         return NotImplemented
     cdef cnp.ndarray loss = new_losses(a, number)
     log_sums(a, number, None, loss, None, n_threads)
-    return loss if cnp.PyArray_NDIM(loss) else loss[()]
+    return loss[(slice(None),) * number + (None,)] if keepdims else loss if cnp.PyArray_NDIM(loss) else loss[()]
 
 
 cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):

@@ -1,5 +1,5 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""From a loss of PyTorch's tensors straight to its kernel, and with what that returns into the graph.
+"""From a function of PyTorch's tensors straight to its kernel, and with what that returns into the graph.
 
 A small call is a few microseconds. Python would take several times that to look at the tensors, to hand them on and to
 make tensors of the results. Here that is done for calls as they usually are; Python does it for all others. PyTorch is
@@ -12,6 +12,7 @@ cimport numpy as cnp
 from cpython.object cimport PyObject
 
 from fastce._kernels.entry.dlpack cimport Exchange, array_by, exchange_of, number_by, tensor_by
+from fastce._kernels.machine.threads cimport get_num_threads
 
 cnp.import_array()
 
@@ -25,13 +26,13 @@ cdef enum: MOST_ARGUMENTS = 32
 
 
 cdef class PlainTensors:
-    """Tensors of no subclass, with strides, in the CPU's memory."""
+    """Tensors of no subclass, with strides, in the CPU's memory. home: the package of the kernels."""
 
-    cdef object torch, kind, subkind, duals, transforms, modes, is_grad_enabled, keeps_graph
+    cdef object torch, home, kind, subkind, duals, transforms, modes, is_grad_enabled, keeps_graph
     cdef const Exchange *exchange
 
-    def __init__(self, torch):
-        self.torch, self.kind, self.subkind = torch, torch.Tensor, torch.nn.Parameter
+    def __init__(self, torch, home):
+        self.torch, self.home, self.kind, self.subkind = torch, home, torch.Tensor, torch.nn.Parameter
         self.exchange = exchange_of(torch.Tensor)
         self.duals = torch.autograd.forward_ad
         self.transforms = torch._C._are_functorch_transforms_active
@@ -49,31 +50,39 @@ cdef class PlainTensors:
             return None
         return a if cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)) or not t.is_neg() else None
 
-    def takes_all(self, factor):
-        """Whether a backward pass is the last one, and its factor 1: it hands out gradients as they are."""
-        if self.is_grad_enabled() or self.keeps_graph() or self.modes() or self.transforms():
-            return False
-        cdef cnp.ndarray a = self.array(factor)
-        if a is None or cnp.PyArray_NDIM(a):
-            return False
-        return (<float *>cnp.PyArray_DATA(a))[0] == 1 if cnp.PyArray_TYPE(a) == cnp.NPY_FLOAT else factor.item() == 1
+    cdef bint is_seen(self):
+        """Whether more comes of a call than its result: modes of dispatch, transforms, forward-mode derivatives."""
+        return self.modes() or self.transforms() or self.duals._current_level >= 0
+
+    cdef object n_threads(self):
+        """As PyTorch has it, but no more than fastce would take by itself."""
+        n = self.torch.get_num_threads()
+        return n if <int>n < get_num_threads() else None
+
+    def is_eager(self, grad):
+        """Whether a backward pass, which was given that, can compute here and now."""
+        return not (self.is_grad_enabled() or self.is_seen()) and self.array(grad) is not None
+
+    def is_last(self, grad):
+        """Whether it is also the last one through here, which may hand out what was kept for it."""
+        return not self.keeps_graph() and self.is_eager(grad)
 
 
 cdef class PlainLosses(PlainTensors):
     """Losses of plain tensors of which the first alone asks for a gradient. `otherwise` is called for all others.
 
-    kernels: for each loss the names of its module in `fastce._kernels` and of its function there, how many options that
+    kernels: for each loss the names of its module in `home` and of its function there, how many options that
     takes before the weights, and whether a class axis. attach: puts ((loss, gradient), input) into a graph.
     """
 
-    cdef object fastce, attach, otherwise
+    cdef object attach, otherwise
     cdef dict kernels
 
-    def __init__(self, torch, fastce, dict kernels, attach, otherwise):
-        PlainTensors.__init__(self, torch)
-        self.fastce, self.kernels, self.attach, self.otherwise = fastce, kernels, attach, otherwise
+    def __init__(self, torch, home, dict kernels, attach, otherwise):
+        PlainTensors.__init__(self, torch, home)
+        self.kernels, self.attach, self.otherwise = kernels, attach, otherwise
 
-    def __call__(self, loss, tuple differentiable, tuple others, tuple options):
+    def loss(self, loss, tuple differentiable, tuple others, tuple options):
         cdef bint recorded = self.is_grad_enabled(), wanted, wide, has_axis
         cdef cnp.ndarray x, y, w, v
         cdef int n_before
@@ -87,16 +96,15 @@ cdef class PlainLosses(PlainTensors):
         wanted = recorded and input.requires_grad
         wide = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
         if (not (wide or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT) or (wanted and not cnp.PyArray_IS_C_CONTIGUOUS(x))
-                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.transforms() or self.modes()
-                or self.duals._current_level >= 0):
+                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.is_seen()):
             return self.otherwise(loss, differentiable, others, options)
 
-        result = self.computed(getattr(getattr(self.fastce._kernels, module), name), 1 if wanted else 0, x, y, w, v,
+        result = self.computed(getattr(getattr(self.home, module), name), 1 if wanted else 0, x, y, w, v,
                                options, n_before, has_axis)
         if not wanted:
-            return self.loss(result, wide)
+            return self.tensor(result, wide)
         value, grad = <tuple>result
-        return self.attach((self.loss(value, wide), tensor_by(self.exchange, grad)), input)[0]
+        return self.attach((self.tensor(value, wide), tensor_by(self.exchange, grad)), input)[0]
 
     cdef cnp.ndarray constant(self, t, bint recorded):
         """That of a tensor which asks for no gradient, nor is of bfloat16, whose bits are not numbers to NumPy."""
@@ -110,9 +118,7 @@ cdef class PlainLosses(PlainTensors):
         cdef PyObject *stack[MOST_ARGUMENTS + 1]  # the callee may put something before its arguments
         cdef PyObject **arguments = stack + 1
         cdef int n = 3, k
-        cdef object axis = 1 if cnp.PyArray_NDIM(x) > 1 else 0, n_threads = self.torch.get_num_threads()
-        if n_threads >= self.fastce.get_num_threads():
-            n_threads = None
+        cdef object axis = 1 if cnp.PyArray_NDIM(x) > 1 else 0, n_threads = self.n_threads()
         arguments[0], arguments[1], arguments[2] = <PyObject *>order, <PyObject *>x, <PyObject *>y
         for k in range(n_before):
             arguments[n + k] = PyTuple_GET_ITEM(options, k)
@@ -128,7 +134,51 @@ cdef class PlainLosses(PlainTensors):
         arguments[n] = <PyObject *>n_threads
         return PyObject_Vectorcall(kernel, arguments, (n + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
 
-    cdef object loss(self, value, bint wide):
+    cdef object tensor(self, value, bint wide):
         if type(value) is float:
             return number_by(self.exchange, value, wide)
         return tensor_by(self.exchange, np.asarray(value))
+
+
+cdef class PlainSoftmax(PlainTensors):
+    """Softmax and its relatives of plain contiguous tensors along one dimension.
+
+    attach: puts (result, log) along a dimension of an input into a graph. softmax_otherwise, logsumexp_otherwise: are
+    called for all other tensors.
+    """
+
+    cdef object attach, softmax_otherwise, logsumexp_otherwise
+
+    def __init__(self, torch, home, attach, softmax_otherwise, logsumexp_otherwise):
+        PlainTensors.__init__(self, torch, home)
+        self.attach = attach
+        self.softmax_otherwise, self.logsumexp_otherwise = softmax_otherwise, logsumexp_otherwise
+
+    def softmax(self, log, input, dim, stacklevel, dtype):
+        cdef cnp.ndarray x = self.along(input, dim, dtype)
+        if x is not None:
+            p = self.home.kernels.usual_softmax(log, x, dim, None, self.n_threads())
+            if p is not NotImplemented:
+                return self.result(p, input, dim, log)
+        return self.softmax_otherwise(log, input, dim, stacklevel, dtype)
+
+    def logsumexp(self, input, dim, keepdim, out):
+        cdef cnp.ndarray x = self.along(input, dim, out)
+        if x is not None:
+            s = self.home.kernels.usual_logsumexp(x, dim, None, keepdim, False, None, self.n_threads())
+            if s is not NotImplemented:
+                return self.result(np.asarray(s), input, dim, None)
+        return self.logsumexp_otherwise(input, dim, keepdim, out)
+
+    cdef cnp.ndarray along(self, input, dim, other):
+        """The memory of the input, if it is such a tensor and nothing else is asked for."""
+        if type(dim) is not int or other is not None or self.is_seen():
+            return None
+        cdef cnp.ndarray x = self.array(input)
+        return x if x is not None and cnp.PyArray_IS_C_CONTIGUOUS(x) else None
+
+    cdef object result(self, cnp.ndarray a, input, dim, log):
+        t = tensor_by(self.exchange, a)
+        if not (input.requires_grad and self.is_grad_enabled()):
+            return t
+        return self.attach(input, dim if dim >= 0 else dim + input.ndim, (t, log))

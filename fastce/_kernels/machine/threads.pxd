@@ -1,4 +1,5 @@
 cpdef int checked(object n_threads) except -1
+cpdef int get_num_threads() noexcept
 cdef int take(int n_threads, int useful) noexcept nogil
 cdef void give_back(int taken) noexcept nogil
 

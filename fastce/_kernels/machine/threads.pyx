@@ -68,7 +68,7 @@ cpdef int checked(object n_threads) except -1:
     return n
 
 
-def get_num_threads():
+cpdef int get_num_threads() noexcept:
     return default_threads()
 
 
