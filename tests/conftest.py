@@ -137,7 +137,8 @@ def python(code, *arguments, timeout=120, check=True, watched=True, **environmen
     here = Path(__file__).parent
     rooms = sorted({path.parent for path in here.rglob("test_*.py")})
     before = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join(map(str, [*rooms, here.parent, *filter(None, [before])]))
+    package = Path(fastce.__file__).parents[1]  # the clone, or where a wheel was installed
+    path = os.pathsep.join(map(str, [*rooms, package, *filter(None, [before])]))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         env=os.environ | {"PYTHONPATH": path} | environment,

