@@ -239,8 +239,8 @@ INLINE vec FN(lanes_scaled)(vec e, const FN(Factors) *factors, ptrdiff_t i)
 }
 
 /* The gradient in place of the exps, or of the logits if they are not staged. `simple`: no row is ignored. */
-INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, int staged,
-                            int simple, const FN(Ahead) *first, const FN(Scaling) *scaling)
+INLINE void FN(lanes_write)(const Tile *tile, REAL *x, ptrdiff_t n, ptrdiff_t i, int staged, int simple,
+                            const FN(Ahead) *first, const FN(Scaling) *scaling)
 {
     const vec a = FN(load)(scaling->p.a + i), a_low = FN(load)(scaling->p.c + i), b = FN(load)(scaling->p.b + i);
     const vec beta = FN(load)(scaling->beta + i);

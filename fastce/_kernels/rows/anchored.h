@@ -63,15 +63,15 @@ INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap)
     return exps;
 }
 
-/* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. gaps: to
- * be summed, or NULL. */
-INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage,
+/* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. writes:
+ * memory to write to is asked for. gaps: to be summed, or NULL. */
+INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage, int writes,
                              const FN(Ahead) *ahead, vec x_y, sum_vec *gaps)
 {
     FN(Sum) sum = {{0}, {0}};
     ivec here = {0};
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
-        FN(ask_for_class)(ahead, c, stage);
+        FN(ask_for_class)(ahead, c, writes);
         const FN(mask) others = few ? FN(differ)(y, here) : EVERY_LANE;
         const vec logit = FN(load)(x + c * TILE);
         const FN(Exp) e = FN(exp_where)(others, logit, exps);
@@ -108,7 +108,7 @@ INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, in
     FN(store)(a->gap + i, FN(keep)(near, gap));
 }
 
-INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, int smoothed,
+INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, int writes, int smoothed,
                          const FN(Ahead) *ahead, FN(Anchored) *a)
 {
     const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i), x_y = FN(load)(a->x_y + i);
@@ -120,8 +120,8 @@ INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int
     FN(Sum) sum;
     if (FN(are_near)(&exps)) {
         const FN(Exps) near_exps = FN(near_exps)(exps);
-        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, ahead, x_y, gaps);
-    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, ahead, x_y, gaps);
+        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, writes, ahead, x_y, gaps);
+    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, writes, ahead, x_y, gaps);
     if (smoothed) FN(store_sums)(a->gaps + i, a->gaps_low + i, all_gaps);
     FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
@@ -226,7 +226,7 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smo
     const FN(Ahead) first = FN(ahead)(tile, n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        FN(sum_exps)(x, n_classes, i, few, with_grad, smoothed, &ahead, a);
+        FN(sum_exps)(x, n_classes, i, few, with_grad, with_grad, smoothed, &ahead, a);
     }
     const int finite = FN(anchored_epilogue)(tile, plain, smoothed, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)

@@ -170,8 +170,8 @@ static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start,
         return;
     }
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-        if (staged && simple) FN(lanes_write)(tile, x, 0, n, i, 1, 1, &first, s);
-        else FN(lanes_write)(tile, x, start, n, i, staged, 0, &first, s);
+        if (staged && simple) FN(lanes_write)(tile, x, n, i, 1, 1, &first, s);
+        else FN(lanes_write)(tile, x, n, i, staged, 0, &first, s);
     }
     FN(put_plane)(tile, tile->grad, &tile->grad_layout, start, n, x);
 }

@@ -281,16 +281,16 @@ static LargeSum large_sum(const Tile *tile, ptrdiff_t i, double m)
     return (LargeSum){size, value > 0 ? 1 : value < 0 ? -1 : 0};
 }
 
-/* A maximum that is not finite: infinities count as SciPy counts them, as terms of a sum of their exps. */
-static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
+/* Signs, and what has a maximum that is not finite: infinities count as SciPy counts them, as terms of a sum of their
+ * exps. */
+static void finish_log_sums(const Tile *tile, Rows *rows, double rest_scale)
 {
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        const Swept row = swept(rows, i, rest_scale);
-        const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1);
-        store_f64(rows->log_sum + i, log_s + 0 * row.e_y); /* a NaN may be in the target's place */
-        store_f64(rows->loss + i, row.m + log_s + 0 * row.e_y);
+    int any = tile->q != NULL;
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) { /* in vectors */
+        rows->sign[i] = 1;
+        any |= !(fabs(rows->loss[i]) <= REAL_MAX_F64);
     }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
+    for (ptrdiff_t i = 0; any && i < tile->n_rows; i++) {
         double sign = 1;
         if (!isfinite(rows->anchor[i]) || (tile->q ? !isfinite(rows->rest[i]) : isnan(rows->loss[i]))) {
             const Infinities found = count_infinities(tile, i);
@@ -314,6 +314,17 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
         }
         rows->sign[i] = sign;
     }
+}
+
+static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
+{
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+        const Swept row = swept(rows, i, rest_scale);
+        const vec log_s = log1p_of_sum_f64(row.others, row.others_low, rest_scale == 1);
+        store_f64(rows->log_sum + i, log_s + 0 * row.e_y); /* a NaN may be in the target's place */
+        store_f64(rows->loss + i, row.m + log_s + 0 * row.e_y);
+    }
+    finish_log_sums(tile, rows, rest_scale);
 }
 
 /* Loss and weight summed over rows, in twice the precision of a double: the order of the rows

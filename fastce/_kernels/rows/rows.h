@@ -22,6 +22,7 @@
 #include "rows/plain.h"
 #include "rows/two_classes.h"
 #include "rows/anchored.h"
+#include "rows/log_sums.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
 #include "rows/hinge.h"
@@ -53,6 +54,7 @@
 #include "rows/plain.h"
 #include "rows/two_classes.h"
 #include "rows/anchored.h"
+#include "rows/log_sums.h"
 #include "rows/hinge.h"
 #include "rows/hinge_along.h"
 #include "rows/hinge_across.h"
@@ -205,6 +207,8 @@ static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, in
            && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
 }
 
+static int is_log_sum(Kind kind) { return kind == LOG_SOFTMAX || kind == LOG_SUM_EXP; }
+
 /* Rows of extreme weights, in a tile of their own. */
 static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, ptrdiff_t n)
 {
@@ -243,8 +247,13 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
         if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
         return;
     }
-    sweep(tile, rows, across);
-    epilogue(tile, rows);
+    if (across && is_log_sum(tile->formula->kind) && tile->n_classes * item <= FEW_BYTES) {
+        IN_PRECISION_OF(tile, sweep_log_sums, tile, rows);
+        finish_log_sums(tile, rows, 1);
+    } else {
+        sweep(tile, rows, across);
+        epilogue(tile, rows);
+    }
     if (tile->grad) write_gradient(tile, rows, across);
 }
 
