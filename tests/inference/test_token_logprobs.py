@@ -63,6 +63,23 @@ def test_softcap(dtype, softcap, temperature):
     assert_ulp(found.entropy, exact.entropy, 1.5 * ENTROPY_ULP[found.logprob.dtype.name], scale, "entropy")
 
 
+@pytest.mark.parametrize("k", [32, 33])
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_sorted_rows(dtype, order, k):
+    """The largest so far is another one in each group of vectors, or the first."""
+    x = np.sort(nasty(dtype, 4, 9003, "normal")[0])
+    x, y = x if order == "ascending" else x[:, ::-1].copy(), [0, 9002, 1030, 4500]
+    assert_scores(token_logprobs(x, y, top_k=k), reference.token_logprobs(x, y, top_k=k))
+
+
+def test_no_negative_zero(level):
+    x = np.array([[0, -np.inf, -np.inf], [150, 0, 0]], np.float32)
+    found = token_logprobs(x, [0, 0], top_k=1)
+    for a in (found.logprob, found.entropy, found.top_logprobs.ravel()):
+        assert bits(a) == bits(np.zeros(2, np.float32))
+
+
 def test_is_the_loss(level):
     x, y = nasty(np.float32, 200, 3000)
     loss = fastce.cross_entropy(x, y, reduction="none")
@@ -110,7 +127,7 @@ def test_threads_and_splits(shape, order):
 
 @pytest.mark.parametrize("n_classes", [40, 9000])
 @pytest.mark.parametrize("where", ["first", "last", "target"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf], ids=["nan", "negative nan", "inf"])
 def test_invalid_rows(value, where, n_classes):
     x, y = nasty(np.float32, 5, n_classes, "normal")
     clean = token_logprobs(x, y, top_k=2)

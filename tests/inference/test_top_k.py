@@ -23,7 +23,7 @@ def test_equals_the_twin(dtype, n_classes):
         np.testing.assert_array_equal(indices, exact[1])
 
 
-@pytest.mark.parametrize("k", [5, 64, 65, 700])
+@pytest.mark.parametrize("k", [5, 32, 33, 64, 65, 700])
 @pytest.mark.parametrize("order", ["ascending", "descending", "organ pipe", "equal"])
 def test_orders(order, k):
     x = np.arange(20_000.0, dtype=np.float32)

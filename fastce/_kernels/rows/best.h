@@ -3,7 +3,8 @@
  * Numbers pass by in the order of their indices, and only those above a threshold are looked at: of a long row all but
  * a few vectors are passed over with one comparison. They go on a list with room for more than k; when it is full its
  * k best stay, and the least of them is the threshold: whatever the order of the numbers, n of them cost
- * O(n + k log k). A heap has the threshold that is right at any time, and costs more than the few that this spares.
+ * O(n + k log k). A heap has the threshold that is right at any time, and costs more than the few that this spares; a
+ * list that is kept in order has it too, and costs less where k is small.
  */
 #ifndef FASTCE_BEST_H
 #define FASTCE_BEST_H
@@ -11,6 +12,8 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+
+enum { FEW = 32 }; /* best ones that are kept in order */
 
 typedef struct {
     double x;
@@ -101,26 +104,42 @@ static inline void begin_best(Best *best, Candidate *list, ptrdiff_t k)
     best->threshold = k == 0 ? INFINITY : -INFINITY;
 }
 
+/* Brings the k best of n to the front and returns the least of them. */
+static double least_of_best(Candidate *list, ptrdiff_t n, ptrdiff_t k)
+{
+    double least = INFINITY;
+    select_best(list, n, k);
+    for (ptrdiff_t i = 0; i < k; i++) least = list[i].x < least ? list[i].x : least;
+    return least;
+}
+
 /* Leaves the k best. */
 static void settle_best(Best *best)
 {
     if (best->n < best->k) return;
-    select_best(best->list, best->n, best->k);
+    best->threshold = least_of_best(best->list, best->n, best->k);
     best->n = best->k;
-    double least = INFINITY;
-    for (ptrdiff_t i = 0; i < best->n; i++) least = best->list[i].x < least ? best->list[i].x : least;
-    best->threshold = least;
 }
 
 static inline void add_to_best(Best *best, double x, int64_t index)
 {
-    best->list[best->n++] = (Candidate){x, 0, index};
-    if (best->n == best->room) settle_best(best);
+    ptrdiff_t j = best->n;
+    if (best->k > FEW) {
+        best->list[best->n++] = (Candidate){x, 0, index};
+        if (best->n == best->room) settle_best(best);
+        return;
+    }
+    if (j < best->k) best->n++;
+    else j--;
+    for (; j > 0 && best->list[j - 1].x < x; j--) best->list[j] = best->list[j - 1];
+    best->list[j] = (Candidate){x, 0, index};
+    if (best->n == best->k) best->threshold = best->list[best->k - 1].x;
 }
 
 /* The k best of two lists, in the first. */
 static void merge_best(Best *best, const Best *other)
 {
-    for (ptrdiff_t i = 0; i < other->n; i++) add_to_best(best, other->list[i].x, other->list[i].index);
+    for (ptrdiff_t i = 0; i < other->n; i++)
+        if (other->list[i].x > best->threshold) add_to_best(best, other->list[i].x, other->list[i].index);
 }
 #endif

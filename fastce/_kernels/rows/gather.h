@@ -1,46 +1,24 @@
 /* What one read of a row of logits tells of it: how probable a token is, at which rank, how unsure the row is, and
- * which are its best classes.
+ * which are its best classes (gathered.h has the formulas).
  *
- * Included once per REAL_BITS, after elements.h. With the transformed logits z, their maximum m and the target y
- *
- *     others = sum of exp((z_j - m) / T) over all j but one maximum             log s = log1p(others)
- *     log p_y = -((m - z_y) / T + log s)          H = log s + (sum of exp((z_j - m) / T) (m - z_j) / T) / (1 + others)
- *     rank = 1 + how many x_j > x_y
- *
- * No sum has a negative term, so none cancels, however sure the row is. A row is read in blocks that stay in the
- * first cache: once for the maximum, the rank and the best, once for the exps. They are taken against an anchor, at first the
- * target's logit and from then on the largest so far; the anchor's own element is the one that is not in the
- * sums. Where the target is the maximum the anchor never moves, and no digit is lost; where it moves, the sums up to
- * there are multiplied by one exp.
+ * Included once per REAL_BITS, after elements.h. A row is read in blocks that stay in the first cache: once for the
+ * maximum and the best, once for the exps, the rank and what is added up.
  *
  * Blocks make pieces, which depend on the number of classes alone. Each begins with the target as its anchor,
  * and they are merged in their order: so threads may share a row, and bits depend neither on them nor on
  * the layout.
- *
- * Errors: log p_y has those of the losses (docs/accuracy.md). H is within 4 ULP in float32 and 8 in float64: a term has
- * those of its exp, its difference and its product, four are added in REAL, the rest in more.
  */
 #ifndef FASTCE_GATHER_H
 #define FASTCE_GATHER_H
 
 #include "rows/best.h"
+#include "rows/gathered.h"
 
 enum {
     BLOCK = 1024,      /* classes: 4 KiB of float32 */
     PANEL = 64         /* rows that are fetched together where a class is far from the next */
 };
 _Static_assert((int)PANEL == (int)TILE, "transpose.h moves planes of TILE rows");
-
-/* Of all sums here: they keep the digits of what would be subnormal. */
-#define SUM_SCALE 0x1p64
-
-typedef struct {
-    double anchor;
-    int passed;              /* the anchor's own element has been read: it belongs to this piece */
-    double rest, rest_low;   /* sum of exp((z_j - anchor) / T) but the anchor's own, times SUM_SCALE */
-    double spread;           /* the same, each times (anchor - z_j) / T */
-    int64_t above;           /* logits above the target's */
-} Gathered;
 
 /* A call, as far as rows need to know. */
 typedef struct {
@@ -50,12 +28,6 @@ typedef struct {
     int only_best;           /* neither ranks nor sums */
 } Gathering;
 
-/* What becomes of a row. */
-typedef struct {
-    double logprob, entropy, log_s, max;
-    int64_t rank;
-} Scored;
-
 INLINE ptrdiff_t count_blocks(ptrdiff_t n_classes) { return (n_classes + BLOCK - 1) / BLOCK; }
 
 /* Classes far apart: each would be a cache line, and often a page, of its own. */
@@ -64,96 +36,18 @@ INLINE int is_panel(const Layout *layout)
     const ptrdiff_t apart = layout->class_stride;
     return apart >= 64 || apart <= -64;
 }
-
-INLINE double in_units_of_t(double a, double b, const Temperature *t) /* (a - b) / T without overflow on the way */
-{
-    return 2 * ((0.5 * a - 0.5 * b) / t->divisor * t->factor);
-}
-
-/* exp((a - b) / T) SUM_SCALE, a <= b. */
-static double exp_between(double a, double b, const Units_f64 *units)
-{
-    const Exps_f64 exps = exps_against_f64(splat_f64(b), units);
-    const double e = exps_f64(splat_f64(a), &exps)[0] * (1 / exp_scale_f64 * SUM_SCALE);
-    return fma(e, correction_f64(&exps, 0)[0], e);
-}
-
-/* hi + lo as one sum with less than half an ULP in lo. */
-INLINE void add_to_rest(Gathered *g, double high, double low)
-{
-    const double sum = g->rest + high, part = sum - g->rest;
-    const double lost = ((g->rest - (sum - part)) + (high - part)) + (g->rest_low + low);
-    g->rest = sum + lost;
-    g->rest_low = lost - (g->rest - sum);
-}
-
-/* Makes b, if it is larger, the anchor. */
-static void raise_anchor(Gathered *g, double b, const Temperature *temperature)
-{
-    const double a = g->anchor;
-    if (!(b > a)) return;
-    const double f = a == -INFINITY ? 0 : exp_between(a, b, &temperature->f64);
-    if (g->passed) add_to_rest(g, SUM_SCALE, 0);
-    if (f == 0) { /* also where b - a is infinite; NaN in the sums stays */
-        g->rest *= 0;
-        g->rest_low = 0;
-        g->spread *= 0;
-    } else {
-        g->spread = fma(in_units_of_t(b, a, temperature), g->rest, g->spread) * f / SUM_SCALE;
-        g->rest_low = g->rest_low * f / SUM_SCALE;
-        g->rest = g->rest * f / SUM_SCALE;
-    }
-    g->anchor = b;
-    g->passed = 1;
-}
-
-/* The next piece of the row joins those before it. */
-static void merge_gathered(Gathered *g, Gathered next, const Temperature *temperature)
-{
-    g->above += next.above;
-    if (next.anchor > g->anchor) raise_anchor(g, next.anchor, temperature);
-    else if (next.anchor < g->anchor) raise_anchor(&next, g->anchor, temperature);
-    else {
-        if (next.passed && g->passed) add_to_rest(g, SUM_SCALE, 0);
-        g->passed |= next.passed;
-    }
-    add_to_rest(g, next.rest, next.rest_low);
-    g->spread += next.spread;
-}
-
-/* log(1 + others). A sum so small is its own logarithm, also where it is subnormal. */
-static double log_of_one_and(double others, double others_low)
-{
-    if (others < 0x1p-60 * SUM_SCALE) return others / SUM_SCALE;
-    return log1p_of_sum_f64(splat_f64(others / SUM_SCALE), splat_f64(others_low / SUM_SCALE), 0)[0];
-}
-
-/* -((m - z) / T + log s): the logarithm of the probability of any class. */
-INLINE double log_probability(double m, double z, double log_s, const Temperature *t)
-{
-    const double half = (0.5 * m - 0.5 * z) / t->divisor * t->factor + 0.5 * log_s;
-    return 0 - 2 * half; /* 0 - : never -0.0 */
-}
-
-/* NaN or +inf in the row, or nothing but -inf, make all of it NaN. */
-static Scored conclude(const Gathered *g, double z_y, const Temperature *temperature)
-{
-    const double m = g->anchor, log_s = log_of_one_and(g->rest, g->rest_low);
-    if (!(m > -INFINITY && m < INFINITY) || log_s != log_s) return (Scored){NAN, NAN, NAN, NAN, 0};
-    const double logprob = m == z_y ? 0 - log_s : log_probability(m, z_y, log_s, temperature);
-    const int tiny = g->rest < 0x1p-60 * SUM_SCALE; /* perhaps subnormal: to be rounded once */
-    const double entropy = tiny ? (g->rest + g->spread) / SUM_SCALE : log_s + g->spread / (SUM_SCALE + g->rest);
-    return (Scored){logprob, entropy, log_s, m, 1 + g->above};
-}
 #endif
+
+/* What joined since the anchor is what it is, in units of the exps, and minus how many were above the target. */
+typedef struct { sum_vec rest, spread; ivec above; } FN(Running);
 
 /* A piece that is being read. */
 typedef struct {
     Gathered so_far;
-    REAL target;               /* x_y, as it was given */
-    ptrdiff_t place;           /* of the anchor's element in the row */
-    double sum, error, spread; /* what joined since the anchor is what it is, in units of the exps */
+    REAL target;           /* x_y, as it was given */
+    ptrdiff_t place;       /* of the anchor's element in the row */
     FN(Exps) exps;
+    FN(Running) sums;
     int is_nan;
 } FN(Open);
 
@@ -162,16 +56,36 @@ INLINE void FN(set_exps)(FN(Open) *piece, REAL anchor, const Temperature *temper
     piece->exps = FN(exps_against)(FN(splat)(anchor == -INFINITY ? 0 : anchor), FN(units)(temperature));
 }
 
-/* A threshold to begin with: each of k groups has a number that is not below the least of their maxima. */
-static double FN(first_threshold)(const REAL *x, ptrdiff_t n, ptrdiff_t k)
+/* A threshold to begin with, if n numbers, at most BLOCK, are enough for that: the k-th of the maxima of twice as many
+ * groups or more, lanes of vectors that are far apart, is just below the k-th of all in most rows. */
+static void FN(begin_threshold)(const REAL *x, ptrdiff_t n, Best *best)
 {
-    REAL least = INFINITY;
-    for (ptrdiff_t i = 0; i < k; i++) {
-        const ptrdiff_t start = n * i / k;
-        const REAL m = FN(chunk_max)(x + start, n * (i + 1) / k - start);
-        least = m < least ? m : least;
+    const ptrdiff_t k = best->k, n_vectors = n / LANES;
+    ptrdiff_t n_groups = 1;
+    Candidate list[BLOCK / 4];
+    if (best->threshold != -INFINITY || k > n / 16) return;
+    while (n_groups * LANES < 2 * k) n_groups *= 2;
+    for (ptrdiff_t i = 0; i < n_groups; i++) {
+        vec most = FN(splat)(-INFINITY);
+        for (ptrdiff_t j = i; j < n_vectors; j += n_groups) most = FN(larger)(FN(load)(x + j * LANES), most);
+        for (ptrdiff_t lane = 0; lane < LANES; lane++) list[i * LANES + lane] = (Candidate){most[lane], 0, 0};
     }
-    return REAL_BITS == 64 ? nextafter(least, -INFINITY) : nextafterf((float)least, -INFINITY);
+    const double least = least_of_best(list, n_groups * LANES, k);
+    best->threshold = REAL_BITS == 64 ? nextafter(least, -INFINITY) : nextafterf((float)least, -INFINITY);
+}
+
+/* Vector k of a group of four, where n numbers are left. */
+INLINE vec FN(of_group)(const REAL *x, ptrdiff_t n, ptrdiff_t k)
+{
+    const ptrdiff_t at = k * LANES, count = n - at;
+    if (count >= LANES) return FN(load)(x + at);
+    return count > 0 ? FN(load_n)(x + at, count, -INFINITY) : FN(splat)(-INFINITY);
+}
+
+INLINE vec FN(largest_of_group)(const REAL *x, ptrdiff_t n) /* a NaN is passed over */
+{
+    return FN(larger)(FN(larger)(FN(of_group)(x, n, 0), FN(of_group)(x, n, 1)),
+                      FN(larger)(FN(of_group)(x, n, 2), FN(of_group)(x, n, 3)));
 }
 
 /* Puts those above the threshold on the list; returns whether there is a NaN. */
@@ -179,15 +93,10 @@ static int FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
 {
     const ptrdiff_t group = 4 * LANES;
     int is_nan = 0;
-    if (best->threshold == -INFINITY && best->k <= n / 16) best->threshold = FN(first_threshold)(x, n, best->k);
     for (ptrdiff_t j = 0; j < n; j += group) {
         const vec least = FN(splat)((REAL)best->threshold);
         vec v[4];
-        for (ptrdiff_t k = 0; k < 4; k++) {
-            const ptrdiff_t at = j + k * LANES, count = n - at;
-            v[k] = count >= LANES ? FN(load)(x + at)
-                                  : count > 0 ? FN(load_n)(x + at, count, -INFINITY) : FN(splat)(-INFINITY);
-        }
+        for (ptrdiff_t k = 0; k < 4; k++) v[k] = FN(of_group)(x + j, n - j, k);
         if (__builtin_expect(!FN(beyond_any)(v[0], v[1], v[2], v[3], least), 1)) continue;
         uint64_t bits = 0;
         for (int k = 0; k < 4; k++) bits |= (uint64_t)FN(bits_beyond)(v[k], least) << (k * LANES);
@@ -200,31 +109,76 @@ static int FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
     return is_nan;
 }
 
-/* Sum of exps times distances from the anchor, and how many of the logits as given are above the target's. */
-INLINE void FN(add_spread)(FN(Open) *piece, const REAL *given, const REAL *z, const REAL *e, ptrdiff_t n, int is_near)
+/* What the exps of a piece are taken against, and what its logits are compared with. */
+typedef struct { FN(Exps) exps; vec anchor, target; } FN(Against);
+
+/* Adds n logits, four vectors or fewer, transformed and as they were given; with the anchor's element at y, if it may be
+ * among them. */
+INLINE void FN(add_group_of_logits)(FN(Running) *to, const REAL *z, const REAL *given, ptrdiff_t n,
+                                    const FN(Against) *against, int is_near, int has_anchor, ptrdiff_t y)
 {
-    const vec anchor = FN(splat)(piece->so_far.anchor == -INFINITY ? 0 : (REAL)piece->so_far.anchor);
-    const vec target = FN(splat)(piece->target), inverse = FN(splat)(piece->exps.units.inverse);
-    const vec most = FN(splat)(FAR); /* the exp is 0 from there on; 0 times infinity would be NaN */
-    sum_vec spread = {{0}, {0}};
-    ivec above[2] = {{0}, {0}};
-    for (ptrdiff_t j = 0; j < n; j += 4 * LANES) {
-        vec products = {0};
-        for (ptrdiff_t k = 0; k < 4; k++) {
-            const ptrdiff_t at = j + k * LANES, count = n - at;
-            if (count <= 0) break;
-            const int whole = count >= LANES;
-            const vec x = whole ? FN(load)(given + at) : FN(load_n)(given + at, count, -INFINITY);
-            const vec gap = anchor - (whole ? FN(load)(z + at) : FN(load_n)(z + at, count, -INFINITY));
-            const vec v = whole ? FN(load)(e + at) : FN(load_n)(e + at, count, 0);
-            above[k & 1] += (ivec)(x > target);
-            products = FN(fma)(v, FN(lesser)(is_near ? gap : gap * inverse, most), products);
-        }
-        FN(add)(&spread, products);
+    const FN(Exps) *exps = &against->exps;
+    vec e[4], products = {0};
+    for (ptrdiff_t k = 0; k < 4; k++) {
+        e[k] = (vec){0};
+        if (k * LANES >= n) continue;
+        const vec x = FN(of_group)(z, n, k), d = x - exps->base;
+        /* What is as far away as -inf counts as exp(EXP_LOWEST): as float32 that of any number of them is 0. */
+        const vec bounded = FN(larger)(exps->lowest, d), gap = against->anchor - bounded;
+        const FN(mask) where = REAL_BITS == 32 ? EVERY_LANE : FN(not_less)(d, exps->lowest);
+        e[k] = FN(value)(FN(exp_of_distance)(where, bounded, exps));
+        if (has_anchor) e[k] = FN(keep)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - k * LANES)), e[k]);
+        products = FN(fma)(e[k], is_near ? gap : gap * FN(splat)(exps->units.inverse), products);
+        to->above += (ivec)((z == given ? x : FN(of_group)(given, n, k)) > against->target);
     }
-    piece->spread += FN(total)(spread);
-    const ivec sum = above[0] + above[1];
-    for (int i = 0; i < LANES; i++) piece->so_far.above -= sum[i];
+    for (ptrdiff_t k = 0; k < 4; k++) FN(add_positive)(&to->rest, e[k]);
+    FN(add_positive)(&to->spread, products);
+}
+
+/* Adds groups up to the end, but for the first only those that hold nothing above the bound; returns where it stopped.
+ * `ahead` is where they come from, `step` bytes each: what is next there is asked for. */
+INLINE ptrdiff_t FN(add_groups)(FN(Running) *to, const REAL *z, const REAL *given, ptrdiff_t j, ptrdiff_t end,
+                                const FN(Against) *against, REAL bound, const char *ahead, ptrdiff_t step, int is_near)
+{
+    const ptrdiff_t group = 4 * LANES;
+    const vec most = FN(splat)(bound);
+    FN(Running) sums = *to;
+    do {
+        FN(ask_for)(ahead + j * step, AHEAD_ROWS, group * (ptrdiff_t)sizeof(REAL), 0);
+        FN(add_group_of_logits)(&sums, z + j, given + j, group, against, is_near, 0, 0);
+        j += group;
+    } while (j < end && !FN(bits_above)(FN(largest_of_group)(z + j, group), most));
+    *to = sums;
+    return j;
+}
+
+/* Adds n logits from `start` on, up to a group that holds one above the anchor, and puts those above the threshold on the
+ * list; returns where it stopped. The first is number `index` of the row. */
+INLINE ptrdiff_t FN(add_logits)(FN(Open) *piece, Best *best, const REAL *z, const REAL *given, ptrdiff_t start,
+                                ptrdiff_t n, int64_t index, const char *ahead, ptrdiff_t step, int is_near)
+{
+    const ptrdiff_t group = 4 * LANES, y = piece->place - index, full = n - n % group;
+    const ptrdiff_t of_anchor = y >= start && y < full ? y - y % group : full; /* its group is added by itself */
+    const REAL anchor = (REAL)piece->so_far.anchor;
+    FN(Against) against;
+    against.exps = is_near ? FN(near_exps)(piece->exps) : piece->exps;
+    against.anchor = FN(splat)(anchor == -INFINITY ? 0 : anchor) - against.exps.base;
+    against.target = FN(splat)(piece->target);
+    for (ptrdiff_t j = start; j < n;) {
+        const REAL most = FN(largest_lane)(FN(largest_of_group)(z + j, n - j));
+        if (most > anchor) return j;
+        if (z == given && most > best->threshold)
+            FN(note_best)(given + j, FN(smaller)(n - j, group), index + j, best);
+        const REAL bound = z == given && best->threshold < anchor ? (REAL)best->threshold : anchor;
+        if (j == of_anchor || j == full) {
+            FN(add_group_of_logits)(&piece->sums, z + j, given + j, FN(smaller)(n - j, group), &against, is_near, 1,
+                                    y - j);
+            j += group;
+        } else
+            j = FN(add_groups)(&piece->sums, z, given, j, j < of_anchor ? of_anchor : full, &against, bound, ahead, step,
+                               is_near);
+    }
+    return n;
 }
 
 /* What has been added against the present anchor joins the sums in their units. */
@@ -232,54 +186,45 @@ static void FN(close_sums)(FN(Open) *piece)
 {
     const double unit = SUM_SCALE / EXP_SCALE, unit_low = fma(-unit, EXP_SCALE / SUM_SCALE, 1.0) * unit;
     const double c = FN(correction)(&piece->exps, 0)[0];
-    const double high = piece->sum, low = piece->error, product = high * unit;
+    double low, spread_low;
+    const double high = FN(total_of_positive)(piece->sums.rest, &low), product = high * unit;
     const double lost = product_error_f64(splat_f64(high), splat_f64(unit), splat_f64(product))[0];
     add_to_rest(&piece->so_far, product, (lost + high * unit_low) + fma(product, c, low * unit));
-    const double spread = piece->spread * unit;
+    const double spread = (FN(total_of_positive)(piece->sums.spread, &spread_low) + spread_low) * unit;
     piece->so_far.spread += fma(spread, c, spread);
-    piece->sum = piece->error = piece->spread = 0;
-}
-
-/* Adds the exps of n logits to the sum, but that of the one at y if that is among them; stages them in e unless that
- * is NULL. `run` is where the logits come from: more is asked for from there on. */
-INLINE void FN(add_exps)(FN(Open) *piece, const REAL *z, REAL *e, ptrdiff_t n, ptrdiff_t y, const char *run)
-{
-    const FN(Source) source = {run, NULL, NULL, sizeof(REAL), 0, 0};
-    double low;
-    const double high = FN(total_and_error)(FN(chunk_sum_of)(z, e, n, &piece->exps, y, NULL, &source), &low);
-    FN(add_number)(&piece->sum, &piece->error, high, low);
+    piece->sums.rest = piece->sums.spread = (sum_vec){{0}, {0}};
 }
 
 /* n logits of the row, from `start` on, contiguous. */
 static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best, const REAL *x, ptrdiff_t n,
-                             ptrdiff_t start, const char *run)
+                             ptrdiff_t start, const char *ahead, ptrdiff_t step)
 {
-    REAL e[BLOCK], transformed[BLOCK];
+    REAL transformed[BLOCK];
     const REAL *z = x;
-    if (call->only_best) {
-        piece->is_nan |= FN(note_best)(x, n, start, best);
-        return;
-    }
-    REAL top = FN(chunk_max)(x, n);
-    if (top > best->threshold) FN(note_best)(x, n, start, best);
-    if (call->formula->transform != AS_GIVEN) {
+    const int is_given = call->formula->transform == AS_GIVEN;
+    FN(begin_threshold)(x, n, best);
+    if (call->only_best || !is_given) piece->is_nan |= FN(note_best)(x, n, start, best);
+    if (call->only_best) return;
+    if (!is_given) {
         FN(copy)(x, n, transformed);
         FN(transform)(transformed, n, call->formula);
         z = transformed;
-        top = FN(chunk_max)(z, n);
     }
-    if (top > piece->so_far.anchor) {
+    for (ptrdiff_t j = 0;;) {
+        if (is_given && FN(are_near)(&piece->exps)) j = FN(add_logits)(piece, best, x, x, j, n, start, ahead, step, 1);
+        else j = FN(add_logits)(piece, best, z, x, j, n, start, ahead, step, 0);
+        piece->so_far.passed |= piece->place >= start && piece->place < start + j;
+        if (j >= n) break;
         FN(close_sums)(piece);
+        const REAL top = FN(chunk_max)(z + j, n - j); /* the anchor that the rest of the block needs */
         raise_anchor(&piece->so_far, top, &call->formula->temperature);
-        piece->place = start + FN(place_of)(top, z, n);
+        piece->place = start + j + FN(place_of)(top, z + j, n - j);
         FN(set_exps)(piece, top, &call->formula->temperature);
     }
-    const ptrdiff_t y = piece->place - start;
-    piece->so_far.passed |= y >= 0 && y < n;
-    FN(add_exps)(piece, z, e, n, y, run);
-    if (FN(are_near)(&piece->exps)) FN(add_spread)(piece, x, z, e, n, 1);
-    else FN(add_spread)(piece, x, z, e, n, 0);
 }
+
+/* A place from which on nothing is asked for that is not in cache. */
+INLINE const char *FN(in_cache)(const REAL *x) { return (const char *)((uintptr_t)x - AHEAD_ROWS); }
 
 /* ---- Pieces of rows -------------------------------------------------------------------------- */
 
@@ -308,9 +253,6 @@ static void FN(fetch_panel)(const Layout *from, const char *rows, ptrdiff_t n_ro
     }
 }
 
-/* A place from which on nothing is asked for that is not in cache. */
-INLINE const char *FN(in_cache)(const REAL *scratch) { return (const char *)((uintptr_t)scratch - AHEAD_ROWS); }
-
 static void FN(begin_piece)(const Gathering *call, const char *row, int64_t label, FN(Open) *piece)
 {
     double z = 0, x = 0;
@@ -319,7 +261,7 @@ static void FN(begin_piece)(const Gathering *call, const char *row, int64_t labe
     piece->target = (REAL)x;
     piece->place = label;
     piece->is_nan = 0;
-    piece->sum = piece->error = piece->spread = 0;
+    piece->sums = (FN(Running)){{{0}, {0}}, {{0}, {0}}, {0}};
     FN(set_exps)(piece, (REAL)z, &call->formula->temperature);
 }
 
@@ -327,6 +269,7 @@ static Gathered FN(end_piece)(const Gathering *call, FN(Open) *piece)
 {
     if (call->only_best) piece->so_far.rest = piece->is_nan ? NAN : 0;
     else FN(close_sums)(piece);
+    for (int i = 0; i < LANES; i++) piece->so_far.above -= piece->sums.above[i];
     return piece->so_far;
 }
 
@@ -340,7 +283,7 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
     FN(Open) *piece = (FN(Open) *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); /* vectors are aligned */
     REAL *panel = (REAL *)(piece + PANEL), scratch[BLOCK];
     const int direct = FN(is_contiguous)(from), by_panel = is_panel(from);
-    const int is_dense = from->class_stride == (ptrdiff_t)format_size(from->format);
+    const ptrdiff_t element = (ptrdiff_t)format_size(from->format);
 
     for (ptrdiff_t i = 0; i < n_rows; i++)
         if (label[i] >= 0) FN(begin_piece)(call, rows + i * from->row_stride, label[i], piece + i);
@@ -349,7 +292,7 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
         FN(fetch_panel)(from, rows, n_rows, at, n, panel, BLOCK);
         for (ptrdiff_t i = 0; i < n_rows; i++)
             if (label[i] >= 0)
-                FN(gather_block)(call, piece + i, best + i, panel + i * BLOCK, n, at, FN(in_cache)(panel + i * BLOCK));
+                FN(gather_block)(call, piece + i, best + i, panel + i * BLOCK, n, at, FN(in_cache)(panel), 0);
     }
     for (ptrdiff_t i = 0; !by_panel && i < n_rows; i++) {
         if (label[i] < 0) continue;
@@ -357,8 +300,9 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
             const ptrdiff_t n = FN(smaller)(end - at, BLOCK);
             const char *run = rows + i * from->row_stride + at * from->class_stride;
             if (!direct) FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
+            const int is_dense = from->class_stride == element;
             FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at,
-                             is_dense ? run : FN(in_cache)(scratch));
+                             is_dense ? run : FN(in_cache)(scratch), is_dense ? element : 0);
         }
     }
     for (ptrdiff_t i = 0; i < n_rows; i++)

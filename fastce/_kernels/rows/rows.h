@@ -30,6 +30,7 @@
 #include "rows/hinge_across.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
+#include "vector/positive.h"
 #include "rows/gather.h"
 #include "rows/sample.h"
 #include "rows/filters.h"
@@ -60,6 +61,7 @@
 #include "rows/hinge_across.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
+#include "vector/positive.h"
 #include "rows/gather.h"
 #include "rows/sample.h"
 #include "rows/filters.h"

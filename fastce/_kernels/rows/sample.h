@@ -109,7 +109,9 @@ static void FN(look_at_blocks)(const Sampling *call, const REAL *x, ptrdiff_t fi
     for (ptrdiff_t b = first; b < last && !has_sums(call); b++) {
         const ptrdiff_t n = FN(block_size)(call, b);
         row->max[b] = FN(largest_or_nan)(x + b * BLOCK, n, is_nan);
-        if (row->max[b] > best->threshold) FN(note_best)(x + b * BLOCK, n, b * BLOCK, best);
+        if (row->max[b] <= best->threshold) continue;
+        FN(begin_threshold)(x + b * BLOCK, n, best);
+        FN(note_best)(x + b * BLOCK, n, b * BLOCK, best);
     }
     if (!has_sums(call)) return;
     const REAL of_row = FN(chunk_max)(x, FN(block_size)(call, 0));

@@ -33,6 +33,12 @@ static void put_number(char *at, ptrdiff_t i, double value, Format format, int s
     else store_one_f32(at + (ptrdiff_t)format_size(format) * i, (float)value, format, swapped);
 }
 
+/* -0.0 is what a float makes of a logarithm just below 0. */
+static void put_logprob(char *at, ptrdiff_t i, double value, Format format)
+{
+    put_number(at, i, format == FORMAT_F64 ? value : (float)value + 0.0f, format, 0);
+}
+
 /* A row of fewer than k classes above -inf: those at -inf follow, in their order. */
 static void fill_up_best(const Gathering *call, const char *row, Best *best)
 {
@@ -57,7 +63,7 @@ static void finish_row(const Gathering *call, const char *row, int64_t label, co
         none = row_of.rank == 0;
     }
     if (to->logprob) {
-        put_number(to->logprob, 0, row_of.logprob, to->format, 0);
+        put_logprob(to->logprob, 0, row_of.logprob, to->format);
         put_number(to->entropy, 0, row_of.entropy, to->format, 0);
         *to->rank = row_of.rank;
     }
@@ -76,7 +82,7 @@ static void finish_row(const Gathering *call, const char *row, int64_t label, co
             logprob = z == row_of.max ? 0 - row_of.log_s : log_probability(row_of.max, z, row_of.log_s, temperature);
         }
         if (!none) value = load_number(row + j * call->layout.class_stride, call->layout.format, call->layout.swapped);
-        if (to->top_logprob) put_number(to->top_logprob, i, logprob, to->format, 0);
+        if (to->top_logprob) put_logprob(to->top_logprob, i, logprob, to->format);
         if (to->value) put_number(to->value, i, value, call->layout.format, call->layout.swapped);
     }
 }
