@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from operator import index
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from fastce._kernels.entry import arrays
 
@@ -37,3 +39,36 @@ def as_csr(a: Any, name: str) -> Any:
         raise ValueError(f"{name} has row pointers beyond its entries; expected a CSR array")
     data = arrays.float_array(a.data, name)
     return a if data is a.data else type(a)((data, a.indices, a.indptr), shape=a.shape)
+
+
+class Layer(NamedTuple):
+    """Features, weights and bias, checked, the dtype of their products, and how many bytes to hold."""
+
+    x: Any
+    w: NDArray
+    bias: NDArray | None
+    dtype: np.dtype
+    memory: int
+
+
+def layer(x: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memory: int, name: str) -> Layer:
+    """What a linear layer is made of, with features `x` that are checked; `name` is what they are called."""
+    w = arrays.float_array(linear_weight, "linear_weight")
+    bias = None if linear_bias is None else arrays.float_array(linear_bias, "linear_bias")
+    try:
+        memory = index(memory)
+    except TypeError:
+        raise TypeError(f"memory is {memory!r}; expected an int, a number of bytes") from None
+    if x.ndim == 0:
+        raise ValueError(f"{name} is a scalar; expected at least one axis, the features")
+    if w.ndim != 2 or w.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"linear_weight has shape {w.shape} and {name} {x.shape}; expected (C, D) and "
+            "(..., D), with the same number of features D"
+        )
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(
+            f"linear_bias has shape {bias.shape}; expected {w.shape[:1]}, one for each class "
+            f"of linear_weight, {w.shape}"
+        )
+    return Layer(x, w, bias, np.dtype(np.float64 if is_wide(x) or is_wide(w) else np.float32), memory)

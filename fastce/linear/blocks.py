@@ -9,72 +9,15 @@ parts that stay in cache are quicker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import isqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastce._kernels.machine import threads
 from fastce.linear import sparse
-
-LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more...
-LEAST_ROWS_OF_LOSS = 1024  # ... which a loss alone does not need
-HELD_BYTES = 1 << 24  # of the logits of a part, four times as many classes as rows: allocators keep that
-SUMMED_BYTES = 1 << 20  # of gradients of weights that are added to others
-WIDE_BYTES = 1 << 23  # of weights that are widened
-KEPT_BYTES = 256  # of a row's sums
-
-
-class Blocks(NamedTuple):
-    """How a call is cut: rows of a block, classes whose logits it has at a time, and classes of a part."""
-
-    n_rows: int
-    n_held: int
-    n_part: int
-
-
-def plan(
-    shape: tuple[int, int, int],
-    item: int,
-    per_row: int,
-    per_row_in_parts: int,
-    per_class: int,
-    most_beside: int,
-    with_grad: bool,
-    memory: int,
-) -> Blocks:
-    """Choose blocks for (N, D, C) that take `memory` bytes at most.
-
-    `per_row`, with whole logits or in parts, and `per_class` are numbers, of `item` bytes, that a row of a
-    block and a class of a part take beside logits; for whole logits the latter are `most_beside` at most.
-    """
-    n_rows, n_features, n_classes = shape
-    beside = per_class * item
-
-    def beside_at_once(most: int) -> int:
-        return min(n_classes, max(1, min(most, memory // 4) // beside)) if beside else n_classes
-
-    n_part, n_held = beside_at_once(most_beside), n_classes
-    room = (memory - n_part * beside) // ((n_classes + per_row) * item)
-    if not with_grad:
-        room = min(room, HELD_BYTES // (n_classes * item))
-    if room < min(n_rows, LEAST_ROWS if with_grad else LEAST_ROWS_OF_LOSS):
-        least = per_row_in_parts * item + KEPT_BYTES
-        held = min(HELD_BYTES, max(1, memory)) // item
-        n_some = min(beside_at_once(WIDE_BYTES), isqrt(4 * held), (memory - least) // (beside + item))
-        n_some = max(1, n_some)
-        in_parts = min((memory - n_some * beside) // (n_some * item + least), max(LEAST_ROWS, held // n_some))
-        if in_parts > 0:
-            n_part, n_held, room = n_some, n_some, in_parts
-        elif room < 1:
-            raise ValueError(
-                f"memory is {memory}; expected at least {least + beside + item} bytes, which one row and one "
-                f"class of {n_features} features need"
-            )
-    n_blocks = -(-n_rows // max(1, room))
-    return Blocks(-(-n_rows // n_blocks) if n_blocks else 1, n_held, n_part)
+from fastce.linear.products import HELD_BYTES, SUMMED_BYTES, WIDE_BYTES, Blocks, Products, plan
 
 
 @np.errstate(all="ignore")
@@ -117,7 +60,7 @@ def run(
         _Run(rows, x, w, bias, ignored, grads, accumulate, dtype, binary).run(memory)
 
 
-class _Run:
+class _Run(Products):
     """A call, and the arrays that its blocks share."""
 
     def __init__(
@@ -132,13 +75,11 @@ class _Run:
         dtype: np.dtype,
         binary: bool,
     ) -> None:
-        self.rows, self.x, self.w, self.accumulate, self.dtype = rows, x, w, accumulate, dtype
-        self.bias = None if bias is None else bias.astype(dtype, copy=False)
+        super().__init__(x, w, bias, dtype, rows.n_threads or None, binary)
+        self.rows, self.accumulate = rows, accumulate
         self.ignored = ignored if ignored is not None and ignored.any() else None
         self.of_x, self.of_w, self.of_bias = grads
         self.with_grad = any(grad is not None for grad in grads)
-        self.first_column, self.n_classes = int(binary), 2 if binary else len(w)
-        self.is_sparse, self.is_widened = not isinstance(x, np.ndarray), w.dtype != dtype
         # Whether the gradient of the features is not where products are added up.
         self.sums_input = self.of_x is not None and (accumulate or self.of_x.dtype != dtype)
 
@@ -160,7 +101,7 @@ class _Run:
         return blocks._replace(n_held=2) if self.first_column else blocks
 
     def run(self, memory: int) -> None:
-        n_rows, n_features = self.x.shape
+        n_rows = self.x.shape[0]
         if self.of_bias is not None:
             self.bias_sum = np.zeros(len(self.w))
             memory -= self.bias_sum.nbytes
@@ -170,10 +111,7 @@ class _Run:
             self.of_w = narrow.astype(self.dtype) if self.accumulate else np.zeros(narrow.shape, self.dtype)
             memory -= self.of_w.nbytes
         blocks = self._plan(memory)
-        self.n_part, self.is_whole = blocks.n_part, blocks.n_held == self.n_classes
-        self.held = np.empty(blocks.n_rows * blocks.n_held, self.dtype)
-        has_beside = self.is_widened or self.of_w is not None
-        self.beside = np.empty((self.n_part if has_beside else 0, n_features), self.dtype)
+        self.hold(blocks, self.is_widened or self.of_w is not None)
         for first in range(0, n_rows, blocks.n_rows):
             self._block(slice(first, min(first + blocks.n_rows, n_rows)))
         if self.of_bias is not None:
@@ -185,20 +123,16 @@ class _Run:
 
     def _block(self, block: slice) -> None:
         rows, first, n_rows = self.rows, block.start, block.stop - block.start
-        x = self.x[block] if self.is_sparse else self.x[block].astype(self.dtype, copy=False)
+        x = self.features(block)
         if self.is_whole:
-            z = self._logits(n_rows, slice(0, self.n_classes))
-            z[:, : self.first_column] = 0
-            for classes, w in self._parts():
-                self._multiply(x, w, classes, self._logits(n_rows, classes))
-            rows.of_block(z, first, self.with_grad)
+            rows.of_block(self.whole_logits(x), first, self.with_grad)
             threads.make_way()
         else:
             kept = None
-            for classes, w in self._parts():
-                z = self._logits(n_rows, classes)
+            for classes, w in self.parts():
+                z = self.logits(n_rows, classes)
                 kept = rows.begin_parts(z, first) if kept is None else kept
-                self._multiply(x, w, classes, z)
+                self.multiply(x, w, classes, z)
                 rows.sweep_part(kept, z, first, classes.start)
                 threads.make_way()
             rows.finish_parts(kept, z, first, self.with_grad)
@@ -207,10 +141,10 @@ class _Run:
         without = None if self.ignored is None or not self.ignored[block].any() else self.ignored[block]
         used = x if without is None else _without(x, without)
         total = None
-        for classes, w in self._parts():
-            g = self._logits(n_rows, classes)
+        for classes, w in self.parts():
+            g = self.logits(n_rows, classes)
             if not self.is_whole:
-                self._multiply(x, w, classes, g)
+                self.multiply(x, w, classes, g)
                 rows.write_part(kept, g, first, classes.start)
                 threads.make_way()
             if self.of_bias is not None:
@@ -223,34 +157,6 @@ class _Run:
                 self._add_weight_grad(g, used, classes, first > 0 or self.accumulate)
         if self.of_x is not None:
             self._put_input_grad(total, block)
-
-    def _logits(self, n_rows: int, classes: slice) -> NDArray:
-        """Where those of some classes are held, whole rows or this part alone."""
-        if not self.is_whole:
-            n_classes = classes.stop - classes.start
-            return self.held[: n_rows * n_classes].reshape(n_rows, n_classes)
-        z = self.held[: n_rows * self.n_classes].reshape(n_rows, self.n_classes)
-        return z if classes.stop - classes.start == self.n_classes else z[:, self.first_column :][:, classes]
-
-    def _parts(self) -> Iterator[tuple[slice, NDArray]]:
-        """Classes, and their weights in the dtype that is computed in."""
-        n_part = self.n_part if self.is_widened or self.is_sparse or not self.is_whole else len(self.w)
-        for start in range(0, len(self.w), n_part):
-            classes = slice(start, min(start + n_part, len(self.w)))
-            w = self.w[classes]
-            if self.is_widened:
-                self.rows.widen(w, self.beside[: len(w)])
-                threads.make_way()
-                w = self.beside[: len(w)]
-            yield classes, w
-
-    def _multiply(self, x: Any, w: NDArray, classes: slice, z: NDArray) -> None:
-        if self.is_sparse:
-            z[...] = x @ w.T
-        else:
-            np.matmul(x, w.T, out=z)
-        if self.bias is not None:
-            z += self.bias[classes]
 
     def _put_input_grad(self, total: NDArray, block: slice) -> None:
         if self.accumulate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -208,27 +207,9 @@ class _Call:
         self, input: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memory: int
     ) -> None:
         self.is_sparse = hasattr(input, "tocsr")
-        self.x = arguments.as_csr(input, "input") if self.is_sparse else arrays.float_array(input, "input")
-        self.w = arrays.float_array(linear_weight, "linear_weight")
-        self.bias = None if linear_bias is None else arrays.float_array(linear_bias, "linear_bias")
-        try:
-            self.memory = index(memory)
-        except TypeError:
-            raise TypeError(f"memory is {memory!r}; expected an int, a number of bytes") from None
-        if self.x.ndim == 0:
-            raise ValueError("input is a scalar; expected at least one axis, the features")
-        if self.w.ndim != 2 or self.w.shape[1] != self.x.shape[-1]:
-            raise ValueError(
-                f"linear_weight has shape {self.w.shape} and input {self.x.shape}; expected (C, D) and "
-                "(..., D), with the same number of features D"
-            )
-        if self.bias is not None and self.bias.shape != self.w.shape[:1]:
-            raise ValueError(
-                f"linear_bias has shape {self.bias.shape}; expected {self.w.shape[:1]}, one for each class "
-                f"of linear_weight, {self.w.shape}"
-            )
-        is_wide = any(map(arguments.is_wide, (self.x, self.w)))
-        self.dtype = np.dtype(np.float64 if is_wide else np.float32)
+        x = arguments.as_csr(input, "input") if self.is_sparse else arrays.float_array(input, "input")
+        layer = arguments.layer(x, linear_weight, linear_bias, memory, "input")
+        self.x, self.w, self.bias, self.dtype, self.memory = layer
 
     def rows(self, target: ArrayLike, *options: Any) -> Any:
         """Targets and options, checked but for the labels; see `LinearRows`."""

@@ -62,11 +62,11 @@ def test_empty():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"memory": 100}, ValueError, "memory is 100 bytes; expected at least 2400"),
+        ({"memory": 100}, ValueError, "memory is 100; expected at least 2400"),
         ({"tokens": np.full((5, 7), 300)}, IndexError, r"tokens\[0, 0\] is 300"),
         ({"tokens": np.zeros(35, int)}, ValueError, r"tokens has shape \(35,\)"),
         ({"linear_bias": np.zeros(4)}, ValueError, "linear_bias has shape"),
-        ({"linear_weight": np.zeros((300, 15))}, ValueError, r"linear_weight \(300, 15\)"),
+        ({"linear_weight": np.zeros((300, 15))}, ValueError, r"linear_weight has shape \(300, 15\)"),
     ],
 )
 def test_refusals(change, error, message):

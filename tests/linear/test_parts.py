@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastce
 from fastce import _kernels, reference
-from fastce.linear import arguments, blocks
+from fastce.linear import arguments, products
 from fastce.reference.softmax import largest_terms
 
 OPTIONS = {
@@ -124,8 +124,8 @@ def problem(dtype=np.float64, shape=(150, 12, 40)):
 def cut(monkeypatch):
     """No room for whole rows: a few classes, and a few rows, at a time."""
     monkeypatch.setattr(arguments, "FEW_WEIGHTS", 0)
-    monkeypatch.setattr(blocks, "LEAST_ROWS", 1 << 20)
-    monkeypatch.setattr(blocks, "HELD_BYTES", 8 * 49)
+    monkeypatch.setattr(products, "LEAST_ROWS", 1 << 20)
+    monkeypatch.setattr(products, "HELD_BYTES", 8 * 49)
 
 
 @pytest.mark.parametrize("accumulate", [False, True])
@@ -184,15 +184,15 @@ def test_plans_stay_within_memory():
         n_rows, n_features, n_classes = shape = tuple(int(2**k) for k in rng.uniform(0, 20, 3))
         item, with_grad = int(rng.choice([4, 8])), bool(rng.integers(2))
         per_row, in_parts, per_class = (int(k) * n_features for k in rng.integers(0, 3, 3))
-        most = int(rng.choice([blocks.SUMMED_BYTES, blocks.WIDE_BYTES]))
+        most = int(rng.choice([products.SUMMED_BYTES, products.WIDE_BYTES]))
         numbers = (item, per_row, per_row + in_parts, per_class, most, with_grad)
         memory = int(2 ** rng.uniform(6, 28))
         try:
-            plan = blocks.plan(shape, *numbers, memory)
+            plan = products.plan(shape, *numbers, memory)
         except ValueError as error:
             refused += 1
             memory = int(re.search(r"at least (\d+) bytes", str(error))[1])
-            plan = blocks.plan(shape, *numbers, memory)
+            plan = products.plan(shape, *numbers, memory)
         is_whole = plan.n_held == n_classes
         row = plan.n_held + per_row if is_whole else plan.n_held + per_row + in_parts
         assert plan.n_rows * row * item + plan.n_part * per_class * item <= memory

@@ -5,7 +5,7 @@ import pytest
 from conftest import FLOATS
 
 import fastce
-from fastce.linear import arguments, blocks
+from fastce.linear import arguments, products
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'fastce[torch-tests]'")
 F = torch.nn.functional
@@ -21,8 +21,8 @@ def way(request, monkeypatch):
     if request.param != "kernels":
         monkeypatch.setattr(arguments, "FEW_WEIGHTS", 0)
     if request.param == "parts":
-        monkeypatch.setattr(blocks, "LEAST_ROWS", 1 << 20)
-        monkeypatch.setattr(blocks, "HELD_BYTES", 1 << 10)
+        monkeypatch.setattr(products, "LEAST_ROWS", 1 << 20)
+        monkeypatch.setattr(products, "HELD_BYTES", 1 << 10)
 
 
 def problem(dtype):

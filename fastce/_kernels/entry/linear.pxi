@@ -7,13 +7,23 @@
 include "linear_walk.pxi"
 
 
+def widen(cnp.ndarray a, cnp.ndarray wide, given_n_threads):
+    """Rows of numbers of any format to contiguous rows of float32 or float64."""
+    cdef Layout layout = layout_of(a)
+    cdef int most = checked_n_threads(given_n_threads)
+    with nogil:
+        run_widen(cnp.PyArray_ITEMSIZE(wide) == 8, <char *>cnp.PyArray_DATA(a), &layout, cnp.PyArray_DIM(a, 0),
+                  cnp.PyArray_DIM(a, 1), <char *>cnp.PyArray_DATA(wide), most)
+
+
 cdef class LinearRows:
     """Targets, weights and options of rows whose logits are products, (N, C) in all; N alone where there is one row."""
 
     cdef Problem p
     cdef object target, weight, sample_weight, ignore_index, losses, virtual
     cdef ClassWeight class_weight
-    cdef int reduction, n_threads
+    cdef int reduction
+    cdef readonly int n_threads            # 0: as many as there are
     cdef bint is_f64, has_normalizer
     cdef double normalizer
     cdef Pair total
@@ -224,14 +234,6 @@ cdef class LinearRows:
         call.accumulate = False
         call.scale = 1 / self.denominator
         self.run_dense_call(&p, &call, x, w, bias, v, v_bias, None, weight_product, bias_product, memory)
-
-    def widen(self, cnp.ndarray a, cnp.ndarray wide):
-        """Rows of numbers of any format to contiguous rows of float32 or float64."""
-        cdef Layout layout = layout_of(a)
-        cdef int most = self.n_threads
-        with nogil:
-            run_widen(cnp.PyArray_ITEMSIZE(wide) == 8, <char *>cnp.PyArray_DATA(a), &layout, cnp.PyArray_DIM(a, 0),
-                      cnp.PyArray_DIM(a, 1), <char *>cnp.PyArray_DATA(wide), most)
 
     def hessian_rows(self, cnp.ndarray z, cnp.ndarray t, Py_ssize_t first, bint binary):
         """s p (t - sum p t) in place of products t of rows from `first` on, s by `denominator`; p of logits z."""
