@@ -6,22 +6,19 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 import fastce
 from fastce import inference
-from fastce.cli.common import UserError, console, new_table, require, three_digits, time_text
+from fastce.cli.common import UserError, require, three_digits, time_text
 from fastce.cli.files import Array, open_array, read_tokens
 
 HEAD_MEMORY = 128 * 2**20  # bytes, of the logits of hidden states
-FIELDS = ("logprob", "rank", "entropy", "top_tokens", "top_logprobs")
 
 
 class Totals:
@@ -75,57 +72,55 @@ def run(args: argparse.Namespace) -> None:
     output, plot = _wanted("--output", args.output, WRITERS), _wanted("--plot", args.plot, PICTURES)
     if plot:
         require("score", "matplotlib")
-    kept: dict[str, list[np.ndarray]] = {"token": [], **{field: [] for field in FIELDS}}
+    kept: list[tuple[np.ndarray, ...]] = []
     totals, start = Totals(), time.perf_counter()
-    terminal = console()
-    with _writer(output, args.top_k) as writer, _progress(terminal) as progress:
-        task = progress.add_task("scoring", total=source.nbytes, speed="")
-        for first, scores in _scores(args, source, head, bias, tokens):
+    with _writer(output, args.top_k) as writer, _progress(source.nbytes, start) as progress:
+        for first, scores, of_block in _scores(args, source, head, bias, tokens):
             labels = tokens[first : first + len(scores.rank)]
-            used = labels != args.ignore_index
-            totals.add(scores, used)
+            totals.merge(of_block)
             if writer:
                 writer(first, labels, scores)
             if args.plot:
-                kept["logprob"].append(scores.logprob[used])
-                kept["rank"].append(scores.rank[used])
-                kept["top_logprobs"].append(scores.top_logprobs[used, 0])
-            done = source.nbytes * (first + len(labels)) // max(source.n_rows, 1)
-            progress.update(task, completed=done, speed=_speed(done, time.perf_counter() - start))
-    seconds = time.perf_counter() - start
-    table = new_table(("",), ("",))
-    for line in totals.lines(args.bytes):
-        table.add_row(*line)
-    table.add_row("time", time_text(seconds))
-    table.add_row("read", _speed(source.nbytes, seconds))
-    terminal.print(table)
+                used = labels != args.ignore_index
+                kept.append((scores.logprob[used], scores.rank[used], scores.top_logprobs[used, 0]))
+            progress(source.nbytes * (first + len(labels)) // max(source.n_rows, 1))
+    print_summary(list(totals.lines(args.bytes)), source.nbytes, time.perf_counter() - start)
     if plot and totals.n:
         from fastce.cli.score_plot import draw
 
-        columns = (np.concatenate(kept[name]) for name in ("logprob", "rank", "top_logprobs"))
         with _replacing(plot) as path:
-            draw(*columns, path, " ".join(map(str, args.files)))
+            draw(*map(np.concatenate, zip(*kept, strict=True)), path, " ".join(map(str, args.files)))
+
+
+def print_summary(lines: list[tuple[str, str]], n_bytes: int, seconds: float) -> None:
+    """Print names and figures, and how fast bytes were read, in two columns."""
+    lines = [*lines, ("time", time_text(seconds)), ("read", _speed(n_bytes, seconds))]
+    name_width, width = (max(map(len, column)) for column in zip(*lines, strict=True))
+    for name, figure in lines:
+        print(f" {name:{name_width}}  {figure:>{width}}")
 
 
 def _speed(n_bytes: int, seconds: float) -> str:
     return f"{three_digits(n_bytes / max(seconds, 1e-9) / 1e9)} GB/s"
 
 
-def _progress(terminal: Console) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(
-        *columns,
-        console=Console(file=sys.stderr),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-        refresh_per_second=4,
-    )
+@contextmanager
+def _progress(n_bytes: int, start: float) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many bytes are done, and shows it on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (BarColumn(), DownloadColumn(binary_units=True), speed, TimeRemainingColumn())
+    terminal = Console(file=sys.stderr)
+    with Progress(*columns, console=terminal, transient=True, refresh_per_second=4) as progress:
+        task = progress.add_task("", total=n_bytes, speed="")
+        yield lambda done: progress.update(
+            task, completed=done, speed=_speed(done, time.perf_counter() - start)
+        )
 
 
 def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndarray | None, np.ndarray]:
@@ -175,7 +170,8 @@ def _scores(
     head: np.ndarray | None,
     bias: np.ndarray | None,
     tokens: np.ndarray,
-) -> Iterator[tuple[int, inference.TokenLogprobs]]:
+) -> Iterator[tuple[int, inference.TokenLogprobs, Totals]]:
+    """The first row, the scores and the totals of one block after the other."""
     n_workers = (args.threads or fastce.get_num_threads()) if head is None else 1
     options = {
         "top_k": max(args.top_k, 1) if args.plot else args.top_k,
@@ -185,7 +181,7 @@ def _scores(
         "n_threads": 1 if head is None else args.threads,
     }
 
-    def scored(first: int, rows: np.ndarray) -> tuple[int, inference.TokenLogprobs]:
+    def scored(first: int, rows: np.ndarray) -> tuple[int, inference.TokenLogprobs, Totals]:
         labels = tokens[first : first + len(rows)]
         if head is None:
             scores = inference.token_logprobs(rows, labels, **options)
@@ -193,7 +189,9 @@ def _scores(
             memory = max(HEAD_MEMORY, 16 * len(head))
             scores = inference.score(rows, head, labels, linear_bias=bias, memory=memory, **options)
         source.drop(first, len(rows))
-        return first, scores
+        totals = Totals()
+        totals.add(scores, labels != args.ignore_index)
+        return first, scores, totals
 
     try:
         # A block for each thread: so page faults are shared as arithmetic is. One more is asked of the disk.

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from fastce.cli import score
-from fastce.cli.common import UserError, console, new_table, require, time_text
+from fastce.cli.common import UserError, require
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,20 +33,14 @@ def run(args: argparse.Namespace) -> None:
             totals.merge(of_files)  # in the order of the files, wherever they were scored
             n_read += n_bytes
     seconds = time.perf_counter() - start
-    table = new_table(("",), ("",))
-    table.add_row("tasks", f"{len(tasks):,}")
-    for line in totals.lines(args.bytes):
-        table.add_row(*line)
-    table.add_row("time", time_text(seconds))
-    table.add_row("read", score._speed(n_read, seconds))
-    console().print(table)
+    lines = [("tasks", f"{len(tasks):,}"), *totals.lines(args.bytes)]
+    score.print_summary(lines, n_read, seconds)
 
 
 def totals_of(args: Any) -> tuple[score.Totals, int]:
     """Of one pair of files, and the bytes of its logits; what a worker does."""
     source, head, bias, tokens = score._arrays(args)
     totals = score.Totals()
-    for first, scores in score._scores(args, source, head, bias, tokens):
-        labels = tokens[first : first + len(scores.rank)]
-        totals.add(scores, labels != args.ignore_index)
+    for _, _, of_block in score._scores(args, source, head, bias, tokens):
+        totals.merge(of_block)
     return totals, source.nbytes
