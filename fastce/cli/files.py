@@ -11,7 +11,7 @@ import numpy as np
 
 from fastce.cli.common import UserError, require
 
-BLOCK_BYTES = 8 * 2**20
+BLOCK_BYTES = 16 * 2**20
 PAGE = mmap.ALLOCATIONGRANULARITY
 # Names of the dtypes of safetensors; bfloat16 is none of NumPy's.
 SAFETENSORS = {
