@@ -65,6 +65,7 @@ def test_gradcheck(loss, reduction, x, y):
     assert torch.autograd.gradcheck(lambda x: loss(x, y, reduction=reduction), x, check_batched_grad=True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck_of_targets(reduction, x):
     q = torch.rand(6, 5, dtype=torch.float64, requires_grad=True)
@@ -78,6 +79,7 @@ def test_gradcheck_of_targets(reduction, x):
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 @pytest.mark.parametrize("dim", [0, -1])
 def test_gradcheck_of_the_softmax_family(function, dim, x):
@@ -261,6 +263,7 @@ def test_modes_of_dispatch_see_the_operators(x, y, long_way):
     assert len(long_way) == 3
 
 
+@pytest.mark.once
 def test_a_gradient_outlives_its_program():
     """Its memory is NumPy's, and is let go of after Python has ended."""
     done = python(
@@ -471,6 +474,7 @@ def test_tensors_given_to_functions_of_arrays(function):
         function(x.requires_grad_(), y)
 
 
+@pytest.mark.once
 def test_bfloat16_without_ml_dtypes():
     done = python(
         "import sys\n"
@@ -493,6 +497,7 @@ def test_bfloat16_without_ml_dtypes():
 # ---- The linear layer and its loss -------------------------------------------------------------------
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("shape", [(7,), (6, 7), (2, 3, 7)], ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck_of_linear_cross_entropy(reduction, shape):
@@ -699,5 +704,6 @@ def test_no_more_threads_than_torch(monkeypatch, x, y):
     assert asked == [1, None, None]
 
 
+@pytest.mark.once
 def test_nothing_else_imports_it():
     python("import fastce, fastce.reference, sys\nassert not {'torch', 'fastce.torch'} & set(sys.modules)")

@@ -193,7 +193,7 @@ def test_place_and_neighbours_decide_nothing(dtype, n, rng):
         assert bits(losses[i]) == bits(fastce.binary_cross_entropy(p[i], y[i], reduction="none"))
 
 
-@pytest.mark.parametrize("n", [5000, 9000, 70_001, 300_000])
+@pytest.mark.parametrize("n", [5000, 9000, 70_001, pytest.param(300_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_threads(dtype, n, rng):
     x, y, w = rng.normal(size=n).astype(dtype), rng.random(n), rng.random(n)
