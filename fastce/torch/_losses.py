@@ -235,9 +235,10 @@ def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
     log_p, q = as_array(output), as_array(grad)
     out = array_like(output, log_p)
     minus = np.full(log_p.shape[dim], -1.0)
-    fastce.cross_entropy_and_grad(
-        log_p, q, axis=dim, weight=minus, reduction="sum", n_threads=n_threads(), out=out
-    )
+    if log_p.size:
+        fastce.cross_entropy_and_grad(
+            log_p, q, axis=dim, weight=minus, reduction="sum", n_threads=n_threads(), out=out
+        )
     return as_tensor(out)
 
 

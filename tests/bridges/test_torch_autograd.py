@@ -218,6 +218,21 @@ def test_unusual_calls_go_the_long_way(call, x, y, long_way):
 
 
 THEIRS = {ft.softmax: F.softmax, ft.log_softmax: F.log_softmax, ft.logsumexp: torch.logsumexp}
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 5)], ids=str)
+def test_strides_of_a_dimension_that_is_kept(shape):
+    x = torch.randn(shape)
+    assert ft.logsumexp(x, 0, True).stride() == torch.logsumexp(x, 0, True).stride()
+    assert ft.logsumexp(x, -1, True).stride() == torch.logsumexp(x, -1, True).stride()
+
+
+@pytest.mark.parametrize("function", [ft.softmax, ft.log_softmax], ids=["softmax", "log_softmax"])
+def test_backward_over_no_classes(function):
+    x = torch.zeros(3, 0, requires_grad=True)
+    function(x, 1).backward(torch.zeros(3, 0))
+    assert x.grad.shape == (3, 0)
+
 UNUSUAL_SOFTMAX = {
     "columns": lambda f, x: f(x.T, 0),
     "negative": lambda f, x: f(torch._neg_view(-x), 1),

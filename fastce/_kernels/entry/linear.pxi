@@ -99,7 +99,7 @@ cdef class LinearRows:
         cdef Environment host = enter_environment()
         try:
             self.lay_out_planes(&p)
-            p.sums_weights = is_weighted(&p)
+            p.sums_weights = is_weighted(&p) and self.reduction == MEAN and not self.has_normalizer
             run_releasing_gil(&p, True, self.n_threads, &partials)
             if total_bad(&p, &partials):
                 raise_bad_label(self.target, self.ignore_index, p.n_classes)

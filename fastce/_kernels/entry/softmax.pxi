@@ -45,7 +45,9 @@ def usual_logsumexp(a, axis, b, keepdims, return_sign, out, n_threads):
         return NotImplemented
     cdef cnp.ndarray loss = new_losses(a, number)
     log_sums(a, number, None, loss, None, n_threads)
-    return loss[(slice(None),) * number + (None,)] if keepdims else loss if cnp.PyArray_NDIM(loss) else loss[()]
+    if keepdims:
+        return loss.reshape(np.shape(a)[:number] + (1,) + np.shape(a)[number + 1:])
+    return loss if cnp.PyArray_NDIM(loss) else loss[()]
 
 
 cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):

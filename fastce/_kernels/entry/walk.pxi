@@ -127,7 +127,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
     if at[WEIGHT]:
         read_weights(p.weight_format, p.weight_swapped, at[WEIGHT], p.stride[WEIGHT][inner], tile.n_rows, rows.sample)
     if is_weighted(p):
-        set_mean_weights(rows, tile.n_rows, p.formula.class_weight if at[TARGETS] and p.n_classes else NULL)
+        set_mean_weights(rows, tile.n_rows, p.formula.class_weight if at[TARGETS] else NULL)
     if at[TARGETS] and p.formula.has_terms and p.formula.class_weight:
         replace_weightless(rows, tile.n_rows, &p.formula)
 
@@ -154,7 +154,7 @@ cdef void end_block(const Problem *p, Partials *partials, int block, const Sums 
     partials.loss[block] = total_loss(sums)
     if p.sums_weights:
         partials.weight[block] = total_weight(sums)
-    else:
+    else:                                  # of use where there are no weights
         partials.weight[block] = Pair(partials.counts[block].used, 0)
 
 

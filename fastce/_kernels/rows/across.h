@@ -186,12 +186,16 @@ static void FN(lanes_terms)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrd
             if (REAL_BITS == 64) /* infinity has no error term */
                 sum[s] += keep_f64(not_less_f64(splat_f64(REAL_MAX_F64), size), load_f64(tally->term_error[s] + k));
         }
-        for (ptrdiff_t j = 0; !w && j < LANES_F64; j++)
+        for (ptrdiff_t j = 0; !w && j < LANES_F64; j++) /* ones are counted, the label's not among them */
             sum[0][j] = (double)(start + n - (rows->label[k + j] >= 0 && rows->label[k + j] < start + n));
-        if (formula->even != 0) mass = formula->even * sum[0];
-        if (formula->even != 0) spread = formula->even * sum[1];
-        if (share != 0) mass += share * sum[2];
-        if (share != 0) spread += share * sum[3];
+        if (formula->even != 0) {
+            mass = formula->even * sum[0];
+            spread = formula->even * sum[1];
+        }
+        if (share != 0) {
+            mass += share * sum[2];
+            spread += share * sum[3];
+        }
         store_f64(rows->mass + k, mass);
         store_f64(rows->spread + k, spread);
     }

@@ -167,7 +167,8 @@ INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(A
     vec finite = {0};
     if (tile->grad) FN(find_alphas)(rows, plain ? 1 : tile->n_rows, normalizer, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        const FN(Sum) alpha = FN(alpha)(&alphas, plain ? 0 : i);
+        FN(Sum) alpha = {{0}, {0}};
+        if (tile->grad) alpha = FN(alpha)(&alphas, plain ? 0 : i);
         finite += FN(finish)(tile, i, plain, smoothed, tile->grad ? &alpha : NULL, a, rows);
     }
     return FN(are_finite)(finite);

@@ -10,10 +10,10 @@ typedef struct {
     REAL most[TILE];
 } FN(HingeTally);
 
-INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, FN(HingeTally) *tally,
-                             Rows *rows, Hinge kind, int power, int with_mass)
+INLINE void FN(sum_lanes_of)(const Tile *tile, ptrdiff_t start, ptrdiff_t n, ptrdiff_t i, const FN(Ahead) *first,
+                             FN(HingeTally) *tally, Rows *rows, Hinge kind, int power, int with_mass)
 {
-    const FN(Ahead) first = FN(ahead)(tile, start + n), ahead = FN(ahead_of)(&first, tile, i);
+    const FN(Ahead) ahead = FN(ahead_of)(first, tile, i);
     const FN(Edge) edge = FN(edge_of_lanes)(rows, i);
     const REAL *x = (const REAL *)tile->scratch;
     const vec lowest = FN(splat)(-INFINITY);
@@ -64,8 +64,10 @@ static void FN(sweep_hinges_across)(const Tile *tile, Rows *rows)
             else FN(read_given_of_plane)(tile, rows);
             FN(set_edges)(f, rows, n_rows);
         }
+        const FN(Ahead) first = FN(ahead)(tile, start + n);
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
-#define SUM_LANES(kind, power, with_mass) FN(sum_lanes_of)(tile, start, n, i, &tally, rows, kind, power, with_mass)
+#define SUM_LANES(kind, power, with_mass) \
+    FN(sum_lanes_of)(tile, start, n, i, &first, &tally, rows, kind, power, with_mass)
             FOR_EACH_HINGE(f, tile->grad, SUM_LANES);
 #undef SUM_LANES
         }

@@ -251,7 +251,8 @@ INLINE void FN(factors)(vec_f64 f, vec_f64 s, vec_f64 s_low, REAL *a, REAL *c, R
     f = select_f64(not_less_f64(most, larger_f64(f, -f)), FN(load_wide)(a), f); /* or beyond what REAL can hold */
 #ifdef HAS_FMA
     const vec_f64 by_s = 1 / s, power = FN(power_below)(f * by_s, 0.25);
-    const vec_f64 lifted = f * (vec_f64)((int64_t)0x7fe0000000000000 - (ivec_f64)power); /* f / power */
+    /* f / power: biased exponents of 2^k and 2^-k add up to 2046, and neither is at the end of its range. */
+    const vec_f64 lifted = f * (vec_f64)((int64_t)0x7fe0000000000000 - (ivec_f64)power);
     FN(store_finite)(a, lifted * by_s);
     const vec_f64 whole = FN(load_wide)(a), rest = (fma_f64(-whole, s, lifted) - whole * s_low) * by_s;
     const vec_f64 least = whole * 0x1p-20; /* more: a is REAL_MAX or infinite */
