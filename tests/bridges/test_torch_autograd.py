@@ -233,6 +233,7 @@ def test_backward_over_no_classes(function):
     function(x, 1).backward(torch.zeros(3, 0))
     assert x.grad.shape == (3, 0)
 
+
 UNUSUAL_SOFTMAX = {
     "columns": lambda f, x: f(x.T, 0),
     "negative": lambda f, x: f(torch._neg_view(-x), 1),
