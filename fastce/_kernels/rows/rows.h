@@ -209,8 +209,6 @@ static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, in
            && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
 }
 
-static int is_log_sum(Kind kind) { return kind == LOG_SOFTMAX || kind == LOG_SUM_EXP; }
-
 /* Rows of extreme weights, in a tile of their own. */
 static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, ptrdiff_t n)
 {
@@ -249,7 +247,7 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
         if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
         return;
     }
-    if (across && is_log_sum(tile->formula->kind) && tile->n_classes * item <= FEW_BYTES) {
+    if (across && takes_maximum(tile) && tile->n_classes * item <= FEW_BYTES) {
         IN_PRECISION_OF(tile, sweep_log_sums, tile, rows);
         finish_log_sums(tile, rows, 1);
     } else {
