@@ -124,6 +124,16 @@ def test_scaling_a_weight_by_a_power_of_two_is_exact(problem, power):
     assert bits(one[1] * 2.0**power) == bits(other[1])
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 100])
+def test_a_weight_of_two_doubles_a_loss(n_classes, rng):
+    """Where many rows have a largest logit that is not the target's: hardly any sum is exact then."""
+    x, y = rng.normal(scale=3, size=(5000, n_classes)), rng.integers(0, n_classes, 5000)
+    for smoothing in (0, 0.1):
+        options = {"reduction": "none", "label_smoothing": smoothing}
+        loss = fastce.cross_entropy(x, y, **options)
+        assert bits(2 * loss) == bits(fastce.cross_entropy(x, y, sample_weight=np.full(5000, 2.0), **options))
+
+
 @settings(max_examples=40)
 @given(data=st.data(), n_classes=st.integers(1, 20), wrong=st.integers(-(2**63), 2**63 - 1))
 def test_any_wrong_label_is_caught(data, n_classes, wrong):

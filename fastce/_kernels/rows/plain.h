@@ -88,8 +88,10 @@ INLINE FN(Sum) FN(alpha)(const FN(Alphas) *alphas, ptrdiff_t i)
     return (FN(Sum)){FN(load)(alphas->high + i), FN(load)(alphas->low + i)};
 }
 
-/* Losses of a vector of rows, gap + log_s and `more` unless that is NULL, times their weights, rounded once; without
- * weights as rows->given. A weight of 1 is as good as none. Returns 0, or NaN in lanes that have no finite loss. */
+/* Losses of a vector of rows, gap + log_s and `more` unless that is NULL, times their weights; without weights as
+ * rows->given. A weight of 1 is as good as none, and in float64 a power of two scales a loss exactly: there a weighted
+ * loss is the plain one times its weight. In float32 that would be a rounding too many, and the sum is made in float64.
+ * Returns 0, or NaN in lanes that have no finite loss. */
 INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int plain, ptrdiff_t i, Rows *rows)
 {
     const vec loss = gap.high + (log_s.high + gap.low);
@@ -102,12 +104,16 @@ INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int
     FN(store)(term[3], log_s.low);
     for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
         const vec_f64 w = load_f64(rows->weight + i + k), one = splat_f64(1), as_plain = load_f64(rows->given + i + k);
-        vec_f64 whole = FN(load_wide)(term[0] + k) + FN(load_wide)(term[2] + k);
-        whole += FN(load_wide)(term[1] + k) + FN(load_wide)(term[3] + k);
+        vec_f64 whole = as_plain;
+        if (REAL_BITS == 32) {
+            whole = FN(load_wide)(term[0] + k) + FN(load_wide)(term[2] + k);
+            whole += FN(load_wide)(term[1] + k) + FN(load_wide)(term[3] + k);
+        }
         if (more) whole += load_f64(more + k);
         if (more) store_f64(rows->given + i + k, whole);
         vec_f64 weighted = w * whole;
-        if (!more) weighted = select_f64(not_less_f64(w, one) & not_less_f64(one, w), as_plain, weighted);
+        if (REAL_BITS == 32 && !more)
+            weighted = select_f64(not_less_f64(w, one) & not_less_f64(one, w), as_plain, weighted);
         store_f64(rows->loss + i + k, keep_f64(are_used(rows, i + k), weighted));
     }
     return 0 * loss;
