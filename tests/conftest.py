@@ -112,10 +112,15 @@ def assert_ulp(actual, exact, bound, scale=None, label=""):
 
     In the subnormal range the ULP is constant: what the bound allows there is the relative error it
     stands for at the smallest normal number, and half a unit for the rounding to a subnormal.
+    Infinity is the number after the largest.
     """
     actual = np.asarray(actual)
-    tiny = float(ml_dtypes.finfo(actual.dtype).smallest_normal)
+    info = ml_dtypes.finfo(actual.dtype)
+    tiny, largest = float(info.smallest_normal), float(info.max)
     distance = ulp_distance(actual, exact, scale)
+    if np.isinf(actual).any():
+        below = np.clip(actual, -largest, largest).astype(actual.dtype)
+        distance = np.minimum(distance, 1 + ulp_distance(below, exact, scale))
     size = np.abs(np.asarray(exact if scale is None else scale))
     with np.errstate(all="ignore"):
         allowed = np.where(size < tiny, 0.5 + bound * (size / tiny).astype(float), bound)
