@@ -280,7 +280,7 @@ cdef class LinearRows:
             call.weight_sums = call.bias_sums = NULL
             call.input_grad = NULL
             if weight_grad is not None:
-                sums = np.zeros((p.n_blocks, call.sum_size))
+                sums = np.zeros((max(1, p.n_blocks), call.sum_size))     # of no rows at all, too
                 call.weight_sums = <double *>cnp.PyArray_DATA(sums)
             if bias_grad is not None:
                 bias_sums = np.zeros((p.n_blocks, call.bias_size))
@@ -308,7 +308,7 @@ cdef class LinearRows:
                 self.add_losses_of(p, &partials)
             if weight_grad is not None:
                 layout = layout_of(weight_grad)
-                put_sums(self.is_f64, layer, call.weight_sums, call.sum_size, p.n_blocks, &layout, call.accumulate,
+                put_sums(self.is_f64, layer, call.weight_sums, p.n_blocks, &layout, call.accumulate,
                          <char *>cnp.PyArray_DATA(weight_grad))
             if bias_grad is not None:
                 layout = layout_of(bias_grad)

@@ -25,8 +25,8 @@ cdef extern from "linear/linear.h" nogil:
     void add_bias_grad(bint is_f64, Py_ssize_t n_columns, Py_ssize_t n_rows, const void *g, double *sums) noexcept
     void put_input_grad(bint is_f64, const Linear *, Py_ssize_t n_rows, const void *g, void *rows, const Layout *to,
                         bint accumulate, char *array) noexcept
-    void put_sums(bint is_f64, const Linear *, const double *sums, Py_ssize_t block_stride, Py_ssize_t n_blocks,
-                  const Layout *to, bint accumulate, char *array) noexcept
+    void put_sums(bint is_f64, const Linear *, double *sums, Py_ssize_t n_blocks, const Layout *to, bint accumulate,
+                  char *array) noexcept
     void put_bias_sums(Py_ssize_t n_columns, const double *sums, Py_ssize_t block_stride, Py_ssize_t n_blocks,
                        const Layout *to, bint accumulate, char *array) noexcept
     void pack_weights(bint is_f64, const Linear *, const char *w, const Layout *source, void *dst) noexcept

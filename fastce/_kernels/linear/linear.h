@@ -99,10 +99,10 @@ static void put_input_grad(int is_f64, const Linear *l, ptrdiff_t n_rows, const 
     IN_PRECISION(is_f64, put_rows, rows, l->padded, n_rows, l->n_features, to, accumulate, array);
 }
 
-static void put_sums(int is_f64, const Linear *l, const double *sums, ptrdiff_t block_stride, ptrdiff_t n_blocks,
-                     const Layout *to, int accumulate, char *array)
+static void put_sums(int is_f64, const Linear *l, double *sums, ptrdiff_t n_blocks, const Layout *to, int accumulate,
+                     char *array)
 {
-    IN_PRECISION(is_f64, put_sums, l, sums, block_stride, n_blocks, to, accumulate, array);
+    IN_PRECISION(is_f64, put_sums, l, sums, n_blocks, to, accumulate, array);
 }
 
 static void pack_weights(int is_f64, const Linear *l, const char *w, const Layout *from, void *dst)

@@ -80,8 +80,9 @@ INLINE ptrdiff_t FN(feature_of)(const Linear *l, ptrdiff_t v)
 #define ROWS 4 /* whose products with so many columns are accumulated together: 16 registers have room for that */
 #define DOT_COLUMNS 3
 #ifndef AHEAD_FEATURES
-#define AHEAD_FEATURES 8192 /* bytes: see ask_for */
+#define AHEAD_FEATURES 16384 /* bytes: see ask_for */
 #endif
+#define ASKED_AT_ONCE 512 /* bytes of a row */
 
 /* The sum of the lanes of each of PART vectors. */
 INLINE void FN(put_lane_sums)(vec *sums, REAL *to)
@@ -116,31 +117,38 @@ INLINE void FN(add_vector)(const REAL *const *row, ptrdiff_t d, const REAL *w, p
     }
 }
 
-/* Logits of ROWS rows, from plane to plane. */
-INLINE void FN(add_products)(const Linear *l, const REAL *const *row, const REAL *w, const REAL *bias, REAL *z,
+/* Logits of ROWS rows, from plane to plane. share: rows that a column asks for, in 2^-32. */
+INLINE void FN(add_products)(const Linear *l, const REAL *const *row, int64_t share, ptrdiff_t column, REAL *z,
                              ptrdiff_t columns)
 {
-    const ptrdiff_t last = l->padded - LANES;
+    const REAL *w = (const REAL *)l->w + column * l->padded;
+    const REAL *bias = l->bias ? (const REAL *)l->bias + column : NULL;
+    const ptrdiff_t last = l->padded - LANES, first = share * column >> 32;
+    const ptrdiff_t asked = (share * (column + columns) >> 32) - first;
     vec sum[DOT_COLUMNS][ROWS];
     for (ptrdiff_t c = 0; c < columns; c++)
         for (ptrdiff_t r = 0; r < ROWS; r++) sum[c][r] = (vec){bias ? bias[c] : 0};
-    for (ptrdiff_t v = 0; v < last; v += LANES) FN(add_vector)(row, v, w + v, l->padded, sum, columns);
+    ptrdiff_t v = 0;
+    for (; asked && v < last; v += LANES) {
+        for (ptrdiff_t r = 0; r < asked; r++) FN(ask_for)(row[first + r] + v, AHEAD_FEATURES, 1, 0);
+        FN(add_vector)(row, v, w + v, l->padded, sum, columns);
+    }
+    for (; v < last; v += LANES) FN(add_vector)(row, v, w + v, l->padded, sum, columns);
     FN(add_vector)(row, FN(feature_of)(l, last / LANES), w + last, l->padded, sum, columns);
     for (ptrdiff_t c = 0; c < columns; c++)
-        for (ptrdiff_t r = 0; r < ROWS; r += PART) FN(put_lane_sums)(sum[c] + r, z + c * TILE + r);
+        for (ptrdiff_t r = 0; r < ROWS; r += PART) FN(put_lane_sums)(sum[c] + r, z + (column + c) * TILE + r);
 }
 
-/* Logits of a tile, or other products of its features with weights like l's. */
-static void FN(tile_logits)(const Linear *l, const Features *x, ptrdiff_t n_rows, REAL *z)
+INLINE void FN(logits_of)(const Linear *l, const Features *x, ptrdiff_t n_rows, int64_t share, REAL *z)
 {
-    const REAL *w = (const REAL *)l->w, *bias = (const REAL *)l->bias;
     for (ptrdiff_t i = 0; i < n_rows; i += ROWS) {
         const REAL *row[ROWS];
         for (ptrdiff_t r = 0; r < ROWS; r++) /* the last one again behind the end */
             row[r] = (const REAL *)x->rows + (i + r < n_rows ? i + r : n_rows - 1) * x->stride;
-        for (ptrdiff_t r = 0; r < ROWS; r++) FN(ask_for)(row[r], AHEAD_FEATURES, l->n_features * sizeof(REAL), 0);
+        for (ptrdiff_t r = 0; r < ROWS && !share; r++)
+            FN(ask_for)(row[r], AHEAD_FEATURES, l->n_features * sizeof(REAL), 0);
 #define ADD(columns) \
-    FN(add_products)(l, row, w + c * l->padded, bias ? bias + c : NULL, z + c * TILE + i, columns); \
+    FN(add_products)(l, row, share, c, z + i, columns); \
     c += columns
         for (ptrdiff_t c = 0; c < l->n_columns;) {
             switch (l->n_columns - c) {
@@ -151,6 +159,14 @@ static void FN(tile_logits)(const Linear *l, const Features *x, ptrdiff_t n_rows
         }
 #undef ADD
     }
+}
+
+/* Logits of a tile, or other products of its features with weights like l's. Rows that come later are asked for as
+ * these pass: short ones at once, long ones evenly, since so many lines are more than a core can wait for. */
+static void FN(tile_logits)(const Linear *l, const Features *x, ptrdiff_t n_rows, REAL *z)
+{
+    if (l->n_features * sizeof(REAL) <= ASKED_AT_ONCE) FN(logits_of)(l, x, n_rows, 0, z);
+    else FN(logits_of)(l, x, n_rows, ((int64_t)ROWS << 32) / l->n_columns + 1, z);
 }
 #undef ROWS
 
@@ -262,18 +278,20 @@ static void FN(put_rows)(REAL *rows, ptrdiff_t stride, ptrdiff_t n_rows, ptrdiff
     }
 }
 
-/* Sums of all blocks, in their order, to an array of n_columns x n_features. */
-static void FN(put_sums)(const Linear *l, const double *sums, ptrdiff_t block_stride, ptrdiff_t n_blocks,
-                         const Layout *to, int accumulate, char *array)
+/* Sums of all blocks, added in their order to those of the first, to an array of n_columns x n_features. */
+static void FN(put_sums)(const Linear *l, double *sums, ptrdiff_t n_blocks, const Layout *to, int accumulate,
+                         char *array)
 {
+    const ptrdiff_t size = l->n_columns * l->padded;
+    for (ptrdiff_t b = 1; b < n_blocks; b++)
+        for (ptrdiff_t k = 0; k < size; k++) sums[k] += sums[b * size + k];
     for (ptrdiff_t c = 0; c < l->n_columns; c++)
         for (ptrdiff_t v = 0; v < l->padded / LANES; v++)
             for (ptrdiff_t k = 0; k < LANES; k++) {
                 const ptrdiff_t d = FN(feature_of)(l, v) + k;
                 if (d < v * LANES || d >= l->n_features) continue; /* the vector before has it, or nothing */
-                double sum = 0;
-                for (ptrdiff_t b = 0; b < n_blocks; b++) sum += sums[b * block_stride + c * l->padded + v * LANES + k];
-                put_sum(sum, to, accumulate, array + c * to->row_stride + d * to->class_stride);
+                put_sum(sums[c * l->padded + v * LANES + k], to, accumulate,
+                        array + c * to->row_stride + d * to->class_stride);
             }
 }
 
