@@ -366,14 +366,16 @@ class Problem:
         return p.astype(np.float64), weight[:, None] / f.normalizer
 
     def _product(self, h: NDArray, columns: Any = slice(None)) -> NDArray:
-        """Sums of h x x' over the rows, x with a 1 appended where there is an intercept."""
-        X, h = self.X[:, columns], h[:, None].astype(self.X.dtype)
-        n_columns, weighted = X.shape[1], X.multiply(h).tocsr() if sparse.issparse(X) else X * h
+        """Sums of h x x' over the rows, x with a 1 appended where there is an intercept, and h not negative,
+        though weights may be."""
+        h = np.maximum(h, 0)
+        X, root = self.X[:, columns], np.sqrt(h[:, None]).astype(self.X.dtype)
+        n_columns, weighted = X.shape[1], X.multiply(root).tocsr() if sparse.issparse(X) else X * root
         whole = np.empty((n_columns + self.options[1],) * 2)
-        product = weighted.T @ X
+        product = weighted.T @ weighted  # of which NumPy has BLAS make one half
         whole[:n_columns, :n_columns] = product.toarray() if sparse.issparse(X) else product
         if self.options[1]:
-            whole[n_columns, :n_columns] = whole[:n_columns, n_columns] = weighted.sum(axis=0)
+            whole[n_columns, :n_columns] = whole[:n_columns, n_columns] = (weighted.T @ root)[:, 0]
             whole[n_columns, n_columns] = h.sum()
         return whole
 
