@@ -72,6 +72,8 @@ UNSANITIZED = pytest.mark.skipif(
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: independent of the level in this process, runs once")
+    # Workers of pytest-xdist, which begin after this, share the cores: a thread that waits shall not hold one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_generate_tests(metafunc):
