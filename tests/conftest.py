@@ -72,7 +72,7 @@ UNSANITIZED = pytest.mark.skipif(
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: independent of the level in this process, runs once")
-    # Workers of pytest-xdist, which begin after this, share the cores: a thread that waits shall not hold one.
+    # Workers of pytest-xdist, which begin after this, share the cores: threads that wait shall not hold any.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from .machine import forks  # noqa: F401 (looks around before anything with OpenMP is loaded)
 
 # isort: split
-from .machine import cpu
+from .machine import cpu, waits
+
+waits.load_runtime()
 
 __all__ = ["LEVELS", "MODULES", "built", "computed_by", "elementwise", "kernels", "load", "runnable"]
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastce._kernels.machine import threads
 from fastce.linear import sparse
 from fastce.linear.products import HELD_BYTES, SUMMED_BYTES, WIDE_BYTES, Blocks, Products, plan
 
@@ -126,7 +125,6 @@ class _Run(Products):
         x = self.features(block)
         if self.is_whole:
             rows.of_block(self.whole_logits(x), first, self.with_grad)
-            threads.make_way()
         else:
             kept = None
             for classes, w in self.parts():
@@ -134,7 +132,6 @@ class _Run(Products):
                 kept = rows.begin_parts(z, first) if kept is None else kept
                 self.multiply(x, w, classes, z)
                 rows.sweep_part(kept, z, first, classes.start)
-                threads.make_way()
             rows.finish_parts(kept, z, first, self.with_grad)
         if not self.with_grad:
             return
@@ -146,7 +143,6 @@ class _Run(Products):
             if not self.is_whole:
                 self.multiply(x, w, classes, g)
                 rows.write_part(kept, g, first, classes.start)
-                threads.make_way()
             if self.of_bias is not None:
                 self.bias_sum[classes] += np.ones(n_rows, self.dtype) @ g
             if self.of_x is not None and total is not None:

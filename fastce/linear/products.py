@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastce import _kernels
-from fastce._kernels.machine import threads
 from fastce.linear.arguments import Layer
 
 LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more...
@@ -134,7 +133,6 @@ class Products:
             w = self.w[classes]
             if self.is_widened:
                 _kernels.kernels.widen(w, self.beside[: len(w)], self.n_threads)
-                threads.make_way()
                 w = self.beside[: len(w)]
             yield classes, w
 
@@ -160,5 +158,4 @@ def of_blocks(layer: Layer, n_threads: int | None) -> Iterator[tuple[int, NDArra
     for first in range(0, max(n_rows, 1), blocks.n_rows):  # an empty block, where there are no rows
         with np.errstate(all="ignore"):
             z = products.whole_logits(products.features(slice(first, first + blocks.n_rows)))
-        threads.make_way()
         yield first, z

@@ -61,15 +61,6 @@ static void give_back_threads(int n)
     if (!LOAD(forked)) __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED);
 }
 
-/* The threads of this one's pool end, which would spin for milliseconds while other libraries' want their CPUs. GNU's
- * runtime has no other way to stop them; they start again, in 20 to 50 microseconds, when they are needed. */
-static void end_spinning(void)
-{
-#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
-    if (!LOAD(forked)) omp_pause_resource(omp_pause_soft, omp_get_initial_device());
-#endif
-}
-
 static int threads_at_work(void) { return LOAD(busy); }
 
 #undef LOAD

@@ -26,7 +26,6 @@ cdef extern from "machine/threads.h":
     int default_threads()
     int take_threads(int, int useful) nogil
     void give_back_threads(int) nogil
-    void end_spinning() nogil
     int threads_at_work()
 
 
@@ -48,12 +47,6 @@ cdef int take(int n_threads, int useful) noexcept nogil:
 
 cdef void give_back(int taken) noexcept nogil:
     give_back_threads(taken)
-
-
-def make_way():
-    """Whatever comes next in this thread has its CPUs: threads of OpenMP that wait for more work end."""
-    with nogil:
-        end_spinning()
 
 
 cpdef int checked(object n_threads) except -1:

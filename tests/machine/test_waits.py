@@ -1,0 +1,54 @@
+"""How long threads that wait spin is told to GCC's OpenMP runtime, if nobody else has, and to nobody else."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import fastce
+from fastce._kernels.machine import waits
+
+IS_GNU = fastce.show_config(mode="dict")["compiler"].startswith("gcc") and sys.platform == "linux"
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not IS_GNU, reason="another OpenMP runtime than GCC's"),
+]
+
+
+def settings(code, **environment):
+    """What the runtime displays of itself when it is loaded, and what is left in the environment."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import os; print([k for k in os.environ if 'OMP_' in k])"],
+        env=clean | environment | {"OMP_DISPLAY_ENV": "VERBOSE"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return re.findall(r"GOMP_SPINCOUNT = '(\w+)'", done.stderr), done.stdout.strip()
+
+
+def test_as_long_as_waking_takes():
+    assert settings("import fastce") == ([str(waits.SPINS)], "['OMP_DISPLAY_ENV']")
+
+
+def test_what_the_user_has_set_holds():
+    spins, left = settings("import fastce", GOMP_SPINCOUNT="77")
+    assert spins == ["77"]
+    assert "GOMP_SPINCOUNT" in left
+    spins, left = settings("import fastce", OMP_WAIT_POLICY="active")
+    assert int(spins[0]) > 1_000_000
+    assert "OMP_WAIT_POLICY" in left
+
+
+def test_a_failed_import_leaves_nothing_behind():
+    code = """
+import sys
+sys.modules["fastce._kernels.machine.threads"] = None
+try: import fastce
+except ImportError: pass
+pass"""
+    assert settings(code) == ([], "['OMP_DISPLAY_ENV']")
