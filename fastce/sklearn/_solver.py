@@ -207,7 +207,9 @@ def _descend(
         w, loss, g = new, new_loss, new_g
         if callback:
             callback(w)
-        if 0 <= gained <= 64 * np.finfo(float).eps * max(abs(loss), 1):  # scikit-learn's second criterion
+        # scikit-learn's second criterion; and what is left to gain is less than rounding errors have taken.
+        is_noise = gained < 0 and gain <= min(GAIN, noise) * abs(loss)
+        if is_noise or 0 <= gained <= 64 * np.finfo(float).eps * max(abs(loss), 1):
             return Solution(w, loss, n_iter + 1, True)
     raise AssertionError("unreachable")
 
