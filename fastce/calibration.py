@@ -156,7 +156,7 @@ def _minimum(rows: _Rows, inverse: float) -> tuple[float, bool]:
         if following >= high:
             following = high if high == _MOST else math.sqrt(low * high)
         change, inverse = abs(following / inverse - 1), following
-        if change <= _TOLERANCE:
+        if change <= _TOLERANCE and inverse not in (_LEAST, _MOST):  # an end is looked at
             break
     return inverse, False
 

@@ -50,6 +50,10 @@ def test_ends_of_the_range():
         assert calibration.fit_temperature(x, [0, 1, 2, 3]) == pytest.approx(np.exp(-10))
     with pytest.warns(RuntimeWarning, match="say nothing of the targets"):
         assert calibration.fit_temperature(-x, [0, 1, 2, 3]) == pytest.approx(np.exp(10))
+    for far in (1e10, 1e30):  # the least temperature is beyond the range, by far
+        x = np.array([[far, 0], [0, far], [0, far]])
+        with pytest.warns(RuntimeWarning, match="the loss falls without end as the temperature grows"):
+            assert calibration.fit_temperature(x, [0, 1, 0]) == pytest.approx(np.exp(10))
     assert calibration.fit_temperature(np.ones((3, 4)), [0, 1, 2]) == 1
 
 
