@@ -15,7 +15,10 @@ __all__ = ["Probabilities", "of_all_classes"]
 
 def of_all_classes(logits: NDArray) -> NDArray:
     """Logits (N, C) of such, or of a single column, that of class 1, where class 0 has 0."""
-    return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+    if logits.ndim == 2 and logits.shape[1] > 1:
+        return logits
+    column = logits.reshape(-1)
+    return np.stack([np.zeros_like(column), column], axis=1)
 
 
 class Probabilities:

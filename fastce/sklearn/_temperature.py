@@ -115,7 +115,8 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         Raises
         ------
         ValueError
-            `logits` is not one of the three; a class that the classifier does not know; and what
+            `logits` is not one of the three; a class that the classifier does not know; a classifier whose
+            logits are not of its classes; and what
             :func:`fastce.calibration.fit_temperature` refuses.
         """
         if self.logits not in ("auto", "decision_function", "log_proba"):
@@ -161,12 +162,20 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         estimator, source = self.estimator_, self.logits
         if source == "auto":
             source = "decision_function" if hasattr(estimator, "decision_function") else "log_proba"
-        if source == "decision_function":
-            return of_all_classes(np.asarray(estimator.decision_function(X)))
-        if hasattr(estimator, "predict_log_proba"):
-            return np.asarray(estimator.predict_log_proba(X))
-        with np.errstate(divide="ignore"):
-            return np.log(estimator.predict_proba(X))
+        with np.errstate(divide="ignore"):  # logarithms of 0
+            if source == "decision_function":
+                z = of_all_classes(np.asarray(estimator.decision_function(X)))
+            elif hasattr(estimator, "predict_log_proba"):
+                z = np.asarray(estimator.predict_log_proba(X))
+            else:
+                z = np.log(np.asarray(estimator.predict_proba(X)))
+        if z.ndim != 2 or z.shape[1] != len(self.classes_):
+            raise ValueError(
+                f"the classifier's logits have shape {z.shape}; expected a column for each of its "
+                f"{len(self.classes_)} classes: of a support vector classifier, "
+                "decision_function_shape='ovr'"
+            )
+        return z if z.dtype.kind == "f" else z.astype(np.float64)
 
     def predict(self, X: Any) -> NDArray:
         """What the classifier predicts.

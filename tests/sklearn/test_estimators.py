@@ -7,11 +7,14 @@ import warnings
 import numpy as np
 import pytest
 from conftest import FLOATS
-from scipy import sparse
+from scipy import sparse, special
 from sklearn import linear_model
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -215,6 +218,18 @@ def test_columns_of_any_scale():
     np.testing.assert_allclose(fit(wide, y).predict_proba(wide), fit(Z, y).predict_proba(Z), atol=1e-3)
 
 
+def test_rounding_errors_of_float32_are_no_steps():
+    """Of a column that large the gradient is never as small as tol."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 4))
+    y = (X @ rng.normal(size=(4, 3)) + rng.gumbel(size=(400, 3))).argmax(axis=1)
+    X[:, 0] *= 1e6
+    X = X.astype(np.float32)
+    narrow = LogisticRegression(max_iter=12).fit(X, y)  # or it warns
+    exact = LogisticRegression(tol=1e-9).fit(X.astype(np.float64), y)
+    assert value(narrow, X, y, 1) <= value(exact, X, y, 1) * (1 + 1e-7)
+
+
 @pytest.mark.parametrize("C", [1, 100, np.inf])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_more_columns_than_rows(classes, C):
@@ -274,8 +289,52 @@ def test_temperature_of_a_fitted_classifier(classes):
     assert bayes.predict_proba(X).shape == (len(X), classes)
 
 
+class Votes(ClassifierMixin, BaseEstimator):
+    """Logits that are whole numbers."""
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict(self, X):
+        return self.classes_[self.decision_function(X).argmax(axis=1)]
+
+    def decision_function(self, X):
+        return np.rint(9 * X[:, : len(self.classes_)] - 30).astype(int)
+
+
+class Column(Votes):
+    """One logit, in a column."""
+
+    def predict(self, X):
+        return self.classes_[(self.decision_function(X)[:, 0] > 0).astype(int)]
+
+    def decision_function(self, X):
+        return X[:, 2:3] - 2.5
+
+
+def test_temperature_of_logits_that_are_integers_or_one_column():
+    X, y = load_iris(return_X_y=True)
+    model = TemperatureScaling(Votes().fit(X, y)).fit(X, y)
+    z = model.estimator_.decision_function(X) / model.temperature_
+    np.testing.assert_allclose(model.predict_proba(X), special.softmax(z, axis=1), rtol=1e-12)
+    model = TemperatureScaling(Column().fit(X[:100], y[:100])).fit(X[50:100], y[49:99])
+    p = special.expit(model.estimator_.decision_function(X)[:, 0] / model.temperature_)
+    np.testing.assert_allclose(model.predict_proba(X)[:, 1], p, rtol=1e-12)
+
+
+def test_temperature_of_probabilities_of_0_does_not_warn():
+    X, y = load_iris(return_X_y=True)
+    forest = RandomForestClassifier(10, max_depth=3, random_state=0).fit(X, y)
+    p = TemperatureScaling(forest).fit(X, y).predict_proba(X)  # a warning would be an error
+    assert ((p == 0) == (forest.predict_proba(X) == 0)).all()
+
+
 def test_temperature_refuses():
     X, y = load_iris(return_X_y=True)
+    pairs = SVC(decision_function_shape="ovo").fit(*(a[:500] for a in load_digits(return_X_y=True)))
+    with pytest.raises(ValueError, match=r"shape \(500, 45\); expected a column for each of its 10 classes"):
+        TemperatureScaling(pairs).fit(*(a[:500] for a in load_digits(return_X_y=True)))
     with pytest.raises(ValueError, match="logits is 'margins'; expected 'auto'"):
         TemperatureScaling(logits="margins").fit(X, y)
     fitted = LogisticRegression().fit(X[y < 2], y[y < 2])
