@@ -265,9 +265,8 @@ class _Call:
 
     def run(self, rows: Any, grad: LinearGrad, accumulate: bool) -> float | NDArray:
         """The loss; write the gradients."""
-        n_features = self.x.shape[-1]
-        x = self.x if self.is_sparse else self.x.reshape(-1, n_features)
-        of_x = None if grad.input is None else grad.input.reshape(-1, n_features)
+        x = self.x if self.is_sparse else arguments.in_rows(self.x)
+        of_x = None if grad.input is None else arguments.in_rows(grad.input)
         flat = LinearGrad(of_x, grad.linear_weight, grad.linear_bias)
         copied = of_x is not None and not np.shares_memory(of_x, grad.input) and of_x.size
         rows.check()

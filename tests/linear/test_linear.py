@@ -284,6 +284,16 @@ def test_no_rows(way):
     assert fastce.linear_cross_entropy(np.empty((0, 4)), w, [], reduction="sum") == 0
 
 
+def test_no_features(way):
+    bias, y = np.arange(5.0), np.array([[0, 4], [2, 1]])
+    x, w = np.ones((2, 2, 0)), np.ones((5, 0))
+    loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=bias)
+    expected, of_logits = fastce.cross_entropy_and_grad(np.broadcast_to(bias, (2, 2, 5)), y)
+    assert loss == expected
+    assert (grad.input.shape, grad.linear_weight.shape) == ((2, 2, 0), (5, 0))
+    np.testing.assert_allclose(grad.linear_bias, of_logits.sum(axis=(0, 1)), rtol=1e-14)
+
+
 def test_labels_are_checked_before_anything_is_written(way):
     x, w, b, y = problem((200, 10, 4))
     y[150] = 4
