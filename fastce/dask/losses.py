@@ -25,6 +25,7 @@ import fastce
 from fastce import inference
 from fastce.dask import _chunks, _parts
 from fastce.inference import TokenLogprobs
+from fastce.inference.scoring import perplexity_of
 
 __all__ = ["cross_entropy", "cross_entropy_and_grad", "perplexity", "token_logprobs"]
 
@@ -144,7 +145,7 @@ def perplexity(
     _refuse_unknown(options, {"temperature", "softcap"})
     batch = _Batch(logits, tokens, None, sample_weight, ignore_index, options)
     batch.check()
-    return batch.reduced("mean", None)[0].map_blocks(np.exp)
+    return batch.reduced("mean", None)[0].map_blocks(perplexity_of, dtype=np.float64)
 
 
 def token_logprobs(

@@ -13,6 +13,8 @@ from fastce._kernels.entry import arrays
 from fastce.linear import arguments, products
 from fastce.losses import cross_entropy
 
+LARGEST_LOSS = math.log(np.finfo(np.float64).max)
+
 
 class TokenLogprobs(NamedTuple):
     """What `token_logprobs` and `score` return: arrays with one entry for each row, or `top_k` of them.
@@ -195,7 +197,7 @@ def score(
             f"tokens has shape {y.shape}; expected {states.shape[:-1]}, that of hidden without its last axis"
         )
     labels, options = y.reshape(-1), (top_k, -1, temperature, softcap, ignore_index, n_threads)
-    layer = layer._replace(x=states.reshape(-1, states.shape[-1]))
+    layer = layer._replace(x=arguments.in_rows(states))
     parts = [
         _kernels.scoring.token_logprobs(logits, labels[start : start + len(logits)], *options)
         for start, logits in products.of_blocks(layer, n_threads)
@@ -227,8 +229,12 @@ def perplexity(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> float:
     >>> round(perplexity(np.zeros((3, 8)), [1, 2, 3]), 6)
     8.0
     """
-    loss = _mean_loss(logits, tokens, **options)
-    return math.exp(loss) if loss < 709 else math.inf if loss == loss else math.nan
+    return perplexity_of(_mean_loss(logits, tokens, **options))
+
+
+def perplexity_of(loss: float) -> float:
+    """Of a mean loss: infinite where no float64 is as large, without a warning."""
+    return math.inf if loss > LARGEST_LOSS else math.exp(loss)
 
 
 def bits_per_token(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> float:

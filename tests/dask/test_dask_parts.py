@@ -112,6 +112,7 @@ def test_perplexity(rng, chunks):
     lazy = bridge.perplexity(da.from_array(x, chunks=chunks), y, sample_weight=weight, temperature=2.0)
     expected = inference.perplexity(x, y, sample_weight=weight, temperature=2.0)
     np.testing.assert_allclose(lazy.compute(), expected, rtol=EXACT)
+    assert bridge.perplexity(da.from_array([[0, 1e4]]), [0]).compute() == np.inf  # without a warning
     with pytest.raises(TypeError, match="unexpected arguments: label_smoothing"):
         bridge.perplexity(da.zeros((4, 3)), np.zeros(4, int), label_smoothing=0.1)
 

@@ -56,6 +56,9 @@ def test_memory_is_bounded(dtype):
 def test_empty():
     hidden, head, _, tokens = problem((0,))
     assert score(hidden, head, tokens, top_k=3).top_tokens.shape == (0, 3)
+    hidden, head, bias, tokens = problem(n_features=0)
+    expected = token_logprobs(np.broadcast_to(bias, (*tokens.shape, 300)), tokens).logprob
+    np.testing.assert_array_equal(score(hidden, head, tokens, linear_bias=bias).logprob, expected)
 
 
 @pytest.mark.once
@@ -86,3 +89,4 @@ def test_means():
     assert bits_per_token(x, y, **options) == loss / np.log(2)
     assert np.isnan(perplexity(x[:0], y[:0]))
     assert perplexity(np.array([[0.0, 1e4]]), [0]) == np.inf
+    assert 1e308 < perplexity(np.array([[0.0, 709.5]]), [0]) < np.inf
