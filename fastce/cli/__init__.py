@@ -114,12 +114,8 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench.add_argument(
         "--shapes", type=_list, metavar="8192x1000,...", help="rows x classes, separated by commas"
     )
-    bench.add_argument(
-        "--dtype", type=_list, default=["float32"], metavar="float32,float64", help="(float32)"
-    )
-    bench.add_argument(
-        "--rivals", type=_list, metavar="torch,numpy,...", help="all installed ones; or none"
-    )
+    bench.add_argument("--dtype", type=_list, metavar="float32,float64", help="(float32)")
+    bench.add_argument("--rivals", type=_list, metavar="torch,numpy,...", help="all installed ones; or none")
     bench.add_argument(
         "--only", default="", metavar="TEXT", help="suites estimators and torch: data or steps of such a name"
     )

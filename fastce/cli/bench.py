@@ -10,7 +10,7 @@ from rich.console import Console
 import fastce
 from fastce.cli.boosting import show_boosting
 from fastce.cli.bounds import show_bounds
-from fastce.cli.common import UserError, console, require, still_live
+from fastce.cli.common import PICTURES, UserError, console, require, still_live, wanted
 from fastce.cli.goals import show_goals
 from fastce.cli.machine import busy_cpus
 from fastce.cli.measure import measure, random_batch
@@ -28,10 +28,12 @@ BUSY = 0.1  # CPUs used by others, from which on a run warns
 
 def run(args: argparse.Namespace) -> None:
     """Run the suites that the command line asks for."""
-    if args.plot:
+    if wanted("--plot", args.plot, PICTURES):
         require("bench", "matplotlib")
+    wanted("--json", args.json, (".json",))
     shapes = [_shape(text) for text in args.shapes or (QUICK_SHAPES if args.quick else SHAPES)]
-    for dtype in args.dtype:
+    dtypes = args.dtype or ["float32"]
+    for dtype in dtypes:
         if dtype not in ("float32", "float64"):
             raise UserError(f"--dtype takes float32 and float64, not {dtype!r}")
     rivals = _chosen(args.rivals)
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         run.show_setting(terminal)
         _warn(terminal)
     if args.suite in ("peers", "all"):
-        _run_peers(terminal, shapes, args.dtype, run)
+        _run_peers(terminal, shapes, dtypes, run)
         run.show_summary(terminal)
         _write(args, run)
     if args.suite in ("goals", "all"):

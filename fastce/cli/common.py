@@ -1,8 +1,10 @@
 """What the commands share: errors for the user, optional dependencies, the console, units."""
 
+import os
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
+PICTURES = (".png", ".pdf", ".svg")  # files that are drawn
 PIPE_WIDTH = 140  # wide enough that no table is truncated where the output is not a terminal
 
 
@@ -22,6 +25,18 @@ def require(extra: str, *modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise UserError(f"needs {', '.join(missing)}: run  pip install 'fastce[{extra}]'")
+
+
+def wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None:
+    """A file to be written at the end, if any: what can be wrong with it is said before the work."""
+    if not name:
+        return None
+    path = Path(name)
+    if path.suffix not in endings:
+        raise UserError(f"{option} is {name}; expected a file ending in {', '.join(endings)}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} is {name}; expected a file in a folder that can be written to")
+    return path
 
 
 def console() -> "Console":

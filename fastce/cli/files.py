@@ -3,8 +3,10 @@
 import json
 import mmap
 import zipfile
+import zlib
 from collections.abc import Iterator
 from math import prod
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,8 @@ class Array:
         return max(1, BLOCK_BYTES // max(1, self.dtype.itemsize * self.shape[-1]))
 
     def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The number of the first row and the rows of one block of n rows after the other."""
+        """The number of the first row and the rows of one block of n rows after the other; of no rows, one
+        block without any."""
         raise NotImplementedError
 
     def drop(self, first: int, n: int) -> None:
@@ -89,8 +92,8 @@ class Mapped(Array):
             raise UserError(
                 f"{self.name} is in Fortran order with {whole.ndim} axes; expected C order or 2 axes"
             )
-        rows = whole.reshape(-1, self.shape[-1])
-        for start in range(0, self.n_rows, n):
+        rows = whole.reshape(self.n_rows, self.shape[-1])
+        for start in range(0, max(self.n_rows, 1), n):
             self._advise("MADV_WILLNEED", start, n)
             yield start, rows[start : start + n]
 
@@ -122,10 +125,16 @@ class Compressed(Array):
         columns = self.shape[-1] if self.shape else 1
         with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
             _npy_header(file)
-            for start in range(0, self.n_rows, n):
+            for start in range(0, max(self.n_rows, 1), n):
                 count = min(n, self.n_rows - start)
-                block = np.frombuffer(file.read(count * columns * self.dtype.itemsize), self.dtype)
-                yield start, block.reshape(count, columns)
+                n_bytes = count * columns * self.dtype.itemsize
+                try:
+                    read = file.read(n_bytes)
+                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                    raise UserError(f"{self.name} cannot be read: {error}") from None
+                if len(read) < n_bytes:
+                    raise UserError(f"{self.name} ends early: {len(read)} bytes, expected {n_bytes}")
+                yield start, np.frombuffer(read, self.dtype).reshape(count, columns)
 
 
 def open_array(name: str) -> Array:
@@ -139,7 +148,7 @@ def open_array(name: str) -> Array:
                 shape, fortran, dtype = _npy_header(file)
                 return Mapped(name, path, dtype, shape, file.tell(), fortran)
         return _member_of_npz(name, path, key) if path.suffix == ".npz" else _tensor(name, path, key)
-    except (ValueError, KeyError, zipfile.BadZipFile, OSError) as error:
+    except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, OSError) as error:
         raise UserError(f"{name} cannot be read: {error}") from None
 
 
@@ -150,7 +159,7 @@ def read_tokens(name: str) -> np.ndarray:
     if not Path(name).exists():
         raise UserError(f"{name} does not exist")
     try:
-        return np.array(Path(name).read_text().split(), dtype=np.int64)
+        return np.array(Path(name).read_text("utf-8-sig").split(), dtype=np.int64)
     except (ValueError, OverflowError, UnicodeDecodeError) as error:
         raise UserError(f"{name} is no list of integers: {error}") from None
 
@@ -207,10 +216,17 @@ def _tensor(name: str, path: Path, key: str | None) -> Array:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size - 8:
             raise UserError(f"{path} is no safetensors file: its header would be {length} bytes")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    tensor = header[_chosen(name, key, list(header))]
-    if tensor["dtype"] not in SAFETENSORS:
-        raise UserError(f"{name} has dtype {tensor['dtype']}; expected one of {', '.join(SAFETENSORS)}")
-    dtype, shape = np.dtype(SAFETENSORS[tensor["dtype"]]), tuple(tensor["shape"])
-    return Mapped(name, path, dtype, shape, 8 + length + tensor["data_offsets"][0], False)
+        header = file.read(length)
+    try:
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        tensor = tensors[_chosen(name, key, list(tensors))]
+        of_data, (start, _) = tensor["dtype"], tensor["data_offsets"]
+        shape = tuple(map(index, tensor["shape"]))
+        if min(start, *shape, 0) < 0:
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{path} is no safetensors file: its header does not tell of arrays") from None
+    if of_data not in SAFETENSORS:
+        raise UserError(f"{name} has dtype {of_data}; expected one of {', '.join(SAFETENSORS)}")
+    return Mapped(name, path, np.dtype(SAFETENSORS[of_data]), shape, 8 + length + start, False)

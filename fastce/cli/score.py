@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +15,9 @@ import numpy as np
 
 import fastce
 from fastce import inference
-from fastce.cli.common import UserError, require, three_digits, time_text
+from fastce.cli.common import PICTURES, UserError, require, three_digits, time_text, wanted
 from fastce.cli.files import Array, open_array, read_tokens
+from fastce.inference.scoring import perplexity_of
 
 HEAD_MEMORY = 128 * 2**20  # bytes, of the logits of hidden states
 
@@ -50,7 +51,7 @@ class Totals:
         mean = self.loss / self.n
         variance = max(self.square / self.n - mean**2, 0.0)
         error = math.sqrt(variance / (self.n - 1)) if self.n > 1 else math.nan
-        perplexity = math.exp(mean) if mean < 709 else math.inf if mean == mean else math.nan
+        perplexity = perplexity_of(mean)
         yield "mean loss", f"{mean:.6f} ± {error:.6f}"
         yield "perplexity", f"{perplexity:.4f} ± {perplexity * error:.4f}"
         yield "bits per token", f"{mean / math.log(2):.6f}"
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         score_cluster.run(args)
         return
     source, head, bias, tokens = _arrays(args)
-    output, plot = _wanted("--output", args.output, WRITERS), _wanted("--plot", args.plot, PICTURES)
+    output, plot = wanted("--output", args.output, WRITERS), wanted("--plot", args.plot, PICTURES)
     if plot:
         require("score", "matplotlib")
     kept: list[tuple[np.ndarray, ...]] = []
@@ -240,18 +241,6 @@ def _columns(
     return columns
 
 
-def _wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None:
-    """A file to be written at the end, if any: what can be wrong with it is said before the work."""
-    if not name:
-        return None
-    path = Path(name)
-    if path.suffix not in endings:
-        raise UserError(f"{option} is {name}; expected a file ending in {', '.join(endings)}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(f"{option} is {name}; expected a file in a folder that can be written to")
-    return path
-
-
 @contextmanager
 def _writer(path: Path | None, top_k: int) -> Iterator:
     """A function that takes first row, labels and scores of one block after the other, or None."""
@@ -309,4 +298,3 @@ def _parquet_writer(path: Path, top_k: int) -> Iterator:
 
 
 WRITERS = {".npz": _npz_writer, ".parquet": _parquet_writer, ".csv": _csv_writer}
-PICTURES = (".png", ".pdf", ".svg")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastce
-from fastce.cli import goals, relatives
+from fastce.cli import goals, main, relatives
 from fastce.cli.measure import Case
 from fastce.cli.report import Run
 
@@ -90,3 +90,15 @@ def test_options_are_held_against_the_plain_call(option, monkeypatch):
     given = {"out", *relatives.OPTIONS[option]}
     kind = "f" if "target" in given else "i"
     assert calls == {("i", "out"), (kind, *sorted(given - {"target"}))}
+
+
+@pytest.mark.parametrize("option", ["--plot", "--json"])
+def test_what_cannot_be_written_is_said_before_the_work(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastce.cli.bench._run_peers", None)
+    suffix = {"--plot": ".png", "--json": ".json"}[option]
+    for name, message in (
+        ("none/run" + suffix, "that can be written to"),
+        ("run.txt", f"ending in {suffix}"),
+    ):
+        assert main(["bench", option, str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err

@@ -90,6 +90,11 @@ def test_files(problem, capsys, kind, dtype):
     assert summary(capsys, name, "tokens.npy")["mean loss"].startswith(f"{mean:.6f} ")
 
 
+def test_tokens_in_text_with_a_mark_of_its_encoding(problem, capsys):
+    Path("tokens.txt").write_text(" ".join(map(str, problem[1])), "utf-8-sig")
+    assert summary(capsys, "logits.npy", "tokens.txt")["tokens"] == "299"
+
+
 def test_tokens_in_text_and_options(problem, capsys):
     x, y = problem
     y = np.where(y < 0, 3, y)
@@ -163,6 +168,24 @@ def test_output(problem, capsys, suffix):
         np.testing.assert_array_equal(found[name].astype(a.dtype), a)
 
 
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "csv"])
+def test_output_of_no_rows(problem, capsys, suffix):
+    np.save("logits.npy", problem[0][:0])
+    np.savez_compressed("tokens.npz", problem[1][:0])
+    found = summary(capsys, "logits.npy", "tokens.npz", "--output", f"out.{suffix}", "--top-k", 1)
+    assert found["tokens"] == "0"
+    names = "row", "token", "logprob", "rank", "entropy", "top_token_1", "top_logprob_1"
+    if suffix == "csv":
+        assert Path("out.csv").read_text() == ",".join(names) + "\n"
+    elif suffix == "npz":
+        assert {name: a.shape for name, a in np.load("out.npz").items()} == dict.fromkeys(names, (0,))
+    else:
+        from pyarrow import parquet
+
+        table = parquet.read_table("out.parquet")
+        assert (table.num_rows, *table.column_names) == (0, *names)
+
+
 def test_plot(problem, capsys):
     summary(capsys, "logits.npy", "tokens.npy", "--plot", "plot.png")
     with open("plot.png", "rb") as file:
@@ -206,6 +229,18 @@ def test_errors(problem, capsys):
         file.write(b"nothing of that kind")
     with open("words.txt", "w") as file:
         file.write("1 2 three")
+    np.savez_compressed("damaged.npz", a=x)
+    damaged = bytearray(Path("damaged.npz").read_bytes())
+    damaged[9000:9100] = bytes(100)
+    Path("damaged.npz").write_bytes(damaged)
+    for name, header in {
+        "list": b"[1]",
+        "text": b'{"a": "F32"}',
+        "shape": b'{"a": {"dtype": "F32", "shape": "9", "data_offsets": [0, 9]}}',
+        "negative": b'{"a": {"dtype": "F32", "shape": [-1, 5], "data_offsets": [0, 0]}}',
+        "deep": b"[" * 10**5,
+    }.items():
+        Path(f"{name}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
     cases = [
         (("no.npy", "tokens.npy"), "no.npy does not exist"),
         (("logits.npy", "no.txt"), "no.txt does not exist"),
@@ -216,6 +251,12 @@ def test_errors(problem, capsys):
         (("strings.npy", "tokens.npy"), "expected at least two axes"),
         (("complex.npy", "tokens.npy"), "complex128"),
         (("no.safetensors:a", "tokens.npy"), "no safetensors file"),
+        *(
+            ((f"{name}.safetensors", "tokens.npy"), "its header does not tell of arrays")
+            for name in ("list", "text", "shape", "negative", "deep")
+        ),
+        (("damaged.npz", "tokens.npy"), "damaged.npz cannot be read"),
+        (("logits.npy", "damaged.npz"), "damaged.npz cannot be read"),
         (("logits.npy", "words.txt"), "no list of integers"),
         (("logits.npy", "wide.npy"), "expected integers"),
         (("wide.npy", "tokens.npy"), "one token for each row"),
