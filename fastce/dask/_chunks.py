@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import fastce
 from fastce import inference
+from fastce._kernels.entry import arrays
 
 
 class Labels(NamedTuple):
@@ -45,13 +46,17 @@ class Labels(NamedTuple):
         except IndexError:
             y, ignore_index = self.target, self.options["ignore_index"]
             place = np.argwhere(((y < 0) | (y >= self.n_classes)) & self.live)[0]
-            where = ", ".join(str(int(a + b)) for a, b in zip(place, self.start, strict=True))
+            is_known = not np.isnan(self.start).any()
+            where = ", ".join(map(str, (place + self.start).astype(int) if is_known else place.tolist()))
             raise IndexError(
-                f"target[{where}] is {y[tuple(place)]}; expected a class in [0, {self.n_classes})"
+                f"target[{where}]{'' if is_known else ' of a chunk'} is {y[tuple(place)]}; "
+                f"expected a class in [0, {self.n_classes})"
                 + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
             ) from None
 
     def check(self) -> None:
+        for name in ("target", "sample_weight"):
+            arrays.any_array(getattr(self, name), name)  # without a mask
         with self.places():
             if ((self.target < 0) | (self.target >= self.n_classes))[self.live].any():
                 raise IndexError

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import fastce
 from fastce import inference
+from fastce._kernels.entry import arrays
 from fastce.dask._chunks import Labels
 
 BLOCK = 1 << 18  # logits that are widened at a time: they stay in cache
@@ -50,7 +51,11 @@ class Rows(NamedTuple):
 
 def _blocks(x: Any, first: int, labels: Labels) -> Iterator[tuple[slice, NDArray, NDArray, NDArray]]:
     """Rows, their logits in float64, whether they count, and their targets here, or -1."""
-    x = np.asarray(x).reshape(-1, np.shape(x)[-1])
+    if np.shape(labels.target) != np.shape(x)[:-1]:
+        raise ValueError(
+            f"target has shape {np.shape(labels.target)} in a chunk; expected {np.shape(x)[:-1]}"
+        )
+    x = arrays.any_array(x, "logits").reshape(-1, np.shape(x)[-1])
     live, y = labels.live.reshape(-1), np.asarray(labels.target).reshape(-1)
     label = np.where(live & (y >= first) & (y < first + x.shape[1]), y.astype(np.int64) - first, -1)
     n = max(1, BLOCK // x.shape[1])

@@ -96,6 +96,8 @@ class LogisticRegression(_LogisticRegression):
         class_weight = compute_class_weight(
             self.class_weight, classes=self.classes_, y=self.classes_, sample_weight=counts
         )
+        if not (counts * class_weight).any():
+            raise ValueError("weights of all rows are 0; expected at least one that is not")
         terms = Terms(self.classes_, class_weight, float(counts @ class_weight), self.fit_intercept)
         self._solve(chunks, terms, sum(n_rows), X.shape[1], C)
         return self

@@ -359,7 +359,11 @@ def as_rows(array: Any, chunks: tuple, name: str) -> Any:
                 f"{name} has {array.numblocks} chunks; expected those of the rows, of unknown sizes"
             )
         return array
-    return array if array.chunks == chunks else array.rechunk(chunks)
+    if array.chunks == chunks:
+        return array
+    if 0 in sizes:  # dask leaves the chunks of such arrays as they are
+        return da.empty(sizes, dtype=array.dtype, chunks=chunks)
+    return array.rechunk(chunks)
 
 
 def _added(terms: list[float]) -> float:

@@ -200,7 +200,9 @@ def test_what_is_refused():
         LogisticRegression().fit(lazy, 0 * y)
     with pytest.raises(ValueError, match="The 'C' parameter"):
         LogisticRegression(C=-1).fit(lazy, y)
-    weight = np.ones(len(y))
+    weight = np.zeros(len(y))
+    with pytest.raises(ValueError, match="weights of all rows are 0"):
+        LogisticRegression().fit(lazy, y, sample_weight=weight)
     weight[7] = np.nan
     with pytest.raises(ValueError, match="Input sample_weight contains NaN"):
         LogisticRegression().fit(lazy, y, sample_weight=weight)

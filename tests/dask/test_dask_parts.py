@@ -197,3 +197,40 @@ def test_sample_weights_that_sum_to_no_positive_number(chunks, total):
     finite = np.isfinite(grad)  # 0 where the row is ignored; else whether NaN or infinite is not said
     assert (np.isfinite(lazy[1]) == finite).all()
     np.testing.assert_allclose(lazy[1][finite], grad[finite], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("chunks", [((0, 0), (10,)), ((0, 0, 0), (4, 6))], ids=WAYS)
+def test_no_rows_in_several_chunks(chunks):
+    x, y = da.zeros((0, 10), chunks=chunks), np.empty(0, int)
+    loss, grad = bridge.cross_entropy_and_grad(x, y, sample_weight=da.ones(0, chunks=-1))
+    assert np.isnan(loss.compute())
+    assert grad.compute().shape == (0, 10)
+    assert bridge.token_logprobs(x, y, top_k=2).top_tokens.compute().shape == (0, 2)
+
+
+@pytest.mark.parametrize("chunks", WAYS.values(), ids=WAYS)
+def test_chunks_of_unknown_size(rng, chunks):
+    x, y = da.from_array(rng.normal(size=(12, 10)), chunks=chunks), da.from_array(np.arange(12), chunks=4)
+    z, labels = x[x[:, 0] < np.inf], y[y >= 0]
+    with pytest.raises(IndexError, match=r"target\[2\] of a chunk is 10; expected a class in \[0, 10\)"):
+        bridge.cross_entropy(z, labels).compute()
+    with pytest.raises(ValueError, match=r"target has shape \(1,\)"):
+        bridge.cross_entropy(z, y[y % 4 == 0], reduction="sum").compute()
+
+
+@pytest.mark.parametrize("chunks", WAYS.values(), ids=WAYS)
+def test_masks_are_not_lost(rng, chunks):
+    x, y, s = (
+        da.from_array(rng.normal(size=(12, 10)), chunks=chunks),
+        da.arange(12, chunks=4) % 9,
+        da.ones(12),
+    )
+    masked = da.ma.masked_greater
+    for name, arguments in {
+        "logits": (masked(x, 1), y, s),
+        "target": (x, masked(y, 5), s),
+        "sample_weight": (x, y, masked(s, 0)),
+    }.items():
+        loss = bridge.cross_entropy(*arguments[:2], sample_weight=arguments[2])
+        with pytest.raises(TypeError, match=f"{name} is or holds a masked array, whose mask would be lost"):
+            loss.compute()
