@@ -266,6 +266,22 @@ def logistic_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | Non
     return fastce.binary_cross_entropy_with_logits(x, y, weight=w, normalizer=total)
 
 
+def class_shares(y: ArrayLike, n_classes: int, sample_weight: ArrayLike | None) -> NDArray:
+    """The share of each class in all rows, or in their weight."""
+    labels = np.asarray(y)
+    with np.errstate(invalid="ignore"):
+        whole = labels.astype(np.intp)
+    if (bad := (labels != whole) | (whole < 0) | (whole >= n_classes)).any():
+        row = int(bad.argmax())
+        raise IndexError(
+            f"label {labels[row]} at row {row}; expected a class, a whole number in [0, {n_classes})"
+        )
+    shares = np.bincount(whole, _weights(sample_weight), n_classes).astype(np.float64)
+    if not (total := shares.sum()):
+        raise ValueError("y is empty, or all rows weigh 0; expected at least one row that counts")
+    return shares / total
+
+
 def predict_proba(raw: ArrayLike) -> NDArray:
     """Probabilities of raw margins, a column for each class.
 

@@ -130,8 +130,15 @@ class SoftmaxObjective(_objectives.Softmax):
         self, approx: Sequence[float], target: float | Sequence[float], weight: float
     ) -> tuple[NDArray, NDArray]:
         """First derivatives of minus the loss of a row, and the matrix of second ones."""
+        if len(approx) != self.n_classes:
+            raise ValueError(
+                f"a row has {len(approx)} raw values; expected {self.n_classes}: is the number of classes "
+                f"in the data, or classes_count, {self.n_classes}, too?"
+            )
         q = np.asarray(target, np.float64)
         if q.ndim == 0:
+            if not (0 <= target < self.n_classes and target == int(target)):
+                raise IndexError(f"label {target}; expected a class, a whole number in [0, {self.n_classes})")
             q = np.zeros(self.n_classes)
             q[int(target)] = 1
         if self.label_smoothing:

@@ -110,16 +110,19 @@ def init_score(
     (N, n_classes) or (N,) array of float64
         The logarithm of each class's share in all rows; or the logit of class 1's. It is no part of the
         model: add a row of it to raw scores that the model predicts.
+
+    Raises
+    ------
+    IndexError, ValueError
+        With `n_classes`: a label that is no class; no rows, or none that weighs anything.
     """
     labels = np.asarray(y)
-    weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
     least = 1e-15  # LightGBM's kEpsilon
     if n_classes is None:
-        share = np.average(labels > 0, weights=weight)
+        share = np.average(labels > 0, weights=sample_weight)
         share = min(max(share, least), 1 - least)
         return np.full(labels.shape, np.log(share / (1 - share)))
-    shares = np.bincount(labels.astype(np.intp), weight, n_classes).astype(np.float64)
-    start = np.log(np.maximum(shares / shares.sum(), least))
+    start = np.log(np.maximum(_objectives.class_shares(labels, n_classes, sample_weight), least))
     scores = np.empty((len(labels), n_classes), order="F")
     scores[:] = start
     return scores

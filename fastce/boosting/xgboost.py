@@ -115,14 +115,15 @@ def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: Arr
     -------
     list of n_classes floats, or float
         Centred logarithms of the classes' shares; or the share of class 1.
+
+    Raises
+    ------
+    IndexError, ValueError
+        With `n_classes`: a label that is no class; no rows, or none that weighs anything.
     """
-    labels = np.asarray(y)
-    weight = None if sample_weight is None else np.asarray(sample_weight, np.float64)
     if n_classes is None:
-        return float(np.average(labels.astype(np.float64), weights=weight))
-    share = np.bincount(labels.astype(np.intp), weight, n_classes).astype(np.float64)
-    share /= share.sum()
-    margin = np.log(share + 1e-6)  # XGBoost's kRtEps
+        return float(np.average(np.asarray(y, np.float64), weights=sample_weight))
+    margin = np.log(_objectives.class_shares(y, n_classes, sample_weight) + 1e-6)  # XGBoost's kRtEps
     return (margin - margin.mean()).tolist()
 
 

@@ -340,6 +340,18 @@ def test_catboost_rows_are_the_derivatives_of_the_loss(gamma):
         np.testing.assert_allclose(-diagonal, np.diag(expected.astype(float)), rtol=1e-12)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("label", [-1.0, 3.0, 1.5, np.nan])
+def test_catboost_labels_are_classes(label):
+    skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    with pytest.raises(IndexError, match=rf"label {label}; expected a class, a whole number in \[0, 3\)"):
+        bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(3), label, 1.0)
+    with pytest.raises(ValueError, match="a row has 2 raw values; expected 3"):
+        bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(2), 1.0, 1.0)
+
+
 # ---- What all share --------------------------------------------------------------------------------------
 
 
@@ -473,6 +485,16 @@ def test_objectives_copy_and_show_their_options(bridge):
 def test_options_that_make_no_sense(bridge, options, message):
     with pytest.raises(ValueError, match=message):
         bridge.SoftmaxObjective(**{"n_classes": 3} | options)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("label", [-1, 3, 0.5, np.nan])
+def test_starts_of_labels_that_are_no_classes(bridge, label):
+    start = getattr(bridge, "base_score", None) or bridge.init_score
+    with pytest.raises(IndexError, match=rf"label {label}(\.0)? at row 2; expected a class, a whole number"):
+        start([0, 1, label], 3)
+    with pytest.raises(ValueError, match="all rows weigh 0"):
+        start([0, 1], 3, sample_weight=[0, 0])
 
 
 @pytest.mark.once
