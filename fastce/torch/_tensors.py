@@ -62,10 +62,10 @@ def check_floating(t: Tensor, name: str = "input") -> None:
         raise TypeError(f"{name} has dtype {t.dtype}; expected one of {expected}: convert it with .to")
 
 
-def check_constant(function: Callable[..., Any], tensors: dict[str, Tensor | None]) -> None:
+def check_constant(function: Callable[..., Any], tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that ask for a gradient which is not computed, rather than leave it out."""
     for name, t in tensors.items():
-        if t is not None and t.requires_grad and torch.is_grad_enabled():
+        if t.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(
                 f"{name} requires a gradient, which fastce.torch.{function.__name__} does not compute: "
                 f"use {name}.detach(), or torch.nn.functional"

@@ -49,13 +49,15 @@ def _check(
     compute: Callable[..., tuple],
     differentiable: tuple[Tensor | None, ...],
     others: tuple[Tensor | None, ...],
+    options: tuple,
 ) -> None:
     """Refuse tensors, given as `compute` takes them, with which nothing is computed."""
     names = compute.__code__.co_varnames
     named = dict(zip(names, (*differentiable, *others), strict=False))
     check_tensors(compute, named)
     check_floating(named["input"])
-    check_constant(compute, {name: named[name] for name in names[len(named) - 2 : len(named)]})
+    constants = dict(zip(names[len(named) - 2 :], (*others[-2:], *options), strict=False))
+    check_constant(compute, {name: t for name, t in constants.items() if isinstance(t, Tensor)})
     input, target = named["input"], named["target"]
     if compute is _losses.binary_cross_entropy_with_logits and target.shape != input.shape:
         raise ValueError(
@@ -71,7 +73,7 @@ def _loss(
     options: tuple,
 ) -> Tensor:
     """A loss of any tensors there are."""
-    _check(compute, differentiable, others)
+    _check(compute, differentiable, others, options)
     dtype = _loss_dtype(differentiable[0])
     return _computed(compute, tuple(map(_for_scalers, differentiable)), others, options, dtype)
 
@@ -167,7 +169,7 @@ def cross_entropy(
     IndexError
         A label is neither a class nor `ignore_index`.
     NotImplementedError
-        A second derivative is asked for, or a gradient by `weight` or `sample_weight`.
+        A second derivative is asked for, or a gradient by `weight`, `sample_weight` or an option.
     TypeError
         A tensor that is not on the CPU, a dtype that is not listed above.
     ValueError
@@ -365,10 +367,10 @@ def linear_cross_entropy(
     tensor([-0.1417, -0.3433])
     """
     made_of, others = (input, linear_weight, linear_bias), (target, weight, sample_weight)
-    _check(_losses.linear_cross_entropy, made_of, others)
-    dtype = _loss_dtype(input)
     ignore_index = -100 if ignore_index is None else ignore_index
     of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
+    _check(_losses.linear_cross_entropy, made_of, others, (*of_logits, reduction, normalizer))
+    dtype = _loss_dtype(input)
     made_of = tuple(map(_for_scalers, made_of))
     by_rows = reduction == "none" and True in _needs(*made_of)
     if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not is_eager(*made_of, *others)):

@@ -189,6 +189,8 @@ def _is_wanted(input: Tensor) -> bool:
 
 
 def _dimension(dim: int, input: Tensor) -> int:
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        raise TypeError(f"dim is {dim!r}; expected an int")
     n = max(input.ndim, 1)
     if not -n <= dim < n:
         raise IndexError(f"dim is {dim}; expected one in [{-n}, {n - 1}], the dimensions of the input")

@@ -9,7 +9,7 @@ needed neither to build nor to load this: it is handed over. Shared by all level
 import numpy as np
 
 cimport numpy as cnp
-from cpython.object cimport PyObject
+from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
 
 from fastce._kernels.entry.dlpack cimport Exchange, array_by, exchange_of, number_by, tensor_by
 from fastce._kernels.machine.threads cimport get_num_threads
@@ -96,7 +96,7 @@ cdef class PlainLosses(PlainTensors):
         wanted = recorded and input.requires_grad
         wide = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
         if (not (wide or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT) or (wanted and not cnp.PyArray_IS_C_CONTIGUOUS(x))
-                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.is_seen()):
+                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.has_tensor(options) or self.is_seen()):
             return self.otherwise(loss, differentiable, others, options)
 
         result = self.computed(getattr(getattr(self.home, module), name), 1 if wanted else 0, x, y, w, v,
@@ -112,6 +112,13 @@ cdef class PlainLosses(PlainTensors):
         if a is None or cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
             return a
         return None if cnp.PyArray_TYPE(a) == cnp.NPY_VOID or (recorded and t.requires_grad) else a
+
+    cdef bint has_tensor(self, tuple options):
+        """Whether one of them is a tensor, which may ask for a gradient."""
+        for option in options:
+            if PyObject_TypeCheck(option, <PyTypeObject *>self.kind):  # isinstance would ask the metaclass
+                return True
+        return False
 
     cdef object computed(self, kernel, order, cnp.ndarray x, cnp.ndarray y, cnp.ndarray w, cnp.ndarray v, tuple options,
                          int n_before, bint has_axis):
