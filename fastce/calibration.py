@@ -399,6 +399,7 @@ class _Rows:
 
     size: int  # how many logits there are
     any: bool  # whether a row counts
+    whole: _Rows | None = None  # what this is a sample of
 
     def __init__(
         self,
@@ -451,6 +452,7 @@ class _Rows:
     def sample(self, step: int) -> _Rows:
         """One of so many along the longest batch axis."""
         part = copy(self)
+        part.whole = self
         x, label, weight, *options = self._arguments
         where = (slice(None),) * int(np.argmax(self.shape)) + (slice(None, None, step),)
         weight = None if weight is None else np.ascontiguousarray(weight[where])
@@ -460,6 +462,8 @@ class _Rows:
     def moments(self, inverse: float) -> tuple[float, float]:
         """The derivatives of the loss by the inverse temperature."""
         slope, curvature, bad = self._rows.moments(inverse)
+        if bad >= 0 and self.whole:  # which knows the row's place
+            return self.whole.moments(inverse)
         if bad >= 0:
             self._refuse(bad, "or -inf as the target's")
         return slope, curvature

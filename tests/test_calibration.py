@@ -42,6 +42,9 @@ def test_a_sample_of_the_rows_changes_nothing(rng, monkeypatch):
     whole = calibration.fit_temperature(z, y)
     monkeypatch.setattr(calibration, "_FEW", 1000)
     assert calibration.fit_temperature(z, y) == pytest.approx(whole, rel=1e-12)
+    z[2000, 3] = np.nan
+    with pytest.raises(ValueError, match=r"logits\[2000\] holds NaN"):
+        calibration.fit_temperature(z, y)
 
 
 def test_ends_of_the_range():
