@@ -15,10 +15,14 @@ __all__ = ["Probabilities", "of_all_classes"]
 
 def of_all_classes(logits: NDArray) -> NDArray:
     """Logits (N, C) of such, or of a single column, that of class 1, where class 0 has 0."""
+    if logits.dtype.kind != "f":
+        logits = logits.astype(np.float64)
     if logits.ndim == 2 and logits.shape[1] > 1:
         return logits
     column = logits.reshape(-1)
-    return np.stack([np.zeros_like(column), column], axis=1)
+    both = np.stack([np.zeros_like(column), column], axis=1)
+    both[column == np.inf] = -np.inf, 0  # a row with +inf has no probabilities
+    return both
 
 
 class Probabilities:

@@ -175,7 +175,7 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
                 f"{len(self.classes_)} classes: of a support vector classifier, "
                 "decision_function_shape='ovr'"
             )
-        return z if z.dtype.kind == "f" else z.astype(np.float64)
+        return z
 
     def predict(self, X: Any) -> NDArray:
         """What the classifier predicts.

@@ -170,6 +170,16 @@ def test_pickle(rng):
     assert (loaded.predict_proba(X) == model.predict_proba(X)).all()
 
 
+def test_a_logit_that_is_infinite_is_a_class_that_is_sure():
+    X = np.array([[-1], [0], [1], [2]], np.float32)
+    model = LogisticRegression(C=1e6).fit(X, [0, 0, 1, 1])
+    with np.errstate(over="ignore"):
+        beyond = np.array([[-3e38], [3e38]], np.float32)
+        assert np.isinf(model.decision_function(beyond)).all()
+        assert model.predict_proba(beyond).tolist() == [[1, 0], [0, 1]]
+        assert model.predict_log_proba(beyond).tolist() == [[0, -np.inf], [-np.inf, 0]]
+
+
 def test_log_probabilities_keep_their_digits():
     model = LogisticRegression().fit([[-1.0], [1.0]], [0, 1])
     log_p = model.predict_log_proba([[1e4]])
