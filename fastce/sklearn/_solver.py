@@ -26,9 +26,10 @@ F. Where columns are many and rows few, coefficients are sought in the span of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -129,12 +130,22 @@ def _in_span(
     return found._replace(coef=whole(found.coef))
 
 
-def limited_blas(X: Any, n_coefficients: int) -> AbstractContextManager:
+@contextmanager
+def limited_blas(X: Any, n_coefficients: int) -> Iterator[None]:
     """One thread for BLAS where all its products are small, or of vectors: others spin for a while after
-    each, where fastce's own want the core."""
-    if n_coefficients > WHOLE and not sparse.issparse(X):
-        return nullcontext()
-    return _pools().limit(limits=1, user_api="blas")
+    each, where fastce's own want the core. Of fits at the same time one sets the limit: others would find
+    it, and leave it behind."""
+    if (n_coefficients > WHOLE and not sparse.issparse(X)) or not _limiting.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _pools().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _limiting.release()
+
+
+_limiting = Lock()
 
 
 @cache

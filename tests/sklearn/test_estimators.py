@@ -2,7 +2,9 @@
 warns."""
 
 import pickle
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -161,6 +163,38 @@ def test_blas_keeps_to_one_thread_where_coefficients_are_few(rng):
         after = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert set(seen) == {1}
     assert set(after) == {2}
+
+
+def in_a_thread(function, *arguments):
+    """A thread that sets a limit keeps it to itself as long as it lives."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def test_fits_at_the_same_time_leave_blas_its_threads(rng):
+    X, y = rng.normal(size=(200, 3)), rng.integers(0, 2, 200)
+    began, followed, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    def fit(begin, wait):
+        options = {"sample_weight": None, "fit_intercept": True, "l2": 0.1, "tol": 1e-4, "max_iter": 5}
+        _solver.minimize(
+            X, y, 2, np.zeros((1, 4)), callback=lambda _: begin.set() or wait.wait(60), **options
+        )
+
+    usual = max(blas())
+    in_a_thread(threadpool_limits, 2, "blas")
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(fit, began, followed)
+            first.add_done_callback(lambda _: ended.set())
+            began.wait(60)
+            pool.submit(fit, followed, ended).result()
+        assert set(blas()) == {2}
+    finally:
+        in_a_thread(threadpool_limits, usual, "blas")
 
 
 def test_pickle(rng):
