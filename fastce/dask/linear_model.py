@@ -110,7 +110,7 @@ class LogisticRegression(_LogisticRegression):
         dtype = part.objective.dtype
         coef = np.zeros(shape)
         if self.warm_start and hasattr(self, "coef_"):
-            coef = np.concatenate([self.coef_, self.intercept_[:, None]], axis=1)[:, : shape[1]]
+            coef = np.column_stack([self.coef_, self.intercept_] if self.fit_intercept else [self.coef_])
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
         with _solver.limited_blas(part.X, coef.size):
             if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone

@@ -206,6 +206,9 @@ def test_what_is_refused():
     weight[7] = np.nan
     with pytest.raises(ValueError, match="Input sample_weight contains NaN"):
         LogisticRegression().fit(lazy, y, sample_weight=weight)
+    model = LogisticRegression(warm_start=True).fit(lazy, y)
+    with pytest.raises(ValueError, match=r"coef has shape \(39,\); expected \(3, 7\)"):
+        model.fit(lazy[:, :6], y)
     X[450, 3] = np.nan
     with pytest.raises(ValueError, match=r"chunk 2 of the rows: Input contains NaN"):
         LogisticRegression().fit(lazily(X), y)
