@@ -111,6 +111,7 @@ class LogisticRegression(_LogisticRegression):
         coef = np.zeros(shape)
         if self.warm_start and hasattr(self, "coef_"):
             coef = np.column_stack([self.coef_, self.intercept_] if self.fit_intercept else [self.coef_])
+        start = coef
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
         with _solver.limited_blas(part.X, coef.size):
             if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
@@ -118,9 +119,11 @@ class LogisticRegression(_LogisticRegression):
             preconditioner, patience = part.best, _solver.PATIENCE
             if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT_LATE:
                 preconditioner, patience = lambda w, _: _solver._of_hessian(part.objective, w), 4
-            coef, loss, n_iter, converged = _solver._descend(
-                f, coef, preconditioner, self.tol, self.max_iter, None, patience
-            )
+            options = preconditioner, self.tol, self.max_iter, None, patience
+            solution = _solver._descend(f, coef, *options)
+            if not solution.converged and solution.n_iter < self.max_iter:  # the sample has led astray
+                solution = _solver._descend(f, start, *options)
+            coef, loss, n_iter, converged = solution
         if self.verbose:
             print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
         if not converged:

@@ -159,8 +159,10 @@ def _minimum(
     f, n_rows = problem.objective, problem.n_used
     many = n_rows >= SAMPLED * PER_COEFFICIENT * f.size and not sparse.issparse(problem.X)
     if many and (part := problem.sample(n_rows // SAMPLED)):
-        coef = _minimum(part, coef, tol, max_iter, None).coef
-        return _descend(f, coef, part.best, tol, max_iter, callback)
+        found = _minimum(part, coef, tol, max_iter, None).coef
+        solution = _descend(f, found, part.best, tol, max_iter, callback)
+        if solution.converged or solution.n_iter == max_iter:
+            return solution  # else the sample has led astray
     if f.size <= WHOLE and (work := problem.X.shape[0] * f.size**2) <= EXACT:
         patience = 1 if work <= EXACT_AT_ONCE else EARLY
         return _descend(f, coef, lambda w, _: _of_hessian(f, w), tol, max_iter, callback, patience)
@@ -275,10 +277,18 @@ class Problem:
         n_rows = min(n_rows, SAMPLE_BYTES // max(1, entries * self.X.dtype.itemsize))
         if n_rows >= self.n_used or n_rows < 1:
             return self if n_rows else None
-        rows = np.sort(np.random.default_rng(0).choice(self.n_used, n_rows, replace=False, shuffle=False))
-        rows = rows if self.used is None else self.used[rows]
+        used, weight = np.arange(self.n_used) if self.used is None else self.used, self.sample_weight
+        light, heavy = used, used[:0]
+        if weight is not None:  # rows that weigh more than one of the sample stands for are in it themselves
+            is_heavy = np.abs(weight[used]) > np.abs(weight).sum() / n_rows
+            light, heavy = used[~is_heavy], used[is_heavy]
+        n_light = n_rows - len(heavy)
+        drawn = np.random.default_rng(0).choice(len(light), n_light, replace=False, shuffle=False)
+        rows = np.concatenate([np.sort(light[drawn]), heavy])
         X, target = self.X[rows], self.target[rows]
-        weight = None if self.sample_weight is None else self.sample_weight[rows]
+        if weight is not None:
+            weight = weight[rows]
+            weight[n_light:] *= n_light / len(light)  # as others there are fewer of
         n_classes, fit_intercept, l2 = self.options
         f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
         part = Problem(f, X, target, n_classes, weight, fit_intercept, l2)

@@ -212,3 +212,16 @@ def test_what_is_refused():
     X[450, 3] = np.nan
     with pytest.raises(ValueError, match=r"chunk 2 of the rows: Input contains NaN"):
         LogisticRegression().fit(lazily(X), y)
+
+
+def test_a_sample_without_rare_classes_leads_back():
+    """Its minimum is where these have no probability, and no step of its leads away from there."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(20000, 8)), np.zeros(20000, int)
+    for label in (1, 2, 3):
+        y[rng.choice(20000, 4, replace=False)] = label
+    options = {"class_weight": "balanced", "tol": 1e-6}
+    model = LogisticRegression(**options).fit(da.from_array(X, chunks=(5000, 8)), y)  # or it warns
+    np.testing.assert_allclose(
+        model.coef_, fastce.sklearn.LogisticRegression(**options).fit(X, y).coef_, atol=1e-3
+    )

@@ -262,6 +262,16 @@ def test_columns_of_any_scale():
     np.testing.assert_allclose(fit(wide, y).predict_proba(wide), fit(Z, y).predict_proba(Z), atol=1e-3)
 
 
+def test_rare_classes_that_weigh_much(rng):
+    """No sample of the rows would have them, but for their weight."""
+    X = rng.normal(size=(30000, 8))
+    X[:3] += 2 * np.eye(3, 8)
+    y = (np.arange(30000) < 3).astype(int)
+    ours = LogisticRegression(class_weight="balanced", tol=1e-8, max_iter=12).fit(X, y)  # or it warns
+    theirs = linear_model.LogisticRegression(class_weight="balanced", tol=1e-8).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-4)
+
+
 def test_rounding_errors_of_float32_are_no_steps():
     """Of a column that large the gradient is never as small as tol."""
     rng = np.random.default_rng(0)
