@@ -13,13 +13,14 @@ B. The preconditioner: for WHOLE coefficients or less the Hessian, of a sample w
    of it. Where that has not been enough for twice PATIENCE steps, the Hessian of all, if one can be
    afforded now and then. Once |gradient| <= tol none is made again.
 C. Where rows are many, a sample of them is solved first, and a sample of that before it: the last steps
-   begin within the sample's noise of the solution.
+   begin within the sample's noise of the solution. Rare classes that weigh much would not be in it, and
+   its minimum far away: rows that weigh more than one of the sample stands for are in it themselves.
 D. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
    preconditioner expects less of one than GAIN of the objective: scikit-learn's last step often leads
    well below tol, and its objective is not to be lower. A sample is left as soon as a step gains less than
    a SHARE of what its choice of rows does: (coefficients) / (2 rows).
 E. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
-   good.
+   good, and a step that gains less than was lost to it is the last.
 F. Where columns are many and rows few, coefficients are sought in the span of the rows, where they are as
    few: beside it they change no logit.
 """
