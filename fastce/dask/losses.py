@@ -145,7 +145,7 @@ def perplexity(
     _refuse_unknown(options, {"temperature", "softcap"})
     batch = _Batch(logits, tokens, None, sample_weight, ignore_index, options)
     batch.check()
-    return batch.reduced("mean", None)[0].map_blocks(perplexity_of, dtype=np.float64)
+    return batch.reduced("mean", None)[0].map_blocks(_perplexity, dtype=np.float64)
 
 
 def token_logprobs(
@@ -191,6 +191,10 @@ def token_logprobs(
     batch = _Batch(logits, tokens, None, None, ignore_index, options)
     batch.check_scores(top_k)
     return batch.scores(top_k)
+
+
+def _perplexity(loss: float) -> np.float64:
+    return np.float64(perplexity_of(loss))
 
 
 def _refuse_unknown(options: dict, known: set[str]) -> None:
