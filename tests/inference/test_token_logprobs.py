@@ -16,7 +16,7 @@ LOGPROB_ULP = {"float32": 2, "float64": 4}
 ENTROPY_ULP = {"float32": 4, "float64": 8}
 
 # One vector and less, around a group of vectors, around a block, around a piece, several pieces.
-CLASS_COUNTS = (1, 2, 9, 33, 1003, 1025, 8193, 20_000)
+CLASS_COUNTS = (1, 2, 9, 33, 1003, 1025, 8193, 40_000)
 
 
 def assert_scores(found, exact):
@@ -87,7 +87,7 @@ def test_is_the_loss(level):
     assert_ulp(found, loss.astype(np.float64), 4)  # each within 2 of the exact one
 
 
-@pytest.mark.parametrize("n_classes", [5, 1025, 20_000])
+@pytest.mark.parametrize("n_classes", [5, 1025, 40_000])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layouts_and_axes(dtype, n_classes):
     """The same bits whatever the strides, the byte order and the order of the axes."""
@@ -104,12 +104,12 @@ def test_layouts_and_axes(dtype, n_classes):
                 assert bits(a) == bits(b)
     if dtype.name != "bfloat16":
         swapped = x.astype(x.dtype.newbyteorder())
-        assert bits(token_logprobs(swapped, y.astype(">i2")).entropy) == bits(plain.entropy)
+        assert bits(token_logprobs(swapped, y.astype(">i4")).entropy) == bits(plain.entropy)
     broadcast = token_logprobs(np.broadcast_to(x[:1], x.shape), np.broadcast_to(y[:1], y.shape))
     assert bits(broadcast.entropy[3]) == bits(plain.entropy[0])
 
 
-@pytest.mark.parametrize("shape", [(1, 100_000), (3, 20_000), (400, 1500), (5000, 17)])
+@pytest.mark.parametrize("shape", [(1, 100_000), (3, 40_000), (400, 1500), (5000, 17)])
 @pytest.mark.parametrize("order", "CF")
 def test_threads_and_splits(shape, order):
     """The same bits for any number of threads and any split of the batch."""

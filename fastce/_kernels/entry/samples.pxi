@@ -95,7 +95,7 @@ cdef int run_draws(Draws *job, int asked_threads) except -1:
     job.item = 8 if job.format == FORMAT_F64 else 4
     job.call.layout.row_stride = b.stride[LOGITS][b.n_dims - 1]
     with nogil:
-        n_taken = threads_for(b, n_classes, asked_threads)
+        n_taken = threads_for(b, n_classes, count_pieces(n_classes), asked_threads)
     n_threads = max(n_taken, 1)
     if is_panel(&job.call.layout):
         tile_rows = min(PANEL, ROWS_BYTES // (n_classes * job.item))
@@ -129,7 +129,7 @@ cdef int run_draws(Draws *job, int asked_threads) except -1:
             job.row[thread].weight = job.row[thread].sum + n_blocks
             job.row[thread].list = lists + thread * n_candidates
         with nogil:
-            take_walk(&job.walk, n_classes, n_threads)
+            take_walk(&job.walk, count_pieces(n_classes), n_threads)
     finally:
         free(job.row)
         free(job.memory)

@@ -70,12 +70,12 @@ cdef int run_job(Job *job, int asked_threads) except -1:
         return 0
     job.call.formula = &job.formula
     job.call.layout.row_stride = b.stride[LOGITS][b.n_dims - 1]
-    job.n_pieces = count_pieces(n_classes)
+    job.n_pieces = count_gathered(n_classes)
     with nogil:
-        n_taken = threads_for(b, n_classes, asked_threads)
+        n_taken = threads_for(b, n_classes, job.n_pieces, asked_threads)
     n_threads = max(n_taken, 1)
     tile_rows = TILE if panel or n_classes <= CHUNK else 1
-    if panel and n_classes > CHUNK:
+    if panel and job.n_pieces > 1:
         tile_rows //= 2                    # a line of float32 or two: pieces may be shared
     if not panel:
         tile_rows = min(tile_rows, (b.n_rows + 4 * n_threads - 1) // (4 * n_threads))
@@ -97,7 +97,7 @@ cdef int run_job(Job *job, int asked_threads) except -1:
         job.gathered = <Gathered *>memory_for(n_lists * job.n_pieces * sizeof(Gathered))
         job.memory = <char *>memory_for(n_threads * job.memory_size)
         with nogil:
-            take_walk(&job.walk, n_classes, n_threads)
+            take_walk(&job.walk, job.n_pieces, n_threads)
     finally:
         free(job.best)
         free(job.candidates)

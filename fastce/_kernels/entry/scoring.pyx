@@ -101,6 +101,7 @@ cdef extern from "rows/scoring.h" nogil:
     void set_temperature(Temperature *, double factor, double divisor) noexcept
     void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     Py_ssize_t count_pieces(Py_ssize_t n_classes) noexcept
+    Py_ssize_t count_gathered(Py_ssize_t n_classes) noexcept
     Py_ssize_t count_blocks(Py_ssize_t n_classes) noexcept
     bint is_panel(const Layout *) noexcept
     Py_ssize_t room_for_best(Py_ssize_t k) noexcept

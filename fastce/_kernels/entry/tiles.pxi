@@ -138,11 +138,11 @@ cdef void visit_tiles(const Walk *walk, int thread, int n_threads) noexcept nogi
         visit_tile(walk, number, thread, 1)
 
 
-cdef void take_walk(const Walk *walk, Py_ssize_t n_classes, int n_threads) noexcept nogil:
-    """All tiles: each by one thread, or, few tiles of many classes, each by all of them (C of Design)."""
+cdef void take_walk(const Walk *walk, Py_ssize_t n_parts, int n_threads) noexcept nogil:
+    """All tiles: each by one thread, or, few tiles of rows in parts, each by all of them (C of Design)."""
     cdef Py_ssize_t number, n = walk.batch.n_tiles
     cdef int thread
-    if n_threads > 1 and n_classes > CHUNK and n < 4 * n_threads and n % n_threads:
+    if n_threads > 1 and n_parts > 1 and n < 4 * n_threads and n % n_threads:
         for number in range(n):
             visit_tile(walk, number, 0, n_threads)
     elif n_threads == 1:
@@ -152,11 +152,11 @@ cdef void take_walk(const Walk *walk, Py_ssize_t n_classes, int n_threads) noexc
             visit_tiles(walk, thread, n_threads)
 
 
-cdef int threads_for(Batch *b, Py_ssize_t n_classes, int asked_threads) noexcept nogil:
+cdef int threads_for(Batch *b, Py_ssize_t n_classes, Py_ssize_t n_parts, int asked_threads) noexcept nogil:
     """How many are taken, to be given back; 0: none, the call stays on its thread."""
     if b.n_rows * (n_classes + ROW_WORK) < SERIAL_WORK:
         return 0
-    return take(asked_threads, <int>min(b.n_rows * count_pieces(n_classes), 1 << 16))
+    return take(asked_threads, <int>min(b.n_rows * n_parts, 1 << 16))
 
 
 cdef inline Py_ssize_t first_of_share(Py_ssize_t n, int share, int n_shares) noexcept nogil:

@@ -4,9 +4,10 @@
  * Included once per REAL_BITS, after elements.h. A row is read in blocks that stay in the first cache: once for the
  * maximum and the best, once for the exps, the rank and what is added up.
  *
- * Blocks make pieces, which depend on the number of classes alone. Each begins with the target as its anchor,
- * and they are merged in their order: so threads may share a row, and bits depend neither on them nor on
- * the layout.
+ * Blocks make pieces, which depend on the number of classes alone. Each begins with the target as its anchor, or the
+ * largest of its first block, and they are merged in their order: so threads may share a row, and bits depend neither
+ * on them nor on the layout. Each has to find its own maximum, in a few steps that cost as much as some hundred logits:
+ * so pieces are long.
  */
 #ifndef FASTCE_GATHER_H
 #define FASTCE_GATHER_H
@@ -15,8 +16,9 @@
 #include "rows/gathered.h"
 
 enum {
-    BLOCK = 1024,      /* classes: 4 KiB of float32 */
-    PANEL = 64         /* rows that are fetched together where a class is far from the next */
+    BLOCK = 1024,       /* classes: 4 KiB of float32 */
+    PIECE = 32 * BLOCK, /* at most */
+    PANEL = 64          /* rows that are fetched together where a class is far from the next */
 };
 _Static_assert((int)PANEL == (int)TILE, "transpose.h moves planes of TILE rows");
 
@@ -29,6 +31,15 @@ typedef struct {
 } Gathering;
 
 INLINE ptrdiff_t count_blocks(ptrdiff_t n_classes) { return (n_classes + BLOCK - 1) / BLOCK; }
+
+INLINE ptrdiff_t count_gathered(ptrdiff_t n_classes) { return (n_classes + PIECE - 1) / PIECE; }
+
+/* The first class of a piece. All have as many blocks, or one less. */
+INLINE ptrdiff_t first_gathered(ptrdiff_t n_classes, ptrdiff_t piece)
+{
+    const ptrdiff_t first = count_blocks(n_classes) * piece / count_gathered(n_classes) * BLOCK;
+    return first < n_classes ? first : n_classes;
+}
 
 /* Classes far apart: each would be a cache line, and often a page, of its own. */
 INLINE int is_panel(const Layout *layout)
@@ -113,23 +124,28 @@ static int FN(note_best)(const REAL *x, ptrdiff_t n, int64_t index, Best *best)
 typedef struct { FN(Exps) exps; vec anchor, target; } FN(Against);
 
 /* Adds n logits, four vectors or fewer, transformed and as they were given; with the anchor's element at y, if it may be
- * among them. */
+ * among them. Each step is taken for all four vectors: what one waits for, another computes. */
 INLINE void FN(add_group_of_logits)(FN(Running) *to, const REAL *z, const REAL *given, ptrdiff_t n,
                                     const FN(Against) *against, int is_near, int has_anchor, ptrdiff_t y)
 {
     const FN(Exps) *exps = &against->exps;
-    vec e[4], products = {0};
+    vec d[4], shifted[4], e[4], products = {0};
+    FN(Reduced) t[4];
+    FN(mask) where[4];
+    /* What is as far away as -inf counts as exp(EXP_LOWEST): as float32 that of any number of them is 0. */
     for (ptrdiff_t k = 0; k < 4; k++) {
-        e[k] = (vec){0};
-        if (k * LANES >= n) continue;
-        const vec x = FN(of_group)(z, n, k), d = x - exps->base;
-        /* What is as far away as -inf counts as exp(EXP_LOWEST): as float32 that of any number of them is 0. */
-        const vec bounded = FN(larger)(exps->lowest, d), gap = against->anchor - bounded;
-        const FN(mask) where = REAL_BITS == 32 ? EVERY_LANE : FN(not_less)(d, exps->lowest);
-        e[k] = FN(value)(FN(exp_of_distance)(where, bounded, exps));
+        d[k] = FN(of_group)(z, n, k) - exps->base;
+        where[k] = REAL_BITS == 32 ? EVERY_LANE : FN(not_less)(d[k], exps->lowest);
+        d[k] = FN(larger)(exps->lowest, d[k]);
+    }
+    for (ptrdiff_t k = 0; k < 4; k++) shifted[k] = FN(shifted)(d[k], exps);
+    for (ptrdiff_t k = 0; k < 4; k++) t[k] = FN(reduce)(d[k], shifted[k] - exps->bias, &exps->units);
+    for (ptrdiff_t k = 0; k < 4; k++) {
+        e[k] = FN(value)(FN(exp_of_reduced)(where[k], shifted[k], t[k]));
         if (has_anchor) e[k] = FN(keep)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - k * LANES)), e[k]);
+        const vec gap = against->anchor - d[k];
         products = FN(fma)(e[k], is_near ? gap : gap * FN(splat)(exps->units.inverse), products);
-        to->above += (ivec)((z == given ? x : FN(of_group)(given, n, k)) > against->target);
+        to->above += (ivec)(FN(of_group)(given, n, k) > against->target);
     }
     for (ptrdiff_t k = 0; k < 4; k++) FN(add_positive)(&to->rest, e[k]);
     FN(add_positive)(&to->spread, products);
@@ -195,9 +211,19 @@ static void FN(close_sums)(FN(Open) *piece)
     piece->sums.rest = piece->sums.spread = (sum_vec){{0}, {0}};
 }
 
+/* Makes the largest of n logits the anchor, if it is larger; the first is number `index` of the row. */
+static void FN(raise_to_largest)(const Gathering *call, FN(Open) *piece, const REAL *z, ptrdiff_t n, int64_t index)
+{
+    const REAL top = FN(chunk_max)(z, n);
+    if (!(top > (REAL)piece->so_far.anchor)) return;
+    raise_anchor(&piece->so_far, top, &call->formula->temperature);
+    piece->place = index + FN(place_of)(top, z, n);
+    FN(set_exps)(piece, top, &call->formula->temperature);
+}
+
 /* n logits of the row, from `start` on, contiguous. */
 static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best, const REAL *x, ptrdiff_t n,
-                             ptrdiff_t start, const char *ahead, ptrdiff_t step)
+                             ptrdiff_t start, int is_first, const char *ahead, ptrdiff_t step)
 {
     REAL transformed[BLOCK];
     const REAL *z = x;
@@ -210,16 +236,14 @@ static void FN(gather_block)(const Gathering *call, FN(Open) *piece, Best *best,
         FN(transform)(transformed, n, call->formula);
         z = transformed;
     }
+    if (is_first) FN(raise_to_largest)(call, piece, z, n, start); /* the target is the largest of all in few rows */
     for (ptrdiff_t j = 0;;) {
         if (is_given && FN(are_near)(&piece->exps)) j = FN(add_logits)(piece, best, x, x, j, n, start, ahead, step, 1);
         else j = FN(add_logits)(piece, best, z, x, j, n, start, ahead, step, 0);
         piece->so_far.passed |= piece->place >= start && piece->place < start + j;
         if (j >= n) break;
         FN(close_sums)(piece);
-        const REAL top = FN(chunk_max)(z + j, n - j); /* the anchor that the rest of the block needs */
-        raise_anchor(&piece->so_far, top, &call->formula->temperature);
-        piece->place = start + j + FN(place_of)(top, z + j, n - j);
-        FN(set_exps)(piece, top, &call->formula->temperature);
+        FN(raise_to_largest)(call, piece, z + j, n - j, start + j);
     }
 }
 
@@ -278,8 +302,7 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
                              ptrdiff_t number, Best *best, Gathered *result, void *memory)
 {
     const Layout *from = &call->layout;
-    const ptrdiff_t length = piece_length(call->n_classes), first = number * length;
-    const ptrdiff_t end = FN(smaller)(first + length, call->n_classes);
+    const ptrdiff_t first = first_gathered(call->n_classes, number), end = first_gathered(call->n_classes, number + 1);
     FN(Open) *piece = (FN(Open) *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); /* vectors are aligned */
     REAL *panel = (REAL *)(piece + PANEL), scratch[BLOCK];
     const int direct = FN(is_contiguous)(from), by_panel = is_panel(from);
@@ -292,7 +315,8 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
         FN(fetch_panel)(from, rows, n_rows, at, n, panel, BLOCK);
         for (ptrdiff_t i = 0; i < n_rows; i++)
             if (label[i] >= 0)
-                FN(gather_block)(call, piece + i, best + i, panel + i * BLOCK, n, at, FN(in_cache)(panel), 0);
+                FN(gather_block)(call, piece + i, best + i, panel + i * BLOCK, n, at, at == first, FN(in_cache)(panel),
+                                 0);
     }
     for (ptrdiff_t i = 0; !by_panel && i < n_rows; i++) {
         if (label[i] < 0) continue;
@@ -301,7 +325,7 @@ static void FN(gather_piece)(const Gathering *call, const char *rows, ptrdiff_t 
             const char *run = rows + i * from->row_stride + at * from->class_stride;
             if (!direct) FN(fetch)(run, from->format, from->swapped, from->class_stride, n, scratch);
             const int is_dense = from->class_stride == element;
-            FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at,
+            FN(gather_block)(call, piece + i, best + i, direct ? (const REAL *)run : scratch, n, at, at == first,
                              is_dense ? run : FN(in_cache)(scratch), is_dense ? element : 0);
         }
     }

@@ -266,11 +266,17 @@ INLINE vec FN(expm1_reduced)(FN(Reduced) given)
  * enough for its own rounding to show. */
 typedef struct { FN(mask) where; vec power, expm1; } FN(Exp); /* power (1 + expm1), or 0 */
 
+INLINE vec FN(shifted)(vec d, const FN(Exps) *exps) { return FN(fma)(d, FN(splat)(exps->units.per_step), exps->bias); }
+
+INLINE FN(Exp) FN(exp_of_reduced)(FN(mask) where, vec shifted, FN(Reduced) t)
+{
+    return (FN(Exp)){where, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
+}
+
 INLINE FN(Exp) FN(exp_of_distance)(FN(mask) where, vec d, const FN(Exps) *exps)
 {
-    const vec shifted = FN(fma)(d, FN(splat)(exps->units.per_step), exps->bias);
-    const FN(Reduced) t = FN(reduce)(d, shifted - exps->bias, &exps->units);
-    return (FN(Exp)){where, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)};
+    const vec shifted = FN(shifted)(d, exps);
+    return FN(exp_of_reduced)(where, shifted, FN(reduce)(d, shifted - exps->bias, &exps->units));
 }
 
 INLINE FN(Exp) FN(exp_where)(FN(mask) where, vec x, const FN(Exps) *exps)
