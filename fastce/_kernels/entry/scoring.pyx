@@ -23,8 +23,6 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove
 
-from numpy.random cimport bitgen_t
-
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F32,
     FORMAT_F64,
@@ -41,6 +39,11 @@ from fastce._kernels.entry.options cimport checked_number
 from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
+
+cdef extern from "numpy/random/bitgen.h" nogil:  # a cimport from numpy.random would load all of it with this module
+    ctypedef struct bitgen_t:
+        void *state
+        uint64_t (*next_uint64)(void *) noexcept
 
 cdef extern from "rows/scoring.h" nogil:
     enum: TILE, CHUNK, PANEL, BLOCK
