@@ -1,9 +1,6 @@
-"""Arrays in files, block by block: .npy, .safetensors and .npz that are not compressed are mapped."""
+"""Arrays in files, block by block: .npy and .safetensors, mapped. archives.py has those in .npz."""
 
-import json
 import mmap
-import zipfile
-import zlib
 from collections.abc import Iterator
 from math import prod
 from operator import index
@@ -110,33 +107,6 @@ class Mapped(Array):
             self._map.madvise(getattr(mmap, advice), start, stop - start)
 
 
-class Compressed(Array):
-    """A member of a compressed .npz, which can only be read from its beginning."""
-
-    def __init__(self, name: str, path: Path, member: str) -> None:
-        self._path, self._member = path, member
-        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
-            shape, self._fortran, dtype = _npy_header(file)
-        super().__init__(name, dtype, shape)
-
-    def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
-        if self._fortran and len(self.shape) > 1:
-            raise UserError(f"{self.name} is compressed and in Fortran order; expected C order")
-        columns = self.shape[-1] if self.shape else 1
-        with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
-            _npy_header(file)
-            for start in range(0, max(self.n_rows, 1), n):
-                count = min(n, self.n_rows - start)
-                n_bytes = count * columns * self.dtype.itemsize
-                try:
-                    read = file.read(n_bytes)
-                except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                    raise UserError(f"{self.name} cannot be read: {error}") from None
-                if len(read) < n_bytes:
-                    raise UserError(f"{self.name} ends early: {len(read)} bytes, expected {n_bytes}")
-                yield start, np.frombuffer(read, self.dtype).reshape(count, columns)
-
-
 def open_array(name: str) -> Array:
     """Open ``FILE.npy``, ``FILE.npz:key`` or ``FILE.safetensors:key``."""
     path, key = _split(name)
@@ -145,10 +115,14 @@ def open_array(name: str) -> Array:
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
-                shape, fortran, dtype = _npy_header(file)
+                shape, fortran, dtype = npy_header(file)
                 return Mapped(name, path, dtype, shape, file.tell(), fortran)
-        return _member_of_npz(name, path, key) if path.suffix == ".npz" else _tensor(name, path, key)
-    except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, OSError) as error:
+        if path.suffix == ".npz":
+            from fastce.cli.archives import member_of_npz  # loads slowly
+
+            return member_of_npz(name, path, key)
+        return _tensor(name, path, key)
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise UserError(f"{name} cannot be read: {error}") from None
 
 
@@ -178,13 +152,13 @@ def _split(name: str) -> tuple[Path, str | None]:
     return path, None
 
 
-def _npy_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
+def npy_header(file: object) -> tuple[tuple[int, ...], bool, np.dtype]:
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(file)
 
 
-def _chosen(name: str, key: str | None, keys: list[str]) -> str:
+def chosen(name: str, key: str | None, keys: list[str]) -> str:
     """The key, if the file has it, or its only one."""
     if key in keys:
         return key
@@ -194,24 +168,10 @@ def _chosen(name: str, key: str | None, keys: list[str]) -> str:
     raise UserError(f"{name} {given}; it has {', '.join(keys) or 'none'}")
 
 
-def _member_of_npz(name: str, path: Path, key: str | None) -> Array:
-    with zipfile.ZipFile(path) as archive:
-        keys = [member.removesuffix(".npy") for member in archive.namelist()]
-        member = archive.getinfo(_chosen(name, key, keys) + ".npy")
-    if member.compress_type != zipfile.ZIP_STORED:
-        return Compressed(name, path, member.filename)
-    with path.open("rb") as file:
-        file.seek(
-            member.header_offset + 26
-        )  # the lengths of the name and of the extra field, in the local header
-        lengths = np.frombuffer(file.read(4), "<u2")
-        file.seek(int(lengths.sum()), 1)
-        shape, fortran, dtype = _npy_header(file)
-        return Mapped(name, path, dtype, shape, file.tell(), fortran)
-
-
 def _tensor(name: str, path: Path, key: str | None) -> Array:
     """Eight bytes that say how long the header is, the header in JSON, the arrays."""
+    import json
+
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size - 8:
@@ -220,7 +180,7 @@ def _tensor(name: str, path: Path, key: str | None) -> Array:
     try:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
-        tensor = tensors[_chosen(name, key, list(tensors))]
+        tensor = tensors[chosen(name, key, list(tensors))]
         of_data, (start, _) = tensor["dtype"], tensor["data_offsets"]
         shape = tuple(map(index, tensor["shape"]))
         if min(start, *shape, 0) < 0:

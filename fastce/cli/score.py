@@ -20,6 +20,7 @@ from fastce.cli.files import Array, open_array, read_tokens
 from fastce.inference.scoring import perplexity_of
 
 HEAD_MEMORY = 128 * 2**20  # bytes, of the logits of hidden states
+TOKENS_AT_ONCE = 2**16  # that are checked
 
 
 class Totals:
@@ -155,14 +156,18 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
         raise UserError(
             f"--top-k is {args.top_k}; expected a number from 0 to {n_classes}, the number of classes"
         )
-    bad = ((tokens < 0) | (tokens >= n_classes)) & (tokens != args.ignore_index)
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise UserError(
-            f"token {tokens[place]} at {list(place)} of {args.files[-1]}; expected a class in "
-            f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
-        )
-    return source, head, bias, tokens.reshape(-1)
+    tokens, shape = tokens.reshape(-1), tokens.shape
+    for start in range(0, tokens.size, TOKENS_AT_ONCE):
+        part = tokens[start : start + TOKENS_AT_ONCE]
+        bad = ((part < 0) | (part >= n_classes)) & (part != args.ignore_index)
+        if bad.any():
+            at = start + int(bad.argmax())
+            place = [int(i) for i in np.unravel_index(at, shape)]
+            raise UserError(
+                f"token {tokens[at]} at {place} of {args.files[-1]}; expected a class in "
+                f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
+            )
+    return source, head, bias, tokens
 
 
 def _scores(
