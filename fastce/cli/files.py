@@ -11,6 +11,7 @@ import numpy as np
 from fastce.cli.common import UserError, require
 
 BLOCK_BYTES = 16 * 2**20
+BLOCK_ROWS = 2**17  # what is counted of so many stays in cache
 PAGE = mmap.ALLOCATIONGRANULARITY
 # Names of the dtypes of safetensors; bfloat16 is none of NumPy's.
 SAFETENSORS = {
@@ -53,7 +54,7 @@ class Array:
 
     def rows_at_once(self) -> int:
         """How many rows make a block."""
-        return max(1, BLOCK_BYTES // max(1, self.dtype.itemsize * self.shape[-1]))
+        return min(BLOCK_ROWS, max(1, BLOCK_BYTES // max(1, self.dtype.itemsize * self.shape[-1])))
 
     def blocks(self, n: int) -> Iterator[tuple[int, np.ndarray]]:
         """The number of the first row and the rows of one block of n rows after the other; of no rows, one
