@@ -17,7 +17,7 @@
 
 enum {
     BLOCK = 1024,       /* classes: 4 KiB of float32 */
-    PIECE = 32 * BLOCK, /* at most */
+    PIECE = 16 * BLOCK, /* at most; a row of 32000 classes is two, for two threads */
     PANEL = 64          /* rows that are fetched together where a class is far from the next */
 };
 _Static_assert((int)PANEL == (int)TILE, "transpose.h moves planes of TILE rows");
