@@ -52,3 +52,23 @@ try: import fastce
 except ImportError: pass
 pass"""
     assert settings(code) == ([], "['OMP_DISPLAY_ENV']")
+
+
+def test_little_work_wakes_nobody():
+    """Threads begin with a call that is worth it, or with calls that follow one another."""
+    code = """
+import os, time
+import numpy as np
+import fastce
+def threads(): return len(os.listdir("/proc/self/task"))
+x, y = np.zeros((50, 1000), np.float32), np.zeros(50, int)
+before = threads()
+for _ in range(20):
+    fastce.cross_entropy(x, y, n_threads=2)
+    time.sleep(1e-3)
+alone = threads()
+for _ in range(2000):
+    fastce.cross_entropy(x, y, n_threads=2)
+print(alone - before, threads() - before)
+pass"""
+    assert settings(code)[1].splitlines()[0] == "0 1"

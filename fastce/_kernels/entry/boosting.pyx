@@ -69,7 +69,7 @@ cdef int run(const Softmax *s, const Logistic *logistic, Py_ssize_t n_tiles, bin
     cdef int n_blocks = <int>min(BLOCKS, n_tiles), block, taken, state = WELL
     cdef int[BLOCKS] states
     with nogil:
-        taken = 1 if small else take(n_threads, n_blocks)
+        taken = 1 if small else take(n_threads, n_blocks, False)
         if taken <= 1:
             for block in range(n_blocks):
                 states[block] = run_block(s, logistic, n_tiles, block, n_blocks)

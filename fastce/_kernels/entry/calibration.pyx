@@ -16,7 +16,7 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int8_t
 
 from fastce._kernels.entry.arrays cimport FORMAT_F64, Format, format_of, is_swapped
-from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
+from fastce._kernels.machine.threads cimport WORTH_WAKING, checked_n_threads, give_back, take
 
 cnp.import_array()
 
@@ -77,9 +77,9 @@ cdef class Rows:
         cdef int n_blocks = <int>min(BLOCKS, batch.n_rows), taken
         cdef cnp.ndarray scratch
         cdef double *begin
-        cdef bint is_small = batch.n_rows * (batch.n_classes + 8) < SERIAL_WORK
+        cdef Py_ssize_t work = batch.n_rows * (batch.n_classes + 8)
         cdef Py_ssize_t n = batch.n_classes + 8
-        taken = take(1 if is_small else self.n_threads, n_blocks)
+        taken = take(1 if work < SERIAL_WORK else self.n_threads, n_blocks, work < WORTH_WAKING * SERIAL_WORK)
         try:
             scratch = np.empty((taken, n))
             begin = <double *>cnp.PyArray_DATA(scratch)

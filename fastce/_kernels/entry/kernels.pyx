@@ -17,10 +17,10 @@ E. Few rows of many classes would leave threads idle: then the pieces of each ro
 F. All labels are checked before anything the caller can see is written; a call that writes nothing
    of the kind saves that pass. Either way the walk uses no label unchecked: another thread may have
    changed it meanwhile.
-G. Below SERIAL_WORK a call stays on its thread: waking others costs 2 to 5 microseconds while they still
-   spin from the call before, and 20 to 50 when they sleep. The threshold is 6 to 10 microseconds of work;
-   `python -m fastce bench --suite goals` has a batch just above it. Below GIL_WORK, about 1 microsecond, the
-   call keeps the GIL as well.
+G. Below SERIAL_WORK a call stays on its thread: others take 2 to 5 microseconds to join while they still
+   spin from the call before. The threshold is 6 to 10 microseconds of work; `python -m fastce bench --suite goals`
+   has a batch just above it. Where they sleep already (waits.py) it is WORTH_WAKING times that: waking them takes
+   20 to 150 microseconds. Below GIL_WORK, about 1 microsecond, the call keeps the GIL as well.
 
 Refused: a thread pool of our own; dynamic schedules (they lose D); copying to a better layout.
 """
@@ -56,7 +56,7 @@ from fastce._kernels.entry.arrays cimport (
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
+from fastce._kernels.machine.threads cimport WORTH_WAKING, checked_n_threads, give_back, take
 
 cnp.import_array()
 

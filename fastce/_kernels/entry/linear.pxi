@@ -194,7 +194,7 @@ cdef class LinearRows:
             if stage != FINISH:
                 with nogil:
                     if p.n_rows * (end - start) >= SERIAL_WORK:
-                        taken = take(self.n_threads, <int>min(p.n_tiles, 1 << 16))
+                        taken = take(self.n_threads, <int>min(p.n_tiles, 1 << 16), False)
                     run_stages(&p, stage, start, end, rows, taken)
                     if taken > 1:
                         give_back(taken)
@@ -295,7 +295,7 @@ cdef class LinearRows:
             taken = 1
             if p.n_rows * (p.n_classes * (layer.n_features // CLASS_FEATURES + ROW_WORK)) >= SERIAL_WORK:
                 have_room = max(<Py_ssize_t>1, memory // 2 // call.workspace_bytes)
-                taken = take(self.n_threads, <int>min(p.n_blocks, have_room))
+                taken = take(self.n_threads, <int>min(p.n_blocks, have_room), False)
             try:
                 workspace = np.zeros(taken * call.workspace_bytes, np.uint8)
                 call.workspace = <char *>cnp.PyArray_DATA(workspace)
@@ -323,7 +323,7 @@ cdef class LinearRows:
         """Logits z, (n, padded), of CSR rows from `first` on, by weights the other way round, (D, padded)."""
         cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(z, 1))
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(z, 0)
-        cdef int taken = take(self.n_threads, <int>min(1 + n_rows // SPARSE_ROWS, 1 << 16))
+        cdef int taken = take(self.n_threads, <int>min(1 + n_rows // SPARSE_ROWS, 1 << 16), False)
         with nogil:
             run_sparse_logits(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(w), cnp.PyArray_DATA(bias),
                               <char *>cnp.PyArray_DATA(z), taken)
@@ -334,7 +334,7 @@ cdef class LinearRows:
         """Add to sums, (D, padded), the products of gradients g, (n, padded), with CSR rows from `first` on."""
         cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(g, 1))
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(g, 0)
-        cdef int taken = take(self.n_threads, <int>min(8, 1 + n_rows // SPARSE_ROWS))
+        cdef int taken = take(self.n_threads, <int>min(8, 1 + n_rows // SPARSE_ROWS), False)
         with nogil:
             run_sparse_grad(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(g), <char *>cnp.PyArray_DATA(used),
                             cnp.PyArray_DIM(sums, 0), <double *>cnp.PyArray_DATA(sums), taken)

@@ -177,7 +177,7 @@ cdef void run_widen(bint is_f64, const char *rows, const Layout *source, Py_ssiz
     cdef Py_ssize_t row, row_bytes = n * (8 if is_f64 else 4)
     cdef int taken = 1
     if n_rows * n >= SERIAL_WORK:
-        taken = take(n_threads, <int>min(n_rows, 1 << 16))
+        taken = take(n_threads, <int>min(n_rows, 1 << 16), False)
     for row in prange(n_rows, schedule="static", num_threads=taken):
         widen_row(is_f64, rows + row * source.row_stride, source, n, to + row * row_bytes)
     if taken > 1:
@@ -189,7 +189,7 @@ cdef void run_hessian_rows(bint is_f64, const char *p, Py_ssize_t p_row, char *t
     cdef Py_ssize_t row
     cdef int taken = 1
     if n_rows * n >= SERIAL_WORK:
-        taken = take(n_threads, <int>min(n_rows, 1 << 16))
+        taken = take(n_threads, <int>min(n_rows, 1 << 16), False)
     for row in prange(n_rows, schedule="static", num_threads=taken):
         hessian_row(is_f64, p + row * p_row, n, binary, scale * (sample[row] if sample else 1), t + row * t_row)
     if taken > 1:

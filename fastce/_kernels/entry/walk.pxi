@@ -297,6 +297,7 @@ cdef void run_releasing_gil(const Problem *p, bint check, int n_threads, Partial
             run(p, check, 1, partials)
     else:
         with nogil:
-            taken = take(n_threads, <int>max(p.n_blocks, count_pieces(p.n_classes) if may_split(p, check) else 1))
+            taken = take(n_threads, <int>max(p.n_blocks, count_pieces(p.n_classes) if may_split(p, check) else 1),
+                         work < WORTH_WAKING * SERIAL_WORK)
             run(p, check, taken, partials)
             give_back(taken)

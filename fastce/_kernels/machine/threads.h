@@ -8,6 +8,14 @@ static const int openmp_version = _OPENMP;
 #else
 static const int openmp_version = 0;
 static int omp_get_max_threads(void) { return 1; }
+static double omp_get_wtime(void) { return 0; }
+#endif
+#include <stdint.h>
+
+#if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__)
+static const int has_gnu_runtime = 1;
+#else
+static const int has_gnu_runtime = 0;
 #endif
 
 /* Any thread may read and write these at any time, with the GIL or without. */
@@ -15,6 +23,8 @@ static int chosen;           /* the default, as it was found at import or set si
 static int openmp_at_import; /* what OpenMP would have taken then */
 static int busy;             /* threads of all calls under way */
 static int forked;
+static int64_t awake_for = INT64_MAX; /* microseconds that threads wait before they sleep */
+static int64_t last_end = INT64_MIN / 2; /* of a call with work for several */
 
 #define LOAD(what) __atomic_load_n(&(what), __ATOMIC_RELAXED)
 #define STORE(what, value) __atomic_store_n(&(what), (value), __ATOMIC_RELAXED)
@@ -28,6 +38,7 @@ static int watch_forks(void) { return 0; }
 #endif
 
 static void set_default(int n) { STORE(chosen, n); }
+static void set_awake_for(int64_t n) { STORE(awake_for, n); }
 
 /* Whoever lowers OpenMP's number after the import, as threadpoolctl does, means fastce too. */
 static int default_threads(void)
@@ -37,11 +48,14 @@ static int default_threads(void)
     return now < LOAD(openmp_at_import) && now < n ? now : n;
 }
 
+static int64_t microseconds(void) { return (int64_t)(omp_get_wtime() * 1e6); }
+
 /* How many threads a call gets that has work for `useful` ones and wants n, or as many as there are to spare if n is 0.
- * At least the one it is on. */
-static int take_threads(int n, int useful)
+ * At least the one it is on, which is enough for little work where waking others would take longer. */
+static int take_threads(int n, int useful, int is_little)
 {
     if (LOAD(forked)) return 1;
+    if (is_little && microseconds() - LOAD(last_end) > LOAD(awake_for)) useful = 1;
     if (n > 0) {
         if (n > useful) n = useful;
         __atomic_fetch_add(&busy, n, __ATOMIC_RELAXED);
@@ -58,7 +72,9 @@ static int take_threads(int n, int useful)
 
 static void give_back_threads(int n)
 {
-    if (!LOAD(forked)) __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED);
+    if (LOAD(forked)) return;
+    __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED);
+    STORE(last_end, microseconds());
 }
 
 static int threads_at_work(void) { return LOAD(busy); }

@@ -1,6 +1,9 @@
+cdef enum:
+    WORTH_WAKING = 4                       # times the work that is worth a thread which is awake
+
 cpdef int checked(object n_threads) except -1
 cpdef int get_num_threads() noexcept
-cdef int take(int n_threads, int useful) noexcept nogil
+cdef int take(int n_threads, int useful, bint is_little) noexcept nogil
 cdef void give_back(int taken) noexcept nogil
 
 

@@ -13,18 +13,19 @@ for it would hang. So it is in a child that first imports fastce itself, and has
 import os
 from operator import index
 
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 
 from fastce._kernels.machine import cgroups, forks
 
 cdef extern from "machine/threads.h":
-    const int openmp_version
+    const int openmp_version, has_gnu_runtime
     int openmp_at_import, forked
     int omp_get_max_threads() nogil
     int watch_forks()
     void set_default(int)
     int default_threads()
-    int take_threads(int, int useful) nogil
+    void set_awake_for(int64_t)
+    int take_threads(int, int useful, bint is_little) nogil
     void give_back_threads(int) nogil
     int threads_at_work()
 
@@ -40,13 +41,19 @@ def available():
     return min(numbers)
 
 
-cdef int take(int n_threads, int useful) noexcept nogil:
+cdef int take(int n_threads, int useful, bint is_little) noexcept nogil:
     """How many threads a call gets that asks for so many (checked_n_threads) and has work for some; to give back."""
-    return take_threads(n_threads, useful)
+    return take_threads(n_threads, useful, is_little)
 
 
 cdef void give_back(int taken) noexcept nogil:
     give_back_threads(taken)
+
+
+def sleep_after(microseconds):
+    """What threads of GNU's runtime do that wait, if it was told so."""
+    if has_gnu_runtime:
+        set_awake_for(microseconds)
 
 
 cpdef int checked(object n_threads) except -1:

@@ -4,6 +4,7 @@ GCC's runtime lets them spin for milliseconds before they sleep, if nobody tells
 process has work too that is a disaster: a thread that spins has the CPU which the one it waits for needs,
 until the system takes it away, and each call takes a time slice or more. With SPINS they spin for about
 as long as waking takes, 20 to 50 microseconds: at most twice the cost of whatever would have been best.
+Calls of little work that come later wake nobody, see `take_threads`.
 
 The runtime reads its settings when it is loaded, from the environment, which is afterwards as it was. What
 the user has set there holds. A runtime that another library has loaded before is left as it is.
@@ -12,6 +13,7 @@ the user has set there holds. A runtime that another library has loaded before i
 import os
 
 SPINS = 1000
+AWAKE = 50  # microseconds, in which another call finds them awake
 SETTINGS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 
 
@@ -21,7 +23,9 @@ def load_runtime() -> None:
     if is_ours:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     try:
-        from . import threads  # noqa: F401
+        from . import threads
     finally:
         if is_ours:
             del os.environ["GOMP_SPINCOUNT"]
+    if is_ours:
+        threads.sleep_after(AWAKE)
