@@ -43,6 +43,8 @@ def play(monkeypatch):
         machine = ModuleType("played.machine")
         machine.cpu, machine.forks = ModuleType("played.machine.cpu"), ModuleType("played.machine.forks")
         machine.cpu.features = lambda: frozenset(features)
+        machine.waits = ModuleType("played.machine.waits")
+        machine.waits.load_runtime = lambda: None
         monkeypatch.setitem(sys.modules, "played.machine", machine)
         for level, kind in itertools.product(NEEDS, ("kernels", "elementwise")):
             name = f"played._{kind}_{level}"
