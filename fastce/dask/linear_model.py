@@ -17,7 +17,16 @@ from fastce.dask._objective import ChunkedObjective, Chunks, Terms
 from fastce.dask.losses import as_rows
 from fastce.linear import objective
 from fastce.sklearn import LogisticRegression as _LogisticRegression
-from fastce.sklearn import _solver
+from fastce.sklearn._preconditioners import (
+    EXACT_LATE,
+    PATIENCE,
+    ROWS_PER_COLUMN,
+    SAMPLE_BYTES,
+    WHOLE,
+    Problem,
+    of_hessian,
+)
+from fastce.sklearn._solver import PER_COEFFICIENT, SAMPLED, descend, limited_blas
 
 __all__ = ["LogisticRegression"]
 
@@ -105,24 +114,24 @@ class LogisticRegression(_LogisticRegression):
     def _solve(self, chunks: Chunks, terms: Terms, n_rows: int, n_features: int, C: float) -> None:
         n_classes, l2 = len(terms.classes), 1.0 / (C * terms.weight_sum)
         shape = (1 if n_classes == 2 else n_classes, n_features + self.fit_intercept)
-        wanted = max(n_rows // _solver.SAMPLED, _solver.ROWS_PER_COLUMN * shape[1])
-        part = _joined(chunks.samples(min(1.0, wanted / max(n_rows, 1)), _solver.SAMPLE_BYTES), terms, l2)
+        wanted = max(n_rows // SAMPLED, ROWS_PER_COLUMN * shape[1])
+        part = _joined(chunks.samples(min(1.0, wanted / max(n_rows, 1)), SAMPLE_BYTES), terms, l2)
         dtype = part.objective.dtype
         coef = np.zeros(shape)
         if self.warm_start and hasattr(self, "coef_"):
             coef = np.column_stack([self.coef_, self.intercept_] if self.fit_intercept else [self.coef_])
         start = coef
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
-        with _solver.limited_blas(part.X, coef.size):
-            if part.X.shape[0] >= _solver.PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
-                coef = _solver._descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
-            preconditioner, patience = part.best, _solver.PATIENCE
-            if coef.size <= _solver.WHOLE and part.X.shape[0] * coef.size**2 <= _solver.EXACT_LATE:
-                preconditioner, patience = lambda w, _: _solver._of_hessian(part.objective, w), 4
+        with limited_blas(part.X, coef.size):
+            if part.X.shape[0] >= PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
+                coef = descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
+            preconditioner, patience = part.best, PATIENCE
+            if coef.size <= WHOLE and part.X.shape[0] * coef.size**2 <= EXACT_LATE:
+                preconditioner, patience = lambda w, _: of_hessian(part.objective, w), 4
             options = preconditioner, self.tol, self.max_iter, None, patience
-            solution = _solver._descend(f, coef, *options)
+            solution = descend(f, coef, *options)
             if not solution.converged and solution.n_iter < self.max_iter:  # the sample has led astray
-                solution = _solver._descend(f, start, *options)
+                solution = descend(f, start, *options)
             coef, loss, n_iter, converged = solution
         if self.verbose:
             print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
@@ -217,7 +226,7 @@ def _whole_rows(X: Any) -> Any:
     return X if X.numblocks[1] == 1 else X.rechunk({1: -1})
 
 
-def _joined(samples: list[tuple], terms: Terms, l2: float) -> _solver.Problem:
+def _joined(samples: list[tuple], terms: Terms, l2: float) -> Problem:
     """The rows that chunks gave, as the solver has samples."""
     features, labels, weights = zip(*samples, strict=True)
     X = sparse.vstack(features, format="csr") if sparse.issparse(features[0]) else np.concatenate(features)
@@ -226,4 +235,4 @@ def _joined(samples: list[tuple], terms: Terms, l2: float) -> _solver.Problem:
     weight = weight if weight.any() else np.ones_like(weight)
     n_classes, fit_intercept = len(terms.classes), terms.fit_intercept
     f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
-    return _solver.Problem(f, X, target, n_classes, weight, fit_intercept, l2)
+    return Problem(f, X, target, n_classes, weight, fit_intercept, l2)

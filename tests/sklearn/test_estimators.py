@@ -310,13 +310,13 @@ def test_frequent_words_are_seen_together():
 
 
 def test_no_hessian_is_made_to_finish(monkeypatch):
-    of_hessian, gradients = _solver._of_hessian, []
+    of_hessian, gradients = _solver.of_hessian, []
 
     def noting(f, w):
         gradients.append(np.abs(f.loss_and_grad(w)[1]).max())
         return of_hessian(f, w)
 
-    monkeypatch.setattr(_solver, "_of_hessian", noting)
+    monkeypatch.setattr(_solver, "of_hessian", noting)
     LogisticRegression().fit(*load_iris(return_X_y=True))
     assert len(gradients) > 3
     assert min(gradients) > 1e-4
