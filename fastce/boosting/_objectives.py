@@ -253,7 +253,7 @@ def softmax_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | None
     x, y = np.asarray(margins), np.asarray(target)
     if y.size == x.size:
         return fastce.cross_entropy(x, y.reshape(x.shape), sample_weight=_weights(weight))
-    labels = y.astype(np.intp, copy=False)
+    labels = _class_indices(y, x.shape[-1])
     return fastce.cross_entropy(x, labels, sample_weight=_weights(weight), ignore_index=None)
 
 
@@ -268,18 +268,23 @@ def logistic_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | Non
 
 def class_shares(y: ArrayLike, n_classes: int, sample_weight: ArrayLike | None) -> NDArray:
     """The share of each class in all rows, or in their weight."""
-    labels = np.asarray(y)
+    labels = _class_indices(np.asarray(y), n_classes)
+    shares = np.bincount(labels, _weights(sample_weight), n_classes).astype(np.float64)
+    if not (total := shares.sum()):
+        raise ValueError("y is empty, or all rows weigh 0; expected at least one row that counts")
+    return shares / total
+
+
+def _class_indices(labels: NDArray, n_classes: int) -> NDArray:
+    """Labels of any dtype as integers. What is no class is refused, as objectives refuse it."""
     with np.errstate(invalid="ignore"):
-        whole = labels.astype(np.intp)
+        whole = labels.astype(np.intp, copy=False)
     if (bad := (labels != whole) | (whole < 0) | (whole >= n_classes)).any():
         row = int(bad.argmax())
         raise IndexError(
             f"label {labels[row]} at row {row}; expected a class, a whole number in [0, {n_classes})"
         )
-    shares = np.bincount(whole, _weights(sample_weight), n_classes).astype(np.float64)
-    if not (total := shares.sum()):
-        raise ValueError("y is empty, or all rows weigh 0; expected at least one row that counts")
-    return shares / total
+    return whole
 
 
 def predict_proba(raw: ArrayLike) -> NDArray:

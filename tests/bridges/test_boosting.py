@@ -348,6 +348,8 @@ def test_catboost_labels_are_classes(label):
 
     with pytest.raises(IndexError, match=rf"label {label}; expected a class, a whole number in \[0, 3\)"):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(3), label, 1.0)
+    with pytest.raises(IndexError, match=rf"label {label} at row 1; expected a class, a whole number"):
+        bridge.softmax_loss.evaluate([np.zeros(2)] * 3, np.array([0, label]), None)
     with pytest.raises(ValueError, match="a row has 2 raw values; expected 3"):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(2), 1.0, 1.0)
 
@@ -495,6 +497,15 @@ def test_starts_of_labels_that_are_no_classes(bridge, label):
         start([0, 1, label], 3)
     with pytest.raises(ValueError, match="all rows weigh 0"):
         start([0, 1], 3, sample_weight=[0, 0])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("label", [-1.0, 3.0, 0.5, np.nan])
+def test_metrics_refuse_the_labels_that_objectives_do(bridge, label):
+    y, margins = np.array([0, 1, label, 2]), np.zeros((4, 3))
+    for call in (bridge.SoftmaxObjective(3), bridge.softmax_loss):
+        with pytest.raises(IndexError, match=rf"label {label} at row 2; expected a class, a whole number"):
+            call(y, margins)
 
 
 @pytest.mark.once
