@@ -64,20 +64,19 @@ CURVATURES = {"multiple": MULTIPLE, "magnitude": MAGNITUDE, "whole": WHOLE}
 
 # ---- The walk ----------------------------------------------------------------------------------
 
-cdef int run(const Softmax *s, const Logistic *logistic, Py_ssize_t n_tiles, bint small, int n_threads) except -1:
+cdef int run(const Softmax *s, const Logistic *logistic, Py_ssize_t n_tiles, Py_ssize_t work, int n_threads) except -1:
     """One of both; its state."""
     cdef int n_blocks = <int>min(BLOCKS, n_tiles), block, taken, state = WELL
     cdef int[BLOCKS] states
     with nogil:
-        taken = 1 if small else take(n_threads, n_blocks, False)
+        taken = take(n_threads, n_blocks, work, SERIAL_WORK)
         if taken <= 1:
             for block in range(n_blocks):
                 states[block] = run_block(s, logistic, n_tiles, block, n_blocks)
         else:
             for block in prange(n_blocks, schedule="static", num_threads=taken):
                 states[block] = run_block(s, logistic, n_tiles, block, n_blocks)
-        if not small:
-            give_back(taken)
+        give_back(taken)
         for block in range(n_blocks):
             state = max(state, states[block])
     if state == NO_MEMORY:
@@ -169,7 +168,7 @@ def softmax_derivatives(cnp.ndarray margins, cnp.ndarray target, cnp.ndarray wei
     if class_weight is not None:
         s.class_weight = <const double *>cnp.PyArray_DATA(class_weight)
     n_tiles = (s.n + rows_at_once(&s) - 1) // rows_at_once(&s)
-    if run(&s, NULL, n_tiles, s.n * s.n_classes < SERIAL_WORK, threads) == WRONG_LABEL:
+    if run(&s, NULL, n_tiles, s.n * s.n_classes, threads) == WRONG_LABEL:
         raise_label(target, s.n_classes)
 
 
@@ -192,7 +191,7 @@ def logistic_derivatives(cnp.ndarray margins, cnp.ndarray target, cnp.ndarray we
     set_vector(&s.hess, hess, "hess", s.n)
     if weight is not None:
         set_vector(&s.weight, weight, "weight", s.n)
-    if run(NULL, &s, (s.n + STRIP - 1) // STRIP, s.n < SERIAL_WORK, threads) == WRONG_LABEL:
+    if run(NULL, &s, (s.n + STRIP - 1) // STRIP, s.n, threads) == WRONG_LABEL:
         raise_outside(target)
 
 

@@ -16,7 +16,7 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int8_t
 
 from fastce._kernels.entry.arrays cimport FORMAT_F64, Format, format_of, is_swapped
-from fastce._kernels.machine.threads cimport WORTH_WAKING, checked_n_threads, give_back, take
+from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
@@ -79,9 +79,9 @@ cdef class Rows:
         cdef double *begin
         cdef Py_ssize_t work = batch.n_rows * (batch.n_classes + 8)
         cdef Py_ssize_t n = batch.n_classes + 8
-        taken = take(1 if work < SERIAL_WORK else self.n_threads, n_blocks, work < WORTH_WAKING * SERIAL_WORK)
+        taken = take(self.n_threads, n_blocks, work, SERIAL_WORK)
         try:
-            scratch = np.empty((taken, n))
+            scratch = np.empty((max(taken, 1), n))
             begin = <double *>cnp.PyArray_DATA(scratch)
             with nogil:
                 self.deal(t, n_blocks, taken, begin, n, moments, confidence, hit, brier)
@@ -92,7 +92,7 @@ cdef class Rows:
     cdef void deal(self, const Temperature *t, int n_blocks, int n_threads, double *scratch, Py_ssize_t n,
                    Moments *moments, void *confidence, int8_t *hit, double *brier) noexcept nogil:
         cdef int block
-        if n_threads == 1:
+        if n_threads <= 1:
             for block in range(n_blocks):
                 self.run_block(t, block, n_blocks, scratch, moments, confidence, hit, brier)
         else:

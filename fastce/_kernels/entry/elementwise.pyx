@@ -37,7 +37,7 @@ from fastce._kernels.entry.arrays cimport (
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.machine.threads cimport WORTH_WAKING, checked_n_threads, give_back, take
+from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
@@ -105,11 +105,8 @@ cdef int run_releasing_gil(const Elements *e, bint check, int n_threads, double 
     cdef int outside, taken
     if e.n < GIL_WORK:
         return run(e, check, 1, &partials, total)
-    if e.n < SERIAL_WORK:
-        with nogil:
-            return run(e, check, 1, &partials, total)
     with nogil:
-        taken = take(n_threads, <int>min(BLOCKS, (e.n + STRIP - 1) // STRIP), e.n < WORTH_WAKING * SERIAL_WORK)
+        taken = take(n_threads, min(BLOCKS, (e.n + STRIP - 1) // STRIP), e.n, SERIAL_WORK)
         outside = run(e, check, taken, &partials, total)
         give_back(taken)
     return outside

@@ -56,7 +56,7 @@ from fastce._kernels.entry.arrays cimport (
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
-from fastce._kernels.machine.threads cimport WORTH_WAKING, checked_n_threads, give_back, take
+from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 

@@ -183,7 +183,7 @@ cdef class LinearRows:
         cdef Rows *rows = <Rows *>cnp.PyArray_DATA(kept)
         cdef Py_ssize_t end = start + cnp.PyArray_DIM(logits, 1), number
         cdef Sums sums
-        cdef int taken = 1
+        cdef int taken
         cdef Environment host = enter_environment()
         try:
             self.set_rows(&p, logits, first, with_grad)
@@ -193,11 +193,9 @@ cdef class LinearRows:
                 p.data[GRAD] -= start * p.layout[LOGITS].class_stride
             if stage != FINISH:
                 with nogil:
-                    if p.n_rows * (end - start) >= SERIAL_WORK:
-                        taken = take(self.n_threads, <int>min(p.n_tiles, 1 << 16), False)
-                    run_stages(&p, stage, start, end, rows, taken)
-                    if taken > 1:
-                        give_back(taken)
+                    taken = take(self.n_threads, p.n_tiles, p.n_rows * (end - start), SERIAL_WORK)
+                    run_stages(&p, stage, start, end, rows, max(taken, 1))
+                    give_back(taken)
                 return 0
             for number in range(p.n_tiles):
                 clear_sums(&sums)
@@ -252,7 +250,7 @@ cdef class LinearRows:
     cdef int run_dense_call(self, Problem *p, DenseCall *call, cnp.ndarray x, cnp.ndarray w, bias, v, v_bias,
                             input_grad, weight_grad, bias_grad, Py_ssize_t memory) except -1:
         cdef Partials partials
-        cdef Py_ssize_t item = 8 if self.is_f64 else 4, n_columns = cnp.PyArray_DIM(w, 0), most_blocks, have_room
+        cdef Py_ssize_t item = 8 if self.is_f64 else 4, n_columns = cnp.PyArray_DIM(w, 0), most_blocks, have_room, work
         cdef Linear *layer = &call.l
         cdef Layout layout
         cdef int taken
@@ -292,18 +290,16 @@ cdef class LinearRows:
             call.row_bytes = TILE * layer.padded * item
             call.workspace_bytes = call.row_bytes * (2 if input_grad is not None else 1)
             call.workspace_bytes += p.n_classes * call.plane_bytes * (2 if call.with_hessian else 1) + 4096
-            taken = 1
-            if p.n_rows * (p.n_classes * (layer.n_features // CLASS_FEATURES + ROW_WORK)) >= SERIAL_WORK:
-                have_room = max(<Py_ssize_t>1, memory // 2 // call.workspace_bytes)
-                taken = take(self.n_threads, <int>min(p.n_blocks, have_room), False)
+            have_room = max(<Py_ssize_t>1, memory // 2 // call.workspace_bytes)
+            work = p.n_rows * (p.n_classes * (layer.n_features // CLASS_FEATURES + ROW_WORK))
+            taken = take(self.n_threads, min(p.n_blocks, have_room), work, SERIAL_WORK)
             try:
-                workspace = np.zeros(taken * call.workspace_bytes, np.uint8)
+                workspace = np.zeros(max(taken, 1) * call.workspace_bytes, np.uint8)
                 call.workspace = <char *>cnp.PyArray_DATA(workspace)
                 with nogil:
-                    run_dense(p, call, taken, &partials)
+                    run_dense(p, call, max(taken, 1), &partials)
             finally:
-                if taken > 1:
-                    give_back(taken)
+                give_back(taken)
             if not call.with_hessian:
                 self.add_losses_of(p, &partials)
             if weight_grad is not None:
@@ -323,7 +319,7 @@ cdef class LinearRows:
         """Logits z, (n, padded), of CSR rows from `first` on, by weights the other way round, (D, padded)."""
         cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(z, 1))
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(z, 0)
-        cdef int taken = take(self.n_threads, <int>min(1 + n_rows // SPARSE_ROWS, 1 << 16), False)
+        cdef int taken = take(self.n_threads, 1 + n_rows // SPARSE_ROWS, n_rows, 0)
         with nogil:
             run_sparse_logits(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(w), cnp.PyArray_DATA(bias),
                               <char *>cnp.PyArray_DATA(z), taken)
@@ -334,7 +330,7 @@ cdef class LinearRows:
         """Add to sums, (D, padded), the products of gradients g, (n, padded), with CSR rows from `first` on."""
         cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(g, 1))
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(g, 0)
-        cdef int taken = take(self.n_threads, <int>min(8, 1 + n_rows // SPARSE_ROWS), False)
+        cdef int taken = take(self.n_threads, min(8, 1 + n_rows // SPARSE_ROWS), n_rows, 0)
         with nogil:
             run_sparse_grad(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(g), <char *>cnp.PyArray_DATA(used),
                             cnp.PyArray_DIM(sums, 0), <double *>cnp.PyArray_DATA(sums), taken)

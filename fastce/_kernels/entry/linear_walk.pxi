@@ -175,25 +175,19 @@ cdef void run_stages(const Problem *p, Stage stage, Py_ssize_t start, Py_ssize_t
 cdef void run_widen(bint is_f64, const char *rows, const Layout *source, Py_ssize_t n_rows, Py_ssize_t n, char *to,
                     int n_threads) noexcept nogil:
     cdef Py_ssize_t row, row_bytes = n * (8 if is_f64 else 4)
-    cdef int taken = 1
-    if n_rows * n >= SERIAL_WORK:
-        taken = take(n_threads, <int>min(n_rows, 1 << 16), False)
-    for row in prange(n_rows, schedule="static", num_threads=taken):
+    cdef int taken = take(n_threads, n_rows, n_rows * n, SERIAL_WORK)
+    for row in prange(n_rows, schedule="static", num_threads=max(taken, 1)):
         widen_row(is_f64, rows + row * source.row_stride, source, n, to + row * row_bytes)
-    if taken > 1:
-        give_back(taken)
+    give_back(taken)
 
 
 cdef void run_hessian_rows(bint is_f64, const char *p, Py_ssize_t p_row, char *t, Py_ssize_t t_row, Py_ssize_t n_rows,
                            Py_ssize_t n, bint binary, const double *sample, double scale, int n_threads) noexcept nogil:
     cdef Py_ssize_t row
-    cdef int taken = 1
-    if n_rows * n >= SERIAL_WORK:
-        taken = take(n_threads, <int>min(n_rows, 1 << 16), False)
-    for row in prange(n_rows, schedule="static", num_threads=taken):
+    cdef int taken = take(n_threads, n_rows, n_rows * n, SERIAL_WORK)
+    for row in prange(n_rows, schedule="static", num_threads=max(taken, 1)):
         hessian_row(is_f64, p + row * p_row, n, binary, scale * (sample[row] if sample else 1), t + row * t_row)
-    if taken > 1:
-        give_back(taken)
+    give_back(taken)
 
 
 # ---- Sparse rows -------------------------------------------------------------------------------

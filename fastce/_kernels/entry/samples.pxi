@@ -136,8 +136,7 @@ cdef int run_draws(Draws *job, int asked_threads) except -1:
         free(job.logprob)
         free(reals)
         free(lists)
-        if n_taken:
-            give_back(n_taken)
+        give_back(n_taken)
     return 0
 
 

@@ -103,8 +103,7 @@ cdef int run_job(Job *job, int asked_threads) except -1:
         free(job.candidates)
         free(job.gathered)
         free(job.memory)
-        if n_taken:
-            give_back(n_taken)
+        give_back(n_taken)
     return 0
 
 

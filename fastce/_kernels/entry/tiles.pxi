@@ -154,10 +154,7 @@ cdef void take_walk(const Walk *walk, Py_ssize_t n_parts, int n_threads) noexcep
 
 cdef int threads_for(Batch *b, Py_ssize_t n_classes, Py_ssize_t n_parts, int asked_threads) noexcept nogil:
     """How many are taken, to be given back; 0: none, the call stays on its thread."""
-    cdef Py_ssize_t work = b.n_rows * (n_classes + ROW_WORK)
-    if work < SERIAL_WORK:
-        return 0
-    return take(asked_threads, <int>min(b.n_rows * n_parts, 1 << 16), work < WORTH_WAKING * SERIAL_WORK)
+    return take(asked_threads, b.n_rows * n_parts, b.n_rows * (n_classes + ROW_WORK), SERIAL_WORK)
 
 
 cdef inline Py_ssize_t first_of_share(Py_ssize_t n, int share, int n_shares) noexcept nogil:

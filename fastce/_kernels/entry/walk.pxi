@@ -289,15 +289,12 @@ cdef void run(const Problem *p, bint check, int n_threads, Partials *partials) n
 
 cdef void run_releasing_gil(const Problem *p, bint check, int n_threads, Partials *partials):
     cdef Py_ssize_t work = p.n_rows if check else p.n_rows * (p.n_classes + ROW_WORK)
+    cdef Py_ssize_t n_pieces = count_pieces(p.n_classes) if may_split(p, check) else 1
     cdef int taken
     if work < GIL_WORK:
         run(p, check, 1, partials)
-    elif work < SERIAL_WORK:
-        with nogil:
-            run(p, check, 1, partials)
-    else:
-        with nogil:
-            taken = take(n_threads, <int>max(p.n_blocks, count_pieces(p.n_classes) if may_split(p, check) else 1),
-                         work < WORTH_WAKING * SERIAL_WORK)
-            run(p, check, taken, partials)
-            give_back(taken)
+        return
+    with nogil:
+        taken = take(n_threads, max(p.n_blocks, n_pieces), work, SERIAL_WORK)
+        run(p, check, taken, partials)
+        give_back(taken)

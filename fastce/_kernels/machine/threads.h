@@ -10,7 +10,13 @@ static const int openmp_version = 0;
 static int omp_get_max_threads(void) { return 1; }
 static double omp_get_wtime(void) { return 0; }
 #endif
+#include <stddef.h>
 #include <stdint.h>
+
+enum {
+    WORTH_WAKING = 4, /* times the work that is worth a thread which is awake */
+    MOST_THREADS = 1 << 16
+};
 
 #if defined(_OPENMP) && defined(__GNUC__) && !defined(__clang__)
 static const int has_gnu_runtime = 1;
@@ -50,21 +56,24 @@ static int default_threads(void)
 
 static int64_t microseconds(void) { return (int64_t)(omp_get_wtime() * 1e6); }
 
-/* How many threads a call gets that has work for `useful` ones and wants n, or as many as there are to spare if n is 0.
- * At least the one it is on, which is enough for little work where waking others would take longer. */
-static int take_threads(int n, int useful, int is_little)
+/* How many threads a call gets that has work for `useful` ones and wants n, or as many as there are to spare if n is 0:
+ * at least the one it is on. None is taken where the work is less than is worth a thread that is awake, and no other
+ * where it is less than WORTH_WAKING times that and they sleep. */
+static int take_threads(int n, ptrdiff_t useful, ptrdiff_t work, ptrdiff_t worth)
 {
+    if (work < worth) return 0;
     if (LOAD(forked)) return 1;
-    if (is_little && microseconds() - LOAD(last_end) > LOAD(awake_for)) useful = 1;
+    if (work < WORTH_WAKING * worth && microseconds() - LOAD(last_end) > LOAD(awake_for)) useful = 1;
+    if (useful > MOST_THREADS) useful = MOST_THREADS;
     if (n > 0) {
-        if (n > useful) n = useful;
+        if (n > useful) n = (int)useful;
         __atomic_fetch_add(&busy, n, __ATOMIC_RELAXED);
         return n;
     }
     const int most = default_threads();
     int taken = LOAD(busy);
     do {
-        n = most - taken < useful ? most - taken : useful;
+        n = most - taken < useful ? most - taken : (int)useful;
         if (n < 1) n = 1;
     } while (!__atomic_compare_exchange_n(&busy, &taken, taken + n, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return n;
@@ -72,7 +81,7 @@ static int take_threads(int n, int useful, int is_little)
 
 static void give_back_threads(int n)
 {
-    if (LOAD(forked)) return;
+    if (n == 0 || LOAD(forked)) return;
     __atomic_fetch_sub(&busy, n, __ATOMIC_RELAXED);
     STORE(last_end, microseconds());
 }

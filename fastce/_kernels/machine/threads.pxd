@@ -1,9 +1,6 @@
-cdef enum:
-    WORTH_WAKING = 4                       # times the work that is worth a thread which is awake
-
 cpdef int checked(object n_threads) except -1
 cpdef int get_num_threads() noexcept
-cdef int take(int n_threads, int useful, bint is_little) noexcept nogil
+cdef int take(int n_threads, Py_ssize_t useful, Py_ssize_t work, Py_ssize_t worth) noexcept nogil
 cdef void give_back(int taken) noexcept nogil
 
 

@@ -25,7 +25,7 @@ cdef extern from "machine/threads.h":
     void set_default(int)
     int default_threads()
     void set_awake_for(int64_t)
-    int take_threads(int, int useful, bint is_little) nogil
+    int take_threads(int, Py_ssize_t useful, Py_ssize_t work, Py_ssize_t worth) nogil
     void give_back_threads(int) nogil
     int threads_at_work()
 
@@ -41,9 +41,10 @@ def available():
     return min(numbers)
 
 
-cdef int take(int n_threads, int useful, bint is_little) noexcept nogil:
-    """How many threads a call gets that asks for so many (checked_n_threads) and has work for some; to give back."""
-    return take_threads(n_threads, useful, is_little)
+cdef int take(int n_threads, Py_ssize_t useful, Py_ssize_t work, Py_ssize_t worth) noexcept nogil:
+    """How many threads a call gets that asks for so many (checked_n_threads) and has so much work, for `useful` ones;
+    to give back. 0 if it is less than is worth another: nothing is taken, the call stays on its thread."""
+    return take_threads(n_threads, useful, work, worth)
 
 
 cdef void give_back(int taken) noexcept nogil:
