@@ -6,16 +6,18 @@
 
 /* ---- Transforms and their slopes ----------------------------------------------------------- */
 
-/* tanh u and its slope 1 - tanh^2 u for u = x / cap, both without cancellation. With e = exp(-2|u|)
+/* cap tanh u and its slope 1 - tanh^2 u for u = x / cap, both without cancellation. With e = exp(-2|u|)
  *
- *     |tanh u| = (1 - e) / (1 + e), or u + u^3 q(u^2) below 1/2        slope = 4 e / (1 + e)^2
+ *     cap |tanh u| = cap - cap 2 e / (1 + e), or cap (u + u^3 q(u^2)) below 1/2        slope = 4 e / (1 + e)^2
  *
- * e is taken of |x| in units of cap / 2: the rounding error of u would grow with u. */
-typedef struct { vec value, slope; } FN(Tanh);
+ * e is taken of |x| in units of cap / 2: the rounding error of u would grow with u. Of the errors of what is missing
+ * to cap little is left where it is little. */
+typedef struct { vec value, slope; } FN(Capped);
 
-INLINE FN(Tanh) FN(tanh)(vec given, const Formula *formula)
+INLINE FN(Capped) FN(capped)(vec given, const Formula *formula)
 {
-    const vec size = FN(larger)(-given, given), u = size / FN(splat)((REAL)formula->softcap), x = u * u;
+    const vec cap = FN(splat)((REAL)formula->softcap);
+    const vec size = FN(larger)(-given, given), u = size / cap, x = u * u;
     const FN(Exps) exps = FN(exps_against)((vec){0}, FN(units)(&formula->half_cap));
     const vec e = FN(exps)(-size, &exps) * FN(splat)((REAL)(1 / EXP_SCALE)), whole = 1 + e;
     vec q;
@@ -37,21 +39,20 @@ INLINE FN(Tanh) FN(tanh)(vec given, const Formula *formula)
     q = FN(fma)(q, x, FN(splat)(0x1.110f6p-3f));
     q = FN(fma)(q, x, FN(splat)(-0x1.555552p-2f));
 #endif
-    const vec quotient = (1 - e) / whole, series = FN(fma)(u * x, q, u);
-    const vec value = FN(select)(FN(not_less)(u, FN(splat)((REAL)0.5)), quotient, series);
+    const vec below_cap = FN(fma)(-cap, 2 * e / whole, cap), series = cap * FN(fma)(u * x, q, u);
+    const vec value = FN(select)(FN(not_less)(u, FN(splat)((REAL)0.5)), below_cap, series);
     const ivec sign = (ivec)given & (ivec)FN(splat)((REAL)-0.0);
-    return (FN(Tanh)){(vec)((ivec)value | sign), 4 * e / (whole * whole)};
+    return (FN(Capped)){(vec)((ivec)value | sign), 4 * e / (whole * whole)};
 }
 
 INLINE vec FN(clipped)(vec x) { return FN(lesser)(FN(splat)(1), FN(larger)(FN(splat)(-1), x)); } /* NaN stays */
 
 static void FN(transform)(REAL *x, ptrdiff_t n, const Formula *formula)
 {
-    const vec cap = FN(splat)((REAL)formula->softcap);
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = FN(smaller)(n - j, LANES);
         const vec v = FN(load_n)(x + j, count, 0);
-        FN(store_n)(x + j, count, formula->transform == SOFTCAP ? cap * FN(tanh)(v, formula).value : FN(clipped)(v));
+        FN(store_n)(x + j, count, formula->transform == SOFTCAP ? FN(capped)(v, formula).value : FN(clipped)(v));
     }
 }
 
@@ -66,10 +67,10 @@ static void FN(apply_slopes)(const REAL *x, REAL *g, REAL *h, ptrdiff_t n, const
             FN(store_n)(g + j, count, FN(keep)(FN(not_less)(FN(splat)(1), FN(larger)(-v, v)), by_z));
             continue;
         }
-        const FN(Tanh) t = FN(tanh)(v, formula);
+        const FN(Capped) t = FN(capped)(v, formula);
         FN(store_n)(g + j, count, by_z * t.slope);
         if (!h) continue;
-        const vec second = -2 * t.value * t.slope / cap;
+        const vec second = -2 * (t.value / cap) * t.slope / cap;
         FN(store_n)(h + j, count, FN(load_n)(h + j, count, 0) * t.slope * t.slope + by_z * second);
     }
 }
