@@ -6,20 +6,27 @@
 
 /* ---- Transforms and their slopes ----------------------------------------------------------- */
 
-/* cap tanh u and its slope 1 - tanh^2 u for u = x / cap, both without cancellation. With e = exp(-2|u|)
+/* cap tanh u and its slope 1 - tanh^2 u for u = x / cap, both without cancellation. With e = exp(-2|u|) and
+ * w = 2 e / (1 + e)
  *
- *     cap |tanh u| = cap - cap 2 e / (1 + e), or cap (u + u^3 q(u^2)) below 1/2        slope = 4 e / (1 + e)^2
+ *     cap |tanh u| = cap - cap w, or |x| (1 + u^2 q(u^2)) below 1/2        slope = w 2 / (1 + e)
  *
- * e is taken of |x| in units of cap / 2: the rounding error of u would grow with u. Of the errors of what is missing
- * to cap little is left where it is little. */
+ * e is taken of |x| in units of cap / 2: the rounding error of u would grow with u. What e, w and their products lose
+ * is kept, so that the result is rounded about once: losses are differences of such numbers.
+ * Worst error found for caps of 1.5, 30 and 50: 1.55 ULP at 17.4472 of 30 (float32, v3), float64 0.97. */
 typedef struct { vec value, slope; } FN(Capped);
 
 INLINE FN(Capped) FN(capped)(vec given, const Formula *formula)
 {
-    const vec cap = FN(splat)((REAL)formula->softcap);
+    const vec cap = FN(splat)((REAL)formula->softcap), to_one = FN(splat)((REAL)(1 / EXP_SCALE));
     const vec size = FN(larger)(-given, given), u = size / cap, x = u * u;
     const FN(Exps) exps = FN(exps_against)((vec){0}, FN(units)(&formula->half_cap));
-    const vec e = FN(exps)(-size, &exps) * FN(splat)((REAL)(1 / EXP_SCALE)), whole = 1 + e;
+    const FN(Exp) scaled = FN(exp_where)(EVERY_LANE, -size, &exps);
+    const vec e = FN(value)(scaled) * to_one, e_low = FN(lost)(scaled, FN(value)(scaled)) * to_one;
+    const vec whole = 1 + e, whole_low = (1 - whole) + e + e_low, inverse = 1 / whole;
+    const vec w = 2 * e * inverse, w_low = (FN(residual)(2 * e, w, whole) + (2 * e_low - w * whole_low)) * inverse;
+    const vec missing = cap * w, high = cap - missing;
+    const vec low = ((cap - high) - missing) - (FN(product_error)(cap, w, missing) + cap * w_low);
     vec q;
 #if REAL_BITS == 64 /* relative error of the polynomial: 0.025 * 2^-53 */
     q = FN(splat)(0x1.dc73c74c85c85p-15);
@@ -39,10 +46,10 @@ INLINE FN(Capped) FN(capped)(vec given, const Formula *formula)
     q = FN(fma)(q, x, FN(splat)(0x1.110f6p-3f));
     q = FN(fma)(q, x, FN(splat)(-0x1.555552p-2f));
 #endif
-    const vec below_cap = FN(fma)(-cap, 2 * e / whole, cap), series = cap * FN(fma)(u * x, q, u);
-    const vec value = FN(select)(FN(not_less)(u, FN(splat)((REAL)0.5)), below_cap, series);
+    const vec series = FN(fma)(size * x, q, size);
+    const vec value = FN(select)(FN(not_less)(u, FN(splat)((REAL)0.5)), high + low, series);
     const ivec sign = (ivec)given & (ivec)FN(splat)((REAL)-0.0);
-    return (FN(Capped)){(vec)((ivec)value | sign), 4 * e / (whole * whole)};
+    return (FN(Capped)){(vec)((ivec)value | sign), 2 * (w + w_low) * inverse};
 }
 
 INLINE vec FN(clipped)(vec x) { return FN(lesser)(FN(splat)(1), FN(larger)(FN(splat)(-1), x)); } /* NaN stays */
