@@ -9,9 +9,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from calls import named
+from conftest import HALVES
+from scipy import sparse
 
 import fastce
+from fastce._kernels.machine import threads
+from fastce.linear import objective
 
 pytestmark = [
     pytest.mark.once,
@@ -191,3 +197,26 @@ os._exit(0)  # without waiting for the long call
 def test_a_call_beside_another_gets_what_is_left():
     """One that has all threads keeps them; a second one runs on its own thread, unless it asks for more."""
     assert python(BESIDE_A_LONG_CALL) == [True, 0, 3]
+
+
+@pytest.mark.parametrize("n_threads", [None, 1, 2])
+def test_what_is_taken_is_given_back(n_threads):
+    """Also where it is the thread that the call is on: else calls to come would have fewer and fewer."""
+    x, y = np.random.default_rng(0).normal(size=(4000, 100)), np.arange(4000) % 20
+    w = np.ones((1000, 100))
+    f = objective(sparse.csr_array(x), y, 20, n_threads=n_threads)
+    linear = {
+        "a part of the classes at a time": lambda: fastce.linear_cross_entropy(
+            x, w, y, memory=1 << 20, n_threads=n_threads
+        ),
+        "widened weights": lambda: fastce.linear_cross_entropy(
+            x.astype(HALVES[0]), w.astype(HALVES[0]), y, n_threads=n_threads
+        ),
+        "Hessian": lambda: f.hessian_product(np.zeros(f.size), np.ones(f.size)),
+    }
+    for name, call in named().items():
+        call.results(n_threads=n_threads)
+        assert threads.at_work() == 0, name
+    for name, call in linear.items():
+        call()
+        assert threads.at_work() == 0, name
