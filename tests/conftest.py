@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Before fastce is loaded. Workers of pytest-xdist share the cores: threads that wait shall not hold any. And
+# where it is said how they wait, calls of little work have threads too, as those of tests are to have.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -72,8 +76,6 @@ UNSANITIZED = pytest.mark.skipif(
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "once: independent of the level in this process, runs once")
-    # Workers of pytest-xdist, which begin after this, share the cores: threads that wait shall not hold any.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_generate_tests(metafunc):
