@@ -34,7 +34,7 @@ def wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None
     path = Path(name)
     if path.suffix not in endings:
         raise UserError(f"{option} is {name}; expected a file ending in {', '.join(endings)}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise UserError(f"{option} is {name}; expected a file in a folder that can be written to")
     return path
 

@@ -182,7 +182,7 @@ def _tensor(name: str, path: Path, key: str | None) -> Array:
         tensors = json.loads(header)
         tensors.pop("__metadata__", None)
         tensor = tensors[chosen(name, key, list(tensors))]
-        of_data, (start, _) = tensor["dtype"], tensor["data_offsets"]
+        of_data, (start, _) = str(tensor["dtype"]), map(index, tensor["data_offsets"])
         shape = tuple(map(index, tensor["shape"]))
         if min(start, *shape, 0) < 0:
             raise ValueError

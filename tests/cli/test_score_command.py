@@ -237,6 +237,7 @@ def test_errors(problem, capsys):
         "list": b"[1]",
         "text": b'{"a": "F32"}',
         "shape": b'{"a": {"dtype": "F32", "shape": "9", "data_offsets": [0, 9]}}',
+        "part": b'{"a": {"dtype": "F32", "shape": [9, 5], "data_offsets": [0.5, 9]}}',
         "negative": b'{"a": {"dtype": "F32", "shape": [-1, 5], "data_offsets": [0, 0]}}',
         "deep": b"[" * 10**5,
     }.items():
@@ -253,7 +254,7 @@ def test_errors(problem, capsys):
         (("no.safetensors:a", "tokens.npy"), "no safetensors file"),
         *(
             ((f"{name}.safetensors", "tokens.npy"), "its header does not tell of arrays")
-            for name in ("list", "text", "shape", "negative", "deep")
+            for name in ("list", "text", "shape", "part", "negative", "deep")
         ),
         (("damaged.npz", "tokens.npy"), "damaged.npz cannot be read"),
         (("logits.npy", "damaged.npz"), "damaged.npz cannot be read"),
@@ -271,6 +272,7 @@ def test_errors(problem, capsys):
         (("--hidden", "logits.npy", "--head", "x.npz:a", "wide.npy"), "expected integers"),
         (("logits.npy", "tokens.npy", "--output", "out.txt"), "expected a file ending in .npz"),
         (("logits.npy", "tokens.npy", "--output", "no/out.csv"), "in a folder that can be written to"),
+        (("logits.npy", "tokens.npy", "--output", "words.txt/out.csv"), "in a folder that can be written to"),
         (("logits.npy", "tokens.npy", "--plot", "no/out.png"), "in a folder that can be written to"),
         (("logits.npy", "tokens.npy", "--plot", "plot.foo"), "expected a file ending in .png"),
         (("logits.npy", "tokens.npy", "--top-k", "51"), "--top-k is 51"),
