@@ -154,7 +154,7 @@ static void put_bias_sums(ptrdiff_t n_columns, const double *sums, ptrdiff_t blo
 static ptrdiff_t padded_features(ptrdiff_t n, int is_f64)
 {
     const ptrdiff_t lanes = VECTOR_BYTES / (is_f64 ? 8 : 4);
-    return (n + lanes - 1) / lanes * lanes;
+    return n ? (n + lanes - 1) / lanes * lanes : lanes; /* products begin with a vector, of zeros if there is nothing */
 }
 
 #endif
