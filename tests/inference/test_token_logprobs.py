@@ -16,7 +16,7 @@ LOGPROB_ULP = {"float32": 2, "float64": 4}
 ENTROPY_ULP = {"float32": 4, "float64": 8}
 
 # One vector and less, around a group of vectors, around a block, around a piece, several pieces.
-CLASS_COUNTS = (1, 2, 9, 33, 1003, 1025, 8193, 40_000)
+CLASS_COUNTS = (1, 2, 9, 33, 1003, 1025, 16_385, 40_000)
 
 
 def assert_scores(found, exact):

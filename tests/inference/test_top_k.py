@@ -42,6 +42,16 @@ def test_axes_threads_and_order():
     np.testing.assert_array_equal(np.sort(top_k(x, 400, sorted=False)[1]), np.sort(top_k(x, 400)[1]))
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+def test_equal_ones_of_a_row_that_threads_share(n_threads):
+    """Of those the first, in whatever order they are on the list of a thread."""
+    for k in range(900, 1500, 100):
+        for n_larger in range(1, 6):
+            x = np.repeat(np.float32([0, 2, 0, 1]), [10_000, n_larger, 3400 - n_larger, 26_600])
+            expected = [*range(10_000, 10_000 + n_larger), *range(13_400, 13_400 + k - n_larger)]
+            np.testing.assert_array_equal(top_k(x, k, n_threads=n_threads)[1], expected)
+
+
 def test_special_values():
     x = np.array([[0.0, np.nan, 1], [np.inf, -np.inf, 0], [-0.0, 0.0, -1], [-np.inf] * 3])
     values, indices = top_k(x, 2)

@@ -136,10 +136,13 @@ static inline void add_to_best(Best *best, double x, int64_t index)
     if (best->n == best->k) best->threshold = best->list[best->k - 1].x;
 }
 
-/* The k best of two lists, in the first. */
+/* The k best of two lists, in the first; the other's have higher indices, in order if they are few. Else a threshold
+ * that rises on the way would keep out what is equal and comes later with a lower index. */
 static void merge_best(Best *best, const Best *other)
 {
+    const double threshold = best->threshold;
     for (ptrdiff_t i = 0; i < other->n; i++)
-        if (other->list[i].x > best->threshold) add_to_best(best, other->list[i].x, other->list[i].index);
+        if (other->list[i].x > (best->k > FEW ? threshold : best->threshold))
+            add_to_best(best, other->list[i].x, other->list[i].index);
 }
 #endif
