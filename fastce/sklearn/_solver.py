@@ -14,7 +14,7 @@ C. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND st
    again. A sample is left as soon as a step gains less than a SHARE of what its choice of rows does:
    (coefficients) / (2 rows).
 D. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
-   good, and a step that gains less than was lost to it is the last.
+   good, and a step that was to gain less than that and than GAIN, and lost, is the last.
 E. Where columns are many and rows few, coefficients are sought in the span of the rows, where they are as
    few: beside it they change no logit.
 """
