@@ -3,7 +3,7 @@
 GCC's runtime lets them spin for milliseconds before they sleep, if nobody tells it otherwise. Where another
 process has work too that is a disaster: a thread that spins has the CPU which the one it waits for needs,
 until the system takes it away, and each call takes a time slice or more. With SPINS they spin for about
-as long as waking takes, 20 to 50 microseconds: at most twice the cost of whatever would have been best.
+as long as waking takes, 20 to 50 microseconds or more: at most twice the cost of what would have been best.
 Calls of little work that come later wake nobody, see `take_threads`.
 
 The runtime reads its settings when it is loaded, from the environment, which is afterwards as it was. What
