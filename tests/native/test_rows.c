@@ -345,6 +345,30 @@ static void check_case(const Case *given, int format, ptrdiff_t n_rows, ptrdiff_
     release(&b);
 }
 
+/* Softcapped logits, of any size from far below the cap to far above it. */
+static void check_softcap(int format)
+{
+    static const double CAPS[] = {1.5, 30, 50};
+    const double bound = format == FORMAT_F64 ? 1.25 : 1.75;
+    double worst = 0, x[1000];
+    snprintf(context, sizeof context, "softcap, %s", FORMATS[format].name);
+    for (int k = 0; k < 300; k++) {
+        const double cap = CAPS[k % 3], scale = cap * exp(uniform(-12, 2));
+        Formula formula = {.transform = SOFTCAP, .softcap = cap};
+        double capped[1000];
+        float x_f32[1000];
+        set_temperature(&formula.half_cap, 1, cap / 2);
+        for (int j = 0; j < 1000; j++) capped[j] = x[j] = x_f32[j] = (float)normal(scale);
+        if (format == FORMAT_F64) transform_f64(capped, 1000, &formula);
+        else transform_f32(x_f32, 1000, &formula);
+        for (int j = 0; j < 1000; j++) {
+            const Wide exact = cap * tanhl((Wide)x[j] / cap);
+            check("logit", k, j, format, format == FORMAT_F64 ? capped[j] : x_f32[j], exact, exact, bound, &worst);
+        }
+    }
+    printf("%-23s %-9s largest share of the bound: %.2f\n", "softcap", FORMATS[format].name, worst);
+}
+
 int main(void)
 {
     static const ptrdiff_t FEW[] = {1, 2, 3, 4, 5, 8, 9, 17, 33, 57, 64, 65, 128, 129};
@@ -359,5 +383,7 @@ int main(void)
             printf("%-23s %-9s largest share of the bound: loss %.2f, gradient %.2f, Hessian %.2f\n", CASES[k].name,
                    FORMATS[format].name, worst[0], worst[1], worst[2]);
         }
+    check_softcap(FORMAT_F64);
+    check_softcap(FORMAT_F32);
     return report("test_rows");
 }
