@@ -237,7 +237,7 @@ INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x
     const FN(Exps) exps = FN(exps_against)(FN(splat)(anchor), FN(units)(&tile->formula->temperature));
     REAL *staged = FN(stages)(tile) ? FN(staged_row)(tile, i) : is_weighted(tile) ? FN(scratch_row)(tile, i) : NULL;
     const FN(Source) source = FN(source)(tile, i, 0);
-    *sum = FN(total_and_error)(FN(chunk_sum_of)(x, staged, n, &exps, rows->label[i], largest, &source), error);
+    *sum = FN(chunk_sum_of)(x, staged, n, &exps, rows->label[i], largest, &source, error);
     if (tile->hess) {
         const REAL top = FN(exps)(FN(splat)(anchor), &exps)[0];
         const FN(TopSums) sums = FN(sum_below)(staged, n, top);
@@ -279,7 +279,7 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
                 REAL m;
                 if (looks_first) m = FN(chunk_max)(x[i], n);
                 else FN(sum_row)(tile, rows, i, x[i], anchor[i], &m, &sum[i], &error[i]);
-                const int is_near = FN(is_near)(m, anchor[i], units), is_summed = !looks_first;
+                const int is_near = FN(is_near)(m, anchor[i], units) && sum[i] == sum[i], is_summed = !looks_first;
                 looks_first = !is_near;
                 if (is_near && is_summed) continue;
                 if (!is_near) anchor[i] = m;

@@ -54,12 +54,12 @@ INLINE void FN(add_group)(sum_vec *sum, vec *most, const REAL *x, REAL *e, ptrdi
         if (count >= LANES) FN(store)(e + at, v[k]);
         else FN(store_n)(e + at, count, v[k]);
     }
-    for (ptrdiff_t k = 0; k < 4; k++) FN(add)(sum, v[k]);
+    for (ptrdiff_t k = 0; k < 4; k++) FN(add_positive)(sum, v[k]);
 }
 
-/* Sum of the exps over j != y, and in `largest`, unless that is NULL, the largest of x. */
-INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_t y, REAL *largest,
-                             FN(Source) source)
+/* Sum of the exps over j != y, what it has lost, and in `largest`, unless that is NULL, the largest of x. */
+INLINE double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_t y, REAL *largest,
+                            FN(Source) source, double *error)
 {
     const ptrdiff_t group = 4 * LANES, full = n - n % group;
     const int few = n <= 4 * group; /* asking for the target each time costs less than a branch mispredicted */
@@ -76,25 +76,27 @@ INLINE sum_vec FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps,
     }
     if (full < n) FN(add_group)(&sum, most, x + full, e ? e + full : e, n - full, &exps, 1, y - full);
     if (largest) *largest = FN(largest_lane)(m);
-    return sum;
+    return FN(total_of_positive)(sum, error);
 }
 
-/* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient. */
-static sum_vec FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y, REAL *largest,
-                                const FN(Source) *at)
+/* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient.
+ * Against an anchor that is not the largest a float32 sum may be more than `total_of_positive` can tell from NaN: NaN
+ * then asks for another, against the largest. */
+static double FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y, REAL *largest,
+                               const FN(Source) *at, double *error)
 {
     FN(Exps) exps = *given;
     FN(Source) source = *at;
     const int native = source.logits_step == sizeof(REAL) && (!source.grad || source.grad_step == sizeof(REAL));
     if (native) source.logits_step = source.grad_step = sizeof(REAL);
-    if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, largest, source);
+    if (!FN(are_near)(given) || !native) return FN(chunk_sum)(x, e, n, exps, y, largest, source, error);
     exps = FN(near_exps)(exps);
-    if (e && largest) return FN(chunk_sum)(x, e, n, exps, y, largest, source);
-    if (e) return FN(chunk_sum)(x, e, n, exps, y, NULL, source);
-    if (source.grad) return FN(chunk_sum)(x, NULL, n, exps, y, largest, source);
+    if (e && largest) return FN(chunk_sum)(x, e, n, exps, y, largest, source, error);
+    if (e) return FN(chunk_sum)(x, e, n, exps, y, NULL, source, error);
+    if (source.grad) return FN(chunk_sum)(x, NULL, n, exps, y, largest, source, error);
     source.grad = NULL;
-    if (largest) return FN(chunk_sum)(x, NULL, n, exps, y, largest, source);
-    return FN(chunk_sum)(x, NULL, n, exps, y, NULL, source);
+    if (largest) return FN(chunk_sum)(x, NULL, n, exps, y, largest, source, error);
+    return FN(chunk_sum)(x, NULL, n, exps, y, NULL, source, error);
 }
 
 /* g = f * exps less the terms, if any. The exps are those of x, or x itself where `exps` is NULL; no f: one. */

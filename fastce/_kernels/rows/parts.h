@@ -59,7 +59,7 @@ static void FN(sweep_run)(const Tile *tile, Rows *rows, ptrdiff_t i, ptrdiff_t s
     const REAL m = (REAL)rows->anchor[i], anchor = m == -INFINITY ? 0 : m; /* against 0 only NaN counts */
     const FN(Exps) exps = FN(exps_against)(FN(splat)(anchor), FN(units)(&formula->temperature));
     const FN(Source) source = FN(source)(tile, i, start);
-    double error, sum = FN(total_and_error)(FN(chunk_sum_of)(z, NULL, n, &exps, -1, NULL, &source), &error);
+    double error, sum = FN(chunk_sum_of)(z, NULL, n, &exps, -1, NULL, &source, &error);
     FN(add_number)(&rows->rest[i], &rows->rest_low[i], sum, error);
     if (!formula->has_terms) return;
     double mass = 0, spread = 0;

@@ -102,9 +102,8 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
                           &pieces->mass[piece], &pieces->spread[piece]);
         REAL *e = staged ? staged + at : is_weighted(tile) || tile->hess ? (REAL *)tile->scratch : NULL;
         const FN(Source) source = FN(source)(tile, 0, at);
-        double chunk_error, chunk = FN(total_and_error)(
-            FN(chunk_sum_of)(x, e, n, &exps, rows->label[0] - at, pieces->pass == SUM_EARLY ? &largest : NULL, &source),
-            &chunk_error);
+        double chunk_error, chunk = FN(chunk_sum_of)(x, e, n, &exps, rows->label[0] - at,
+                                                     pieces->pass == SUM_EARLY ? &largest : NULL, &source, &chunk_error);
         m = largest > m ? largest : m;
         if (is_weighted(tile)) {
             chunk = FN(weighted_sum)(e, FN(q_run)(tile, 0, at, n), n);
@@ -147,9 +146,13 @@ static int FN(combine_pieces)(const Tile *tile, Rows *rows)
     const ptrdiff_t n = count_pieces(tile->n_classes);
     Pieces *p = rows->pieces;
     ptrdiff_t top = 0;
-    for (ptrdiff_t k = 1; k < n; k++) top = p->max[k] > p->max[top] ? k : top;
+    double all = 0;
+    for (ptrdiff_t k = 0; k < n; k++) {
+        top = p->max[k] > p->max[top] ? k : top;
+        all += p->sum[k];
+    }
     const REAL m = (REAL)p->max[top], x_y = (REAL)rows->at_target[0];
-    const int is_near = FN(is_near)(m, (REAL)rows->anchor[0], FN(units)(&tile->formula->temperature));
+    const int is_near = FN(is_near)(m, (REAL)rows->anchor[0], FN(units)(&tile->formula->temperature)) && all == all;
     if (p->pass == FIND_MAXIMUM || (p->pass == SUM_EARLY && !is_near)) {
         rows->anchor[0] = m;
         p->pass = SUM_AT_MAXIMUM;

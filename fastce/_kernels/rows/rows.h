@@ -7,6 +7,7 @@
 
 #define REAL_BITS 64
 #include "vector/simd.h"
+#include "vector/positive.h"
 #include "vector/vmath.h"
 #include "vector/formats.h"
 #include "vector/transpose.h"
@@ -30,7 +31,6 @@
 #include "rows/hinge_across.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
-#include "vector/positive.h"
 #include "rows/gather.h"
 #include "rows/sample.h"
 #include "rows/filters.h"
@@ -40,6 +40,7 @@
 
 #define REAL_BITS 32
 #include "vector/simd.h"
+#include "vector/positive.h"
 #include "vector/vmath.h"
 #include "vector/formats.h"
 #include "vector/transpose.h"
@@ -61,7 +62,6 @@
 #include "rows/hinge_across.h"
 #ifdef WITH_SCORING
 #include "vector/bits.h"
-#include "vector/positive.h"
 #include "rows/gather.h"
 #include "rows/sample.h"
 #include "rows/filters.h"

@@ -84,6 +84,7 @@ INLINE double FN(sum_and_largest)(const REAL *x, ptrdiff_t n, const FN(Exps) *ex
     const ptrdiff_t group = 4 * LANES;
     vec most = FN(splat)(-INFINITY);
     sum_vec sum = {{0}, {0}};
+    double error;
     ptrdiff_t j = 0;
     for (; j + group <= n; j += group) {
         FN(ask_for)(x + j, AHEAD_ROWS, group * sizeof(REAL), 0);
@@ -91,7 +92,7 @@ INLINE double FN(sum_and_largest)(const REAL *x, ptrdiff_t n, const FN(Exps) *ex
     }
     if (j < n) FN(add_group)(&sum, &most, x + j, NULL, n - j, exps, 0, 0);
     *largest = FN(largest_lane)(most);
-    return FN(total)(sum);
+    return FN(total_of_positive)(sum, &error);
 }
 
 static double FN(sum_of_block)(const REAL *x, ptrdiff_t n, const FN(Exps) *given, REAL *largest)
@@ -121,7 +122,7 @@ static void FN(look_at_blocks)(const Sampling *call, const REAL *x, ptrdiff_t fi
         const ptrdiff_t n = FN(block_size)(call, b);
         REAL largest, anchor = of_row;
         double sum = FN(sum_of_block)(x + b * BLOCK, n, &against_row, &largest) * unit_of_row;
-        if (!FN(is_near)(largest, anchor, FN(units)(&call->temperature))) {
+        if (sum != sum || !FN(is_near)(largest, anchor, FN(units)(&call->temperature))) {
             anchor = largest == -INFINITY ? 0 : largest;
             const FN(Exps) exps = FN(exps_of)(call, anchor);
             sum = FN(sum_of_block)(x + b * BLOCK, n, &exps, &largest) * (FN(unit_of)(&exps) * SUM_SCALE);
@@ -140,7 +141,7 @@ static void FN(weigh_blocks)(const Sampling *call, const REAL *x, Sampled *row)
     const REAL m = (REAL)row->m, *block = x + top * BLOCK;
     const FN(Exps) exps = FN(exps_of)(call, m);
     const FN(Source) source = {FN(in_cache)(block), NULL, NULL, sizeof(REAL), 0, 0};
-    const double sum = FN(total)(FN(chunk_sum_of)(block, NULL, n, &exps, FN(place_of)(m, block, n), NULL, &source));
+    double error, sum = FN(chunk_sum_of)(block, NULL, n, &exps, FN(place_of)(m, block, n), NULL, &source, &error);
     row->anchor[top] = m;
     row->sum[top] = sum * (FN(unit_of)(&exps) * SUM_SCALE);
 
