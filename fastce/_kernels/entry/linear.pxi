@@ -319,10 +319,11 @@ cdef class LinearRows:
         """Logits z, (n, padded), of CSR rows from `first` on, by weights the other way round, (D, padded)."""
         cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(z, 1))
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(z, 0)
-        cdef int taken = take(self.n_threads, 1 + n_rows // SPARSE_ROWS, n_rows, 0)
+        cdef Py_ssize_t work = sparse_work(row_starts, first, n_rows, x.padded)
+        cdef int taken = take(self.n_threads, 1 + n_rows // SPARSE_ROWS, work, SERIAL_WORK)
         with nogil:
             run_sparse_logits(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(w), cnp.PyArray_DATA(bias),
-                              <char *>cnp.PyArray_DATA(z), taken)
+                              <char *>cnp.PyArray_DATA(z), max(taken, 1))
             give_back(taken)
 
     def add_sparse_grad(self, cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t first,
@@ -330,10 +331,11 @@ cdef class LinearRows:
         """Add to sums, (D, padded), the products of gradients g, (n, padded), with CSR rows from `first` on."""
         cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(g, 1))
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(g, 0)
-        cdef int taken = take(self.n_threads, min(8, 1 + n_rows // SPARSE_ROWS), n_rows, 0)
+        cdef Py_ssize_t work = sparse_work(row_starts, first, n_rows, x.padded)
+        cdef int taken = take(self.n_threads, min(8, 1 + n_rows // SPARSE_ROWS), work, SERIAL_WORK)
         with nogil:
             run_sparse_grad(self.is_f64, &x, first, n_rows, cnp.PyArray_DATA(g), <char *>cnp.PyArray_DATA(used),
-                            cnp.PyArray_DIM(sums, 0), <double *>cnp.PyArray_DATA(sums), taken)
+                            cnp.PyArray_DIM(sums, 0), <double *>cnp.PyArray_DATA(sums), max(taken, 1))
             give_back(taken)
 
     cdef object packed(self, cnp.ndarray w, bias, Linear *layer):

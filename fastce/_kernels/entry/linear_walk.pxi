@@ -198,6 +198,12 @@ cdef Sparse sparse_of(cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray d
                   cnp.PyArray_ITEMSIZE(indices) == 8, padded)
 
 
+cdef Py_ssize_t sparse_work(cnp.ndarray row_starts, Py_ssize_t first, Py_ssize_t n_rows, Py_ssize_t padded) except -1:
+    """An entry costs about as much as a row of its classes."""
+    cdef Py_ssize_t n_entries = row_starts[first + n_rows] - row_starts[first]
+    return n_entries * (padded + ROW_WORK)
+
+
 cdef void run_sparse_logits(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *w,
                             const void *bias, char *z, int n_threads) noexcept nogil:
     cdef Py_ssize_t row_bytes = x.padded * (8 if is_f64 else 4)
