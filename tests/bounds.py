@@ -132,13 +132,12 @@ def scales(x, target, options, loss, grad, **how):
     return np.maximum(by_row, abs(loss)), np.maximum(by_class, abs(grad))  # a sum may exceed its terms
 
 
-# Besides what a loss of one term has, d_j is a product of up to three numbers, terms are added up, and z_loss
-# squares a sum: half the bound more. A capped logit is off by up to 3 ULP itself: 1 - e, 1 + e, their
-# quotient, the product with the cap, each with a rounding, and the exp. They become as many of the terms,
-# where m - z_j has those of both, with the temperature 7 in all beside a loss's own 4; and z_loss squares it.
+# Besides what a loss of one term has, d_j is a product of up to three numbers and terms are added up: half
+# the bound more. A capped logit's own error is within that. z_loss squares a sum of them, and a derivative
+# has the slope's error as well: twice the bound.
 def loss_factor(target, options):
-    if "softcap" in options:
-        return 2.75 if "z_loss" not in options else 4
+    if {"softcap", "z_loss"} <= options.keys():
+        return 2
     return 1 if is_hard(target, options) else 1.5
 
 
