@@ -213,6 +213,9 @@ INLINE vec FN(load_n)(const REAL *p, ptrdiff_t n, REAL fill)
 {
 #ifdef LEVEL_V4
     return OP(mask_loadu)(FN(splat)(fill), (1u << n) - 1u, p);
+#elif defined(LEVEL_V3)
+    const FN(mask) where = (ivec)(FN(iota)() < (ivec){0} + (INT)n);
+    return FN(select)(where, OP(maskload)(p, (__m256i)where), FN(splat)(fill));
 #else
     vec a = FN(splat)(fill);
     memcpy(&a, p, (size_t)n * sizeof(REAL));
