@@ -195,8 +195,12 @@ static Formula formula_of(const Case *c, const Batch *b, float *narrow)
     return f;
 }
 
-static void run(const Case *c, const Batch *b, const Array *x, const Array *q, int split, Got *got)
+/* Long rows whole or in pieces, from the last to the first; gradients perhaps past the caches, if they may be. */
+typedef enum { WHOLE, SPLIT, STREAMED } How;
+
+static void run(const Case *c, const Batch *b, const Array *x, const Array *q, How how, Got *got)
 {
+    const int split = how == SPLIT;
     static double scratch[SCRATCH];
     static float narrow[MOST_CLASSES];
     static Rows rows;
@@ -209,6 +213,9 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
     tile_rows = tile_rows < 1 ? 1 : tile_rows < TILE ? tile_rows : TILE;
     Tile tile = {0, b->n, &f, NULL, NULL, NULL, NULL, x->layout, q->layout, got->grad.layout, got->hess.layout, scratch,
                  own_scratches(), own_scratches() + SCRATCH, is_long && has_grad && !split ? own_staging() : NULL};
+    const int native = b->format == FORMAT_F64 || b->format == FORMAT_F32;
+    tile.streams = how == STREAMED && native && !across && !f.by_element && c->kind != HINGE
+                   && !got->grad.layout.swapped && got->grad.layout.class_stride == FORMATS[b->format].bytes;
     LabelCounts counts = {0, 0};
     Sums sums;
     memset(&rows, 0, sizeof rows);
@@ -241,7 +248,6 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, i
             epilogue(&tile, &rows);
             for (ptrdiff_t piece = count_pieces(b->n) - 1; tile.grad && piece >= 0; piece--)
                 write_piece(&tile, &rows, piece);
-            if (tile.grad) write_target(&tile, &rows);
         }
         sum_losses(&sums, &rows, tile.n_rows);
         put_losses(rows.loss, tile.n_rows, format_of_loss(b->format), 8, (char *)(got->loss + i));
@@ -323,20 +329,25 @@ static void check_case(const Case *given, int format, ptrdiff_t n_rows, ptrdiff_
         snprintf(context, sizeof context, "%s, %s, %td classes, layout %d", c.name, FORMATS[format].name, n, where);
         fill(&x, b.x, n_rows, n);
         fill(&q, b.q, n_rows, n);
-        run(&c, &b, &x, &q, 0, &got);
+        run(&c, &b, &x, &q, WHOLE, &got);
         Got *same = &first[got.across];
         if (!same->loss) check_exact(&c, &b, &got, worst);
         else check_same(&c, &b, &got, same);
-        Got split = new_results(&b, where);
-        run(&c, &b, &x, &q, 1, &split);
-        check_same(&c, &b, &split, &got);
-        if (c.kind != NLL && c.kind != LOG_SUM_EXP) { /* in place */
-            Got in_place = split;
-            in_place.grad = x;
-            run(&c, &b, &x, &q, 0, &in_place);
-            check_same(&c, &b, &in_place, &got);
+        for (How how = SPLIT; how <= STREAMED; how++) {
+            Got again = new_results(&b, where);
+            run(&c, &b, &x, &q, how, &again);
+            check_same(&c, &b, &again, &got);
+            release_results(&again);
         }
-        release_results(&split);
+        if (c.kind != NLL && c.kind != LOG_SUM_EXP) {
+            Got in_place = new_results(&b, where);
+            char *memory = in_place.grad.memory;
+            in_place.grad = x;
+            run(&c, &b, &x, &q, WHOLE, &in_place);
+            check_same(&c, &b, &in_place, &got);
+            in_place.grad.memory = memory;
+            release_results(&in_place);
+        }
         free(x.memory), free(q.memory);
         if (!same->loss) *same = got;
         else release_results(&got);

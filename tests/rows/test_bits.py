@@ -42,6 +42,29 @@ def test_threads(dtype, shape, rng):
             assert run(x, y, n_threads=n_threads, **options) == expected
 
 
+@pytest.mark.parametrize("shape", [(8400, 1001), (70, 130_000), (3, 3_000_001)], ids=str)
+def test_past_the_caches(shape, rng):
+    """Gradients of 32 MiB and more are stored in another way: the same bits as those of smaller batches."""
+    x = rng.normal(size=shape).astype(np.float32)
+    y = rng.integers(0, shape[1], shape[0])
+    y[0] = -100
+    out = np.empty(x.size + 1, np.float32)[1:].reshape(shape)  # begins with a part of a vector
+
+    def gradient(x, y, **options):
+        return fastce.cross_entropy_and_grad(x, y, reduction="none", **options)[1]
+
+    for function in (
+        gradient,
+        lambda x, y, **how: gradient(x, y, label_smoothing=0.1, **how),
+        lambda x, y, **how: fastce.softmax(x, axis=1, **how),
+        lambda x, y, **how: fastce.log_softmax(x, axis=1, **how),
+    ):
+        out[...] = np.nan
+        whole = function(x, y, out=out)
+        for rows in np.array_split(np.arange(len(x)), 3):
+            assert bits(whole[rows]) == bits(function(x[rows], y[rows]))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_threads_along_other_axes(axis, rng):
     x = rng.normal(size=(60, 40, 50)).astype(np.float32)

@@ -41,10 +41,12 @@ cdef extern from "rows/rows.h" nogil:
         double *second
         double *third
         void *staging
+        bint streams
     ctypedef struct Labels:
         int size
         bint is_signed, swapped, has_ignore
         int64_t ignore_index, n_classes
+    bint may_stream(const Tile *, Py_ssize_t n_rows) noexcept
     void derive(Formula *, Py_ssize_t n_classes, bint from_labels) noexcept
 
 cdef enum:

@@ -44,7 +44,6 @@ cdef extern from "rows/rows.h" nogil:
     void finish_parts(const Tile *, Rows *) noexcept
     void write_part(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
-    void write_target(const Tile *, const Rows *) noexcept
     void clear_sums(Sums *) noexcept
     void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
@@ -87,6 +86,8 @@ cdef void begin_tiles(const Problem *p, double *scratch, Tile *tile) noexcept no
     tile.hess_layout = p.layout[HESS]
     tile.scratch = scratch
     tile.staging = NULL
+    tile.streams = (p.data[GRAD] != NULL and p.data[GRAD] != p.data[LOGITS] and not p.across
+                    and may_stream(tile, p.n_rows))
     give_scratches(p, tile)
 
 
@@ -258,7 +259,6 @@ cdef void run_split(const Problem *p, int n_threads, Partials *partials) noexcep
             if tile.grad:
                 for piece in prange(n_pieces, schedule="static", num_threads=n_threads):
                     run_piece(p, &tile, &rows, piece, True)
-                write_target(&tile, &rows)
             end_tile(p, at, &tile, &rows, &sums)
         end_block(p, partials, block, &sums)
 

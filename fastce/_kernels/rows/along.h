@@ -99,22 +99,27 @@ static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdi
                           const REAL *x, REAL *g, const FN(Exps) *exps, const FN(Factor) *f)
 {
     const Formula *formula = tile->formula;
+    const ptrdiff_t y = rows->label[i] - start;
+    const REAL g_y = (REAL)rows->beta[i];
+    const int streams = FN(streams)(tile, g);
+#define WRITE_OF(exps, terms) FN(chunk_write)(x, g, n, exps, f, terms, y, g_y, streams)
     if (!formula->has_terms) {
-        if (exps) FN(chunk_write)(x, g, n, exps, f, NULL);
-        else FN(chunk_write)(x, g, n, NULL, f, NULL);
+        if (exps) WRITE_OF(exps, NULL);
+        else WRITE_OF(NULL, NULL);
         return;
     }
     FN(Terms) terms = {NULL, NULL, (REAL)rows->even[i], (REAL)rows->share[i]};
     if (exps) { /* in two steps: rows that leave the cache wait for memory anyway */
-        FN(chunk_write)(x, g, n, exps, NULL, NULL);
+        FN(chunk_write)(x, g, n, exps, NULL, NULL, -1, 0, 0);
         x = g;
     }
     terms.q = FN(q_run)(tile, i, start, n);
     if (formula->term_weight) terms.w = (const REAL *)formula->term_weight + start;
-    if (terms.q && terms.w) FN(chunk_write)(x, g, n, NULL, f, &terms);
-    else if (terms.q) FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){terms.q, NULL, terms.even, terms.share});
-    else if (terms.w) FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){NULL, terms.w, terms.even, terms.share});
-    else FN(chunk_write)(x, g, n, NULL, f, &(FN(Terms)){NULL, NULL, terms.even, terms.share});
+    if (terms.q && terms.w) WRITE_OF(NULL, &terms);
+    else if (terms.q) WRITE_OF(NULL, &((FN(Terms)){terms.q, NULL, terms.even, terms.share}));
+    else if (terms.w) WRITE_OF(NULL, &((FN(Terms)){NULL, terms.w, terms.even, terms.share}));
+    else WRITE_OF(NULL, &((FN(Terms)){NULL, NULL, terms.even, terms.share}));
+#undef WRITE_OF
 }
 
 /* The gradient of a run of row i from its exps in g; its Hessian, if any, in the third scratch; both to their
@@ -140,10 +145,7 @@ static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrd
         }
         const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
         FN(write_run)(tile, rows, i, start, n, g, g, NULL, &factor);
-        if (y >= 0 && y < n) {
-            g[y] = (REAL)rows->beta[i];
-            if (h) h[y] = (REAL)rows->hess_target[i];
-        }
+        if (h && y >= 0 && y < n) h[y] = (REAL)rows->hess_target[i];
         if (formula->transform != AS_GIVEN) {
             const char *row = tile->logits + i * from->row_stride;
             FN(apply_slopes)(FN(contiguous_run)(row, from, start, n, (REAL *)tile->second), g, h, n, formula);
@@ -166,11 +168,11 @@ static void FN(write_log_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, p
     const vec m = FN(splat)((REAL)rows->anchor[i]), log_sum = FN(splat)((REAL)rows->log_sum[i]);
     char *out = tile->grad + i * to->row_stride + start * to->class_stride;
     REAL *dst = FN(is_contiguous)(to) ? (REAL *)out : scratch;
-    for (ptrdiff_t j = 0; j < n; j += LANES) {
-        const ptrdiff_t count = n - j;
-        if (count >= LANES) FN(store)(dst + j, (FN(load)(x + j) - m) - log_sum);
-        else FN(store_n)(dst + j, count, (FN(load_n)(x + j, count, 0) - m) - log_sum);
-    }
+    const int streams = FN(streams)(tile, dst);
+    ptrdiff_t j = streams ? FN(smaller)(n, FN(before_vectors)(dst)) : 0;
+    if (j > 0) FN(put_lanes)(dst, j, (FN(load_n)(x, j, 0) - m) - log_sum, streams);
+    for (; j + LANES <= n; j += LANES) FN(put_lanes)(dst + j, LANES, (FN(load)(x + j) - m) - log_sum, streams);
+    if (j < n) FN(put_lanes)(dst + j, n - j, (FN(load_n)(x + j, n - j, 0) - m) - log_sum, streams);
     if (dst == scratch) FN(put)(scratch, to->format, to->swapped, to->class_stride, n, out);
 }
 
@@ -192,12 +194,13 @@ static void FN(sweep_terms)(const Tile *tile, Rows *rows, ptrdiff_t i, const REA
                   &rows->mass[i], &rows->spread[i]);
 }
 
-/* Where row i is staged: in the gradient, or where that takes the place of logits that may be wanted once more, or is
- * no contiguous memory of reals, in the scratch. */
+/* Where row i is staged: in the gradient, or where that takes the place of logits that may be wanted once more, is
+ * streamed, or is no contiguous memory of reals, in the scratch. */
 INLINE REAL *FN(staged_row)(const Tile *tile, ptrdiff_t i)
 {
     const int overwrites = tile->grad == tile->logits && anchors_early(tile);
-    if (overwrites || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout)) return FN(scratch_row)(tile, i);
+    if (overwrites || tile->streams || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout))
+        return FN(scratch_row)(tile, i);
     return (REAL *)(tile->grad + i * tile->grad_layout.row_stride);
 }
 
@@ -313,6 +316,5 @@ static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
         if (rows->label[i] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
         else FN(write_run)(tile, rows, i, 0, n, FN(staged_row)(tile, i), g, NULL, &factor);
         if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
-        FN(write_target)(tile, rows, i);
     }
 }

@@ -29,7 +29,7 @@ INLINE FN(Source) FN(source)(const Tile *tile, ptrdiff_t i, ptrdiff_t start)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout, *of_q = &tile->q_layout;
     return (FN(Source)){tile->logits + i * from->row_stride + start * from->class_stride,
-                        tile->grad ? tile->grad + i * to->row_stride + start * to->class_stride : NULL,
+                        tile->grad && !tile->streams ? tile->grad + i * to->row_stride + start * to->class_stride : NULL,
                         tile->q ? tile->q + i * of_q->row_stride + start * of_q->class_stride : NULL,
                         FN(step_to_ask)(from), FN(step_to_ask)(to), FN(step_to_ask)(of_q)};
 }
@@ -99,20 +99,39 @@ static double FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exp
     return FN(chunk_sum)(x, NULL, n, exps, y, NULL, source, error);
 }
 
-/* g = f * exps less the terms, if any. The exps are those of x, or x itself where `exps` is NULL; no f: one. */
+/* Whether a run of the gradient is stored past the caches. */
+INLINE int FN(streams)(const Tile *tile, const REAL *g) { return tile->streams && (uintptr_t)g % sizeof(REAL) == 0; }
+
+/* The first lanes of a vector, or all of them. */
+INLINE void FN(put_lanes)(REAL *g, ptrdiff_t count, vec v, int streams)
+{
+    if (count == LANES && streams) FN(store_past)(g, v);
+    else if (count == LANES) FN(store)(g, v);
+    else if (streams) FN(store_past_n)(g, count, v);
+    else FN(store_n)(g, count, v);
+}
+
+/* g = f * exps less the terms, if any, and g_y at y, if that is among them: a line that was streamed is not to be
+ * written again. The exps are those of x, or x itself where `exps` is NULL; no f: one. */
 INLINE void FN(chunk_write)(const REAL *x, REAL *g, ptrdiff_t n, const FN(Exps) *exps, const FN(Factor) *f,
-                            const FN(Terms) *terms)
+                            const FN(Terms) *terms, ptrdiff_t y, REAL g_y, int streams)
 {
     const vec a = FN(splat)(f ? f->a : 1), c = FN(splat)(f ? f->c : 0), b = FN(splat)(f ? f->b : 1);
-    for (ptrdiff_t j = 0; j < n; j += LANES) {
-        const ptrdiff_t count = n - j;
-        vec v = count >= LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0);
-        if (exps) v = FN(exps)(v, exps);
-        if (f) v = FN(scaled)(v, a, c, b);
-        if (terms) v -= FN(terms)(terms, j, count);
-        if (count >= LANES) FN(store)(g + j, v);
-        else FN(store_n)(g + j, count, v);
-    }
+    ptrdiff_t j = 0, end = streams ? FN(smaller)(n, FN(before_vectors)(g)) : 0;
+#define WRITE_LANES(count) \
+    do { \
+        vec v = count == LANES ? FN(load)(x + j) : FN(load_n)(x + j, count, 0); \
+        if (exps) v = FN(exps)(v, exps); \
+        if (f) v = FN(scaled)(v, a, c, b); \
+        if (terms) v -= FN(terms)(terms, j, count); \
+        if ((size_t)(y - j) < (size_t)LANES) \
+            v = FN(select)(FN(differ)(FN(iota)(), (ivec){0} + (INT)(y - j)), v, FN(splat)(g_y)); \
+        FN(put_lanes)(g + j, count, v, streams); \
+    } while (0)
+    if (end > 0) WRITE_LANES(end);
+    for (j = end; j + LANES <= n; j += LANES) WRITE_LANES(LANES);
+    if (j < n) WRITE_LANES(n - j);
+#undef WRITE_LANES
 }
 
 /* n classes of a row from `start` on, as contiguous REALs: in place where they are that, else in scratch. */

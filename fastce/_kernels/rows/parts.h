@@ -99,17 +99,14 @@ static void FN(write_part)(const Tile *tile, const Rows *rows, ptrdiff_t start, 
         const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
         REAL *z = (REAL *)(tile->grad + i * tile->grad_layout.row_stride);
         for (ptrdiff_t at = start; at < end; at += CHUNK) {
-            const ptrdiff_t n = FN(smaller)(end - at, CHUNK), y = rows->label[i] - at;
+            const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
             REAL *g = (REAL *)tile->scratch;
             if (rows->label[i] < 0) memset(z + at, 0, (size_t)n * sizeof(REAL));
             else if (formula->by_element) {
                 FN(prepare_run)(tile, rows, i, at, n, g);
-                FN(chunk_write)(g, g, n, &exps, NULL, NULL);
+                FN(chunk_write)(g, g, n, &exps, NULL, NULL, -1, 0, 0);
                 FN(finish_run)(tile, rows, i, at, n, g);
-            } else {
-                FN(write_run)(tile, rows, i, at, n, z + at, z + at, &exps, &factor);
-                if (y >= 0 && y < n) z[at + y] = (REAL)rows->beta[i];
-            }
+            } else FN(write_run)(tile, rows, i, at, n, z + at, z + at, &exps, &factor);
         }
     }
 }

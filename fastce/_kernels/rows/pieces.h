@@ -48,7 +48,8 @@ INLINE REAL *FN(staged_long_row)(const Tile *tile)
 {
     if (!FN(stages)(tile) || tile->n_classes > (ptrdiff_t)(STAGED_BYTES / sizeof(REAL))) return NULL;
     const int overwrites = tile->grad == tile->logits && anchors_early(tile);
-    if (overwrites || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout)) return (REAL *)tile->staging;
+    if (overwrites || tile->streams || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout))
+        return (REAL *)tile->staging;
     return (REAL *)tile->grad;
 }
 
@@ -198,7 +199,7 @@ static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
         REAL *g = direct && !by_element ? (REAL *)grad : scratch;
         if (rows->label[0] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
         else if (by_element && staged) FN(copy)(staged + at, n, g);
-        else if (by_element) FN(chunk_write)(FN(swept_run)(tile, rows, at, n), g, n, &exps, NULL, NULL);
+        else if (by_element) FN(chunk_write)(FN(swept_run)(tile, rows, at, n), g, n, &exps, NULL, NULL, -1, 0, 0);
         else if (staged) FN(write_run)(tile, rows, 0, at, n, staged + at, g, NULL, &factor);
         else FN(write_run)(tile, rows, 0, at, n, FN(swept_run)(tile, rows, at, n), g, &exps, &factor);
         if (by_element) FN(finish_run)(tile, rows, 0, at, n, g);
@@ -218,5 +219,4 @@ static void FN(sweep_long_row)(const Tile *tile, Rows *rows)
 static void FN(write_long_row)(const Tile *tile, const Rows *rows)
 {
     for (ptrdiff_t piece = 0; piece < count_pieces(tile->n_classes); piece++) FN(write_piece)(tile, rows, piece);
-    FN(write_target)(tile, rows, 0);
 }

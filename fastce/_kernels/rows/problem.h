@@ -9,6 +9,7 @@ enum {
     CHUNK = 8192,           /* longest piece of a row that is swept at once: 32 KiB of float32 */
     MAX_PIECES = 1024,      /* parts of a long row that are swept on their own */
     STAGED_BYTES = 1 << 21, /* of exps of a row in pieces: more would leave the cache */
+    STREAMED_BYTES = 1 << 25, /* of a gradient that no cache would hold until it is used */
     FEW_BYTES = 512,        /* of a row that lies across vectors: 128 float32, 64 float64; longer ones lie along them */
     SCRATCH = 8192          /* doubles: a chunk, or a tile of rows of FEW_BYTES and again transposed */
 };
@@ -70,6 +71,7 @@ typedef struct {
     double *scratch;         /* SCRATCH of them */
     double *second, *third;  /* the same each, where something goes by element, q is given or rows lie across vectors */
     void *staging;           /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
+    int streams;             /* the gradient is written past the caches, and nothing staged in it */
 } Tile;
 
 /* What a sweep of the pieces of a row longer than CHUNK is for. */

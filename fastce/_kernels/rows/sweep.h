@@ -282,15 +282,6 @@ INLINE vec FN(scaled)(vec e, vec a, vec c, vec b)
 #endif
 }
 
-INLINE void FN(write_target)(const Tile *tile, const Rows *rows, ptrdiff_t i)
-{
-    const Layout *to = &tile->grad_layout;
-    if (rows->label[i] < 0 || tile->formula->by_element || !has_target(tile)) return;
-    char *at = tile->grad + i * to->row_stride + rows->label[i] * to->class_stride;
-    if (FN(is_native)(to)) FN(store_one)(at, (REAL)rows->beta[i], REAL_FORMAT, 0);
-    else FN(store_one)(at, (REAL)rows->beta[i], to->format, to->swapped);
-}
-
 /* ---- Fetching ahead ------------------------------------------------------------------------
  *
  * A tile is read and written in bursts, with arithmetic between them in which the memory would idle, and

@@ -45,6 +45,14 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+
+/* Before another thread may read what was streamed. */
+INLINE void end_streams(void)
+{
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 #define FN(name) JOIN(name, REAL_SUFFIX)
@@ -230,6 +238,30 @@ INLINE void FN(store_n)(REAL *p, ptrdiff_t n, vec a)
 #else
     memcpy(p, &a, (size_t)n * sizeof(REAL));
 #endif
+}
+
+/* Stores past the caches: p is a multiple of a vector's bytes, or of a lane's. */
+#if defined(__x86_64__)
+INLINE void FN(store_past)(REAL *p, vec a) { OP(stream)(p, a); }
+
+INLINE void FN(store_past_n)(REAL *p, ptrdiff_t n, vec a)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+#if REAL_BITS == 64
+        _mm_stream_si64((long long *)p + i, ((ivec)a)[i]);
+#else
+        _mm_stream_si32((int *)p + i, ((ivec)a)[i]);
+#endif
+}
+#else
+INLINE void FN(store_past)(REAL *p, vec a) { FN(store)(p, a); }
+INLINE void FN(store_past_n)(REAL *p, ptrdiff_t n, vec a) { FN(store_n)(p, n, a); }
+#endif
+
+/* How many reals are before the first whole vector. */
+INLINE ptrdiff_t FN(before_vectors)(const REAL *p)
+{
+    return (ptrdiff_t)(-(uintptr_t)p % VECTOR_BYTES / sizeof(REAL));
 }
 
 INLINE void FN(copy)(const REAL *src, ptrdiff_t n, REAL *dst)
