@@ -17,6 +17,7 @@
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #define __AVX512F__ 1
 #define __AVX512BW__ 1
@@ -82,6 +83,8 @@ PLAYED int played_holds(double a, double b, int predicate)
     { return played_maskz_mov_##ps(m, played_fmadd_##ps(a, b, c)); } \
     PLAYED vec played_loadu_##ps(const void *p) { vec a; memcpy(&a, p, sizeof a); return a; } \
     PLAYED void played_storeu_##ps(void *p, vec a) { memcpy(p, &a, sizeof a); } \
+    PLAYED void played_stream_##ps(void *p, vec a) \
+    { if ((uintptr_t)p % sizeof a) abort(); played_storeu_##ps(p, a); } \
     PLAYED vec played_mask_loadu_##ps(vec a, mask m, const void *p) \
     { return LANES_OF(vec, n, m >> i & 1 ? ((const played_##real *)p)[i] : a[i]); } \
     PLAYED vec played_maskz_loadu_##ps(mask m, const void *p) { return played_mask_loadu_##ps((vec){0}, m, p); } \
@@ -228,6 +231,8 @@ PLAYED __m512 played_zext128(__m128 a) { return played_insertf32x4((__m512){0}, 
 #define _mm512_loadu_pd played_loadu_pd
 #define _mm512_storeu_ps played_storeu_ps
 #define _mm512_storeu_pd played_storeu_pd
+#define _mm512_stream_ps played_stream_ps
+#define _mm512_stream_pd played_stream_pd
 #define _mm512_mask_loadu_ps played_mask_loadu_ps
 #define _mm512_mask_loadu_pd played_mask_loadu_pd
 #define _mm512_maskz_loadu_ps played_maskz_loadu_ps

@@ -44,12 +44,16 @@
 #define HAS_FMA /* fma rounds once */
 #endif
 
+#if defined(__x86_64__) && defined(__SSE2__)
+#define STREAMS /* stores past the caches */
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
-/* Before another thread may read what was streamed. */
+/* Before another thread may read what went past the caches. */
 INLINE void end_streams(void)
 {
-#if defined(__x86_64__)
+#ifdef STREAMS
     _mm_sfence();
 #endif
 }
@@ -240,8 +244,8 @@ INLINE void FN(store_n)(REAL *p, ptrdiff_t n, vec a)
 #endif
 }
 
-/* Stores past the caches: p is a multiple of a vector's bytes, or of a lane's. */
-#if defined(__x86_64__)
+/* Past the caches, if that is possible: p is a multiple of a vector's bytes, or of a lane's. */
+#ifdef STREAMS
 INLINE void FN(store_past)(REAL *p, vec a) { OP(stream)(p, a); }
 
 INLINE void FN(store_past_n)(REAL *p, ptrdiff_t n, vec a)
