@@ -200,6 +200,10 @@ PLAYED __m512 played_zext128(__m128 a) { return played_insertf32x4((__m512){0}, 
 #undef _mm512_setr_epi32
 #undef _mm512_setr_epi64
 #define _mm512_setr_ps(...) ((__m512){__VA_ARGS__})
+PLAYED __m512i played_mul_epu32(__m512i a, __m512i b)
+{ return (__m512i)LANES_OF(Longs, 8, (uint32_t)((Longs)a)[i] * (long long)(uint32_t)((Longs)b)[i]); }
+#define _mm512_mul_epu32 played_mul_epu32
+#define _mm512_set1_epi64(a) ((__m512i)((Longs){0} + (a)))
 #define _mm512_setr_pd(...) ((__m512d){__VA_ARGS__})
 #define _mm512_setr_epi32(...) ((__m512i)(Ints){__VA_ARGS__})
 #define _mm512_setr_epi64(...) ((__m512i)(Longs){__VA_ARGS__})

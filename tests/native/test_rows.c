@@ -360,7 +360,7 @@ static void check_case(const Case *given, int format, ptrdiff_t n_rows, ptrdiff_
 static void check_softcap(int format)
 {
     static const double CAPS[] = {1.5, 30, 50};
-    const double bound = format == FORMAT_F64 ? 1.25 : 1.75;
+    const double bound = format == FORMAT_F64 ? 1.5 : 1.75;
     double worst = 0, x[1000];
     snprintf(context, sizeof context, "softcap, %s", FORMATS[format].name);
     for (int k = 0; k < 300; k++) {
