@@ -6,6 +6,7 @@ from operator import index
 import numpy as np
 
 cimport numpy as cnp
+from cpython.sequence cimport PySequence_Check
 from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 
@@ -24,9 +25,20 @@ def refuse_masked(a, str name, int depth):
                         "use .filled()")
     if depth == 0 or isinstance(a, str) or PyObject_CheckBuffer(a) or hasattr(a, "__array__"):
         return
-    if hasattr(type(a), "__len__") and hasattr(type(a), "__getitem__"):  # a sequence for NumPy, too
+    if is_sequence(a):
         for part in a:
             refuse_masked(part, name, depth - 1)
+
+cdef bint is_sequence(object a) except -1:
+    """As NumPy sees it. Its type may seem to have what only the type's own type has: a member of an Enum has no len."""
+    if not PySequence_Check(a):
+        return False
+    try:
+        len(a)
+    except Exception:
+        return False
+    return True
+
 
 
 cdef cnp.ndarray converted(object a, object dtype=None):
