@@ -260,13 +260,15 @@ def _checked(base: float | None) -> float:
     if base is None:
         return math.e  # math.log(math.e) is exactly 1
     if not isinstance(base, Real) or isinstance(base, bool):
-        raise TypeError(f"base is {base!r}; expected a number, or None for e")
+        raise TypeError(f"base is {advice.shown(base)}; expected a number, or None for e")
     try:
         value = float(base)
     except OverflowError:  # an int beyond float64
         value = math.inf
     if not (0 < value < math.inf and value != 1):
-        raise ValueError(f"base is {base!r}; expected a finite number above 0 other than 1, or None for e")
+        raise ValueError(
+            f"base is {advice.shown(base)}; expected a finite number above 0 other than 1, or None for e"
+        )
     return value
 
 
@@ -310,11 +312,7 @@ def _pair(p: ArrayLike, q: ArrayLike, axis: int) -> tuple[NDArray, NDArray, np.d
 
 
 def _events_last(a: NDArray, axis: int) -> NDArray:
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise TypeError(f"axis is {axis!r}; expected an int")
-    if not -a.ndim <= axis < a.ndim:
-        raise np.exceptions.AxisError(axis, a.ndim)
-    return np.moveaxis(a, axis, -1)
+    return np.moveaxis(a, arrays.normalized_axis(axis, a.ndim), -1)
 
 
 def _rounded(a: NDArray, dtype: np.dtype) -> Any:

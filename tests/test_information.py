@@ -279,8 +279,8 @@ def test_axis_refused():
         for axis in (2, -3):
             with pytest.raises(np.exceptions.AxisError, match=f"axis {axis} is out of bounds"):
                 function(*arrays, axis=axis)
-        for axis in (None, 0.0, (0, 1), True):
-            with pytest.raises(TypeError, match=r"axis is .*expected an int"):
+        for axis in (None, 0.0, (0, 1), True, np.True_, np.ma.masked_array(1, True)):
+            with pytest.raises(TypeError, match=r"(?s)axis is .*expected an int"):
                 function(*arrays, axis=axis)
         with pytest.raises(np.exceptions.AxisError):
             function(*(0.5 for _ in arrays))

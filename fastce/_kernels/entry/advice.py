@@ -15,6 +15,14 @@ def kind_of(given: Any) -> str:
     return kind.__name__ if library == "builtins" else f"{library}.{kind.__name__}"
 
 
+def shown(given: Any) -> str:
+    """Its repr, if it has one: an int of thousands of digits has none."""
+    try:
+        return repr(given)
+    except Exception:
+        return f"{'an' if isinstance(given, int) else 'a'} {kind_of(given)} without a repr"
+
+
 def to_read(given: Any) -> str:
     """Of what does not become an array."""
     if isinstance(given, list | tuple):

@@ -1,8 +1,6 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Arrays as they are given: what becomes of their dtypes, and what is refused. Shared by all levels."""
 
-from operator import index
-
 import numpy as np
 
 cimport numpy as cnp
@@ -13,6 +11,7 @@ from cpython.long cimport PyLong_AsLongLongAndOverflow
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.dlpack cimport array_of
 from fastce._kernels.entry.dlpack import BFLOAT16_BITS, has_exchange
+from fastce._kernels.entry.options cimport checked_index
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 
 cnp.import_array()
@@ -139,14 +138,13 @@ cdef int normalised_axis(object axis, int n_dims, str name="logits") except -1:
     cdef Py_ssize_t number
     cdef int beyond = 0
     if n_dims == 0:
-        raise ValueError(f"{name} is a scalar; expected at least one axis, the classes")
+        raise np.exceptions.AxisError(f"{name} is a scalar; expected at least one axis, the classes")
     if type(axis) is not int:
-        try:
-            axis = index(axis)
-        except TypeError:
-            raise TypeError(f"axis is {axis!r}; expected an int") from None
+        axis = checked_index(axis, "axis", "an int")
     number = PyLong_AsLongLongAndOverflow(axis, &beyond)
-    if beyond or not -n_dims <= number < n_dims:
+    if beyond:                             # it may have too many digits for NumPy's own message
+        raise np.exceptions.AxisError(f"axis {advice.shown(axis)} is out of bounds for array of dimension {n_dims}")
+    if not -n_dims <= number < n_dims:
         raise np.exceptions.AxisError(axis, n_dims)
     return <int>(number + n_dims if number < 0 else number)
 
