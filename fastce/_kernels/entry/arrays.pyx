@@ -4,9 +4,9 @@
 import numpy as np
 
 cimport numpy as cnp
-from cpython.sequence cimport PySequence_Check
 from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.sequence cimport PySequence_Check
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.dlpack cimport array_of
@@ -28,6 +28,7 @@ def refuse_masked(a, str name, int depth):
         for part in a:
             refuse_masked(part, name, depth - 1)
 
+
 cdef bint is_sequence(object a) except -1:
     """As NumPy sees it. Its type may seem to have what only the type's own type has: a member of an Enum has no len."""
     if not PySequence_Check(a):
@@ -37,7 +38,6 @@ cdef bint is_sequence(object a) except -1:
     except Exception:
         return False
     return True
-
 
 
 cdef cnp.ndarray converted(object a, object dtype=None):
@@ -58,17 +58,31 @@ cdef cnp.ndarray new_array(object a, str name):
     try:
         given = np.asanyarray(a) if has_protocol else np.from_dlpack(a) if exports else converted(a)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        if has_protocol and isinstance(error, TypeError) and has_exchange(a):
-            given = with_bfloat16(array_of(a), name)    # of a tensor of bfloat16, which NumPy has not
+        if has_protocol and isinstance(error, TypeError) and has_exchange(a) and str(a.dtype).endswith("bfloat16"):
+            given = tensor_of_bfloat16(a, name, error)
         else:
-            kind = ValueError if isinstance(error, ValueError) else TypeError
-            raise kind(f"{name} is a {advice.kind_of(a)} that NumPy makes no array of ({str(error).rstrip('.')})"
-                       + advice.to_read(a)) from error
+            raise no_array(a, name, error) from error
     if has_protocol or exports:
         refuse_masked(given, name, 0)
     elif given.ndim > 1:
         refuse_masked(a, name, given.ndim)     # after NumPy has seen how deep it is, and that it ends
     return np.asarray(given)
+
+
+cdef object no_array(object a, str name, error):
+    """The exception for what NumPy refused."""
+    kind = ValueError if isinstance(error, ValueError) else TypeError
+    return kind(f"{name} is a {advice.kind_of(a)} that NumPy makes no array of ({str(error).rstrip('.')})"
+                + advice.to_read(a))
+
+
+cdef cnp.ndarray tensor_of_bfloat16(object a, str name, error):
+    """A tensor that NumPy has refused with that error, maybe because it has no such dtype."""
+    try:
+        given = array_of(a)
+    except (RuntimeError, TypeError):      # without memory or strides, or elsewhere
+        raise no_array(a, name, error) from error
+    return with_bfloat16(given, name)
 
 
 cdef cnp.ndarray with_bfloat16(cnp.ndarray a, str name):
