@@ -244,7 +244,7 @@ FUNCTIONS = (
         (
             *scipys("a"),
             *unsupported("b", SHAPE, refused=("U3", "datetime64[s]")),
-            Bad("b", np.ones((N, C + 1)), ValueError, ()),
+            Bad("b", np.ones((N, C + 1)), ValueError, ("b has shape (4, 7)", "a has shape (4, 6)")),
         ),
     ),
 )
