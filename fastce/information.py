@@ -67,7 +67,7 @@ def self_information(p: ArrayLike, *, base: float | None = None) -> Any:
     """
     log, unit = _logarithm(base)
     p, dtype = _probabilities(p, "p")
-    return _rounded(-_log(log, p) / unit, dtype)
+    return _rounded(-_log(log, p), dtype, unit)
 
 
 def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
@@ -116,7 +116,7 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     log, unit = _logarithm(base)
     p, dtype = _probabilities(p, "p")
     p = _events_last(p, axis)
-    return _rounded(_total(_expected(p, -_log(log, p))) / unit, dtype)
+    return _rounded(_total(_expected(p, -_log(log, p))), dtype, unit)
 
 
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
@@ -169,7 +169,7 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
     """
     log, unit = _logarithm(base)
     p, q, dtype = _pair(p, q, axis)
-    return _rounded(_total(_expected(p, -_log(log, q))) / unit, dtype)
+    return _rounded(_total(_expected(p, -_log(log, q))), dtype, unit)
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
@@ -231,7 +231,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
         high, low = _two_sum(total, excess)
         result = high + (low + (total_low + (excess_low + rest.sum(axis=-1))))
         plain = terms.sum(axis=-1)
-    return _rounded(np.where(np.isfinite(plain), result, plain) / unit, dtype)
+    return _rounded(np.where(np.isfinite(plain), result, plain), dtype, unit)
 
 
 def _kl_terms(p: NDArray, q: NDArray, d: NDArray) -> NDArray:
@@ -315,9 +315,10 @@ def _events_last(a: NDArray, axis: int) -> NDArray:
     return np.moveaxis(a, arrays.normalized_axis(axis, a.ndim), -1)
 
 
-def _rounded(a: NDArray, dtype: np.dtype) -> Any:
+def _rounded(a: NDArray, dtype: np.dtype, unit: float) -> Any:
+    """In that unit, whose size may take it beyond the numbers, and that dtype."""
     with np.errstate(over="ignore", under="ignore"):
-        return (a + 0.0).astype(dtype)[()]  # + 0.0: no -0.0
+        return (a / unit + 0.0).astype(dtype)[()]  # + 0.0: no -0.0
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------

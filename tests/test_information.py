@@ -259,6 +259,14 @@ def test_masked_arrays():
             call()
 
 
+def test_results_beyond_the_numbers_are_infinite():
+    """The logarithm of a base near 1 is a small unit."""
+    base = 1 + 1e-7
+    assert information.cross_entropy([1e306], [0.5], base=base) == np.inf
+    assert information.entropy([1e306], base=base) == -np.inf
+    assert information.kl_divergence([1e306], [0.5], base=base) == np.inf
+
+
 @pytest.mark.parametrize("base", [0, -2, 1, 1.0, np.nan, np.inf, 2**5000, -(2**5000)])
 def test_base_refused(base):
     for call in calls([0.5, 0.5], [0.5, 0.5], base=base):
