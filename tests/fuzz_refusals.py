@@ -59,7 +59,7 @@ def possible(case, name):
     if not scipys:
         yield with_options(ValueError, reduction="average")
         yield with_options(ValueError, reduction="sum", normalizer=1.0)
-        for value in (-1.0, np.nan, np.inf, 2**2000):
+        for value in (-1.0, np.nan, np.inf, 2**2000, 10**5000, 5e-324):
             yield with_options(ValueError, reduction="mean", normalizer=value)
         for parameter in case.arrays:
             if parameter != first:

@@ -10,6 +10,10 @@ from libc.math cimport INFINITY, NAN, isfinite
 from fastce._kernels.entry import advice
 
 
+# 1 / normalizer is to be finite, also times the square of a temperature's or softcap's largest factor.
+cdef double SMALLEST_NORMALIZER = 1e-270
+
+
 cdef int reduction_of(object reduction) except -1:
     if isinstance(reduction, str):
         if reduction == "mean":
@@ -22,7 +26,8 @@ cdef int reduction_of(object reduction) except -1:
 
 
 cdef double checked_normalizer(object normalizer, int reduction) except? -1:
-    """The given normalizer, or NaN for None."""
+    """The given normalizer, or NaN for None. SMALLEST_NORMALIZER stands for 0: gradients of rows without weight are 0
+    then, not NaN, and only `mean` is to know."""
     cdef double value
     if normalizer is None:
         return NAN
@@ -32,8 +37,13 @@ cdef double checked_normalizer(object normalizer, int reduction) except? -1:
             f"normalizer is {advice.shown(normalizer)} with reduction={('mean', 'sum', 'none')[reduction]!r}; "
             "expected reduction='mean', whose denominator it replaces"
         )
-    if not (value >= 0 and isfinite(value)):
-        raise ValueError(f"normalizer is {advice.shown(normalizer)}; expected a finite number that is not negative")
+    if value == 0:
+        return SMALLEST_NORMALIZER
+    if not (value > SMALLEST_NORMALIZER and isfinite(value)):
+        raise ValueError(
+            f"normalizer is {advice.shown(normalizer)}; "
+            f"expected a finite number that is 0 or above {SMALLEST_NORMALIZER:g}"
+        )
     return value
 
 
@@ -81,4 +91,6 @@ cpdef object checked_index(object given, str name, str expected):
 
 cdef double mean(double total, double denominator, bint given) noexcept:
     """The quotient; a denominator of 0 that was given, the number of rows of an empty batch, makes it 0."""
-    return 0 if given and total == 0 and denominator == 0 else total / denominator
+    if given and denominator == SMALLEST_NORMALIZER:
+        return 0 if total == 0 else total * INFINITY
+    return total / denominator
