@@ -71,7 +71,7 @@ def binary_cross_entropy_with_logits(
         A dtype that is not listed above.
     ValueError
         A target outside [0, 1], which the message names with its place; shapes that do not broadcast
-        to that of the logits; an unknown `reduction`, a negative `normalizer`.
+        to that of the logits; an unknown `reduction`, a `normalizer` that is negative or too near 0.
 
     Notes
     -----

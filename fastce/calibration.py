@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 import warnings
 from copy import copy
-from operator import index
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import advice, arrays, options
 
 __all__ = ["ReliabilityCurve", "brier_score", "calibration_error", "fit_temperature", "reliability_curve"]
 
@@ -367,9 +366,9 @@ def brier_score(
 
 
 def _curve(n_bins: int, rows: _Rows) -> ReliabilityCurve:
-    if isinstance(n_bins, bool) or not hasattr(n_bins, "__index__") or index(n_bins) < 1:
-        raise ValueError(f"n_bins is {n_bins!r}; expected an int of at least 1")
-    n_bins = index(n_bins)
+    n_bins = options.checked_index(n_bins, "n_bins", "an int of at least 1")
+    if n_bins < 1:
+        raise ValueError(f"n_bins is {advice.shown(n_bins)}; expected an int of at least 1")
     confidence, hit, _, weight = rows.scores()
     edges = np.linspace(0, 1, n_bins + 1, dtype=confidence.dtype)
     place = np.searchsorted(edges, confidence, side="right") - 1
@@ -487,12 +486,15 @@ class _Rows:
 
 def _labels(target: NDArray, n_classes: int, ignore_index: int | None) -> NDArray:
     """Class indices as intp, -1 for rows to leave out."""
-    ignored = np.zeros(target.shape, bool) if ignore_index is None else target == index(ignore_index)
+    if ignore_index is None:
+        ignored = np.zeros(target.shape, bool)
+    else:
+        ignored = target == options.checked_index(ignore_index, "ignore_index", "an int or None")
     if (bad := ~ignored & ((target < 0) | (target >= n_classes))).any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         where = f"target[{', '.join(map(str, place))}]" if place else "target"
         raise IndexError(
             f"{where} is {target[place]}; expected a class index in [0, {n_classes})"
-            + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
+            + ("" if ignore_index is None else f" or ignore_index={advice.shown(ignore_index)}")
         )
     return np.where(ignored, -1, target).astype(np.intp, order="C")

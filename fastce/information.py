@@ -67,7 +67,7 @@ def self_information(p: ArrayLike, *, base: float | None = None) -> Any:
     """
     log, unit = _logarithm(base)
     p, dtype = _probabilities(p, "p")
-    return _rounded(-_log(log, p) / unit, dtype)
+    return _rounded(-_log(log, p), dtype, unit)
 
 
 def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
@@ -116,7 +116,7 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     log, unit = _logarithm(base)
     p, dtype = _probabilities(p, "p")
     p = _events_last(p, axis)
-    return _rounded(_total(_expected(p, -_log(log, p))) / unit, dtype)
+    return _rounded(_total(_expected(p, -_log(log, p))), dtype, unit)
 
 
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
@@ -169,7 +169,7 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
     """
     log, unit = _logarithm(base)
     p, q, dtype = _pair(p, q, axis)
-    return _rounded(_total(_expected(p, -_log(log, q))) / unit, dtype)
+    return _rounded(_total(_expected(p, -_log(log, q))), dtype, unit)
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
@@ -231,7 +231,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
         high, low = _two_sum(total, excess)
         result = high + (low + (total_low + (excess_low + rest.sum(axis=-1))))
         plain = terms.sum(axis=-1)
-    return _rounded(np.where(np.isfinite(plain), result, plain) / unit, dtype)
+    return _rounded(np.where(np.isfinite(plain), result, plain), dtype, unit)
 
 
 def _kl_terms(p: NDArray, q: NDArray, d: NDArray) -> NDArray:
@@ -260,13 +260,15 @@ def _checked(base: float | None) -> float:
     if base is None:
         return math.e  # math.log(math.e) is exactly 1
     if not isinstance(base, Real) or isinstance(base, bool):
-        raise TypeError(f"base is {base!r}; expected a number, or None for e")
+        raise TypeError(f"base is {advice.shown(base)}; expected a number, or None for e")
     try:
         value = float(base)
     except OverflowError:  # an int beyond float64
         value = math.inf
     if not (0 < value < math.inf and value != 1):
-        raise ValueError(f"base is {base!r}; expected a finite number above 0 other than 1, or None for e")
+        raise ValueError(
+            f"base is {advice.shown(base)}; expected a finite number above 0 other than 1, or None for e"
+        )
     return value
 
 
@@ -310,16 +312,13 @@ def _pair(p: ArrayLike, q: ArrayLike, axis: int) -> tuple[NDArray, NDArray, np.d
 
 
 def _events_last(a: NDArray, axis: int) -> NDArray:
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise TypeError(f"axis is {axis!r}; expected an int")
-    if not -a.ndim <= axis < a.ndim:
-        raise np.exceptions.AxisError(axis, a.ndim)
-    return np.moveaxis(a, axis, -1)
+    return np.moveaxis(a, arrays.normalized_axis(axis, a.ndim), -1)
 
 
-def _rounded(a: NDArray, dtype: np.dtype) -> Any:
+def _rounded(a: NDArray, dtype: np.dtype, unit: float) -> Any:
+    """In that unit, whose size may take it beyond the numbers, and that dtype."""
     with np.errstate(over="ignore", under="ignore"):
-        return (a + 0.0).astype(dtype)[()]  # + 0.0: no -0.0
+        return (a / unit + 0.0).astype(dtype)[()]  # + 0.0: no -0.0
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------

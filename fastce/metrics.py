@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import advice, arrays
 
 __all__ = ["log_loss"]
 
@@ -98,9 +98,9 @@ def _checked(eps: Any) -> float | None:
     if isinstance(eps, str) and eps == "auto":
         return None
     if isinstance(eps, str | bytes) or not np.isscalar(eps) or not np.isrealobj(eps):
-        raise TypeError(f"eps is {eps!r}; expected 'auto' or a number in [0, 0.5]")
+        raise TypeError(f"eps is {advice.shown(eps)}; expected 'auto' or a number in [0, 0.5]")
     if not 0 <= eps <= 0.5:
-        raise ValueError(f"eps is {eps!r}; expected 'auto' or a number in [0, 0.5]")
+        raise ValueError(f"eps is {advice.shown(eps)}; expected 'auto' or a number in [0, 0.5]")
     return float(eps)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from math import prod
 from typing import Any
 
@@ -58,7 +59,8 @@ def logsumexp(
     Returns
     -------
     result : scalar or ndarray
-        Of the dtype that `a` and `b` promote to.
+        Of the dtype that `a` and `b` promote to, float64 if both are integers; a Python number is of the
+        other's dtype.
     sign : scalar or ndarray
         With `return_sign`: 1, -1, 0 or NaN, of the same dtype.
 
@@ -84,18 +86,29 @@ def logsumexp(
     >>> fastce.logsumexp(np.array([[1.0, 2.0], [0.0, 0.0]]), axis=1, b=[1, -1], return_sign=True)
     (array([1.54132485,       -inf]), array([-1.,  0.]))
     """
+    given = {"a": a, "b": b}
     a, b = arrays.any_array(a, "a"), None if b is None else arrays.any_array(b, "b")
+    inputs = {"a": a, "b": b}
     if a.dtype.kind == "c" or (b is not None and b.dtype.kind == "c"):
+        _check_shapes(a, b)
+        _normalised(axis, max(a.ndim, np.ndim(b)))
         options = {"axis": axis, "keepdims": keepdims, "return_sign": return_sign}
-        return _of_scipy("logsumexp", out, n_threads, "", {"a": a, "b": b}, options)
+        return _of_scipy("logsumexp", out, n_threads, "", inputs, options, given)
     exponents, factors = np.atleast_1d(arrays.float_array(a, "a")), None
     dtype = _native(exponents)
     if b is not None:
         factors = arrays.float_array(b, "b")
-        dtype = np.promote_types(dtype, factors.dtype)
-        with np.errstate(invalid="ignore"):  # a signalling NaN
+        dtype = _promoted([x.dtype for name, x in inputs.items() if not _is_weak(given[name])])
+        with np.errstate(all="ignore"):  # a signalling NaN, or a Python number beyond the dtype
             exponents = arrays.with_dtype(exponents, dtype)
-        exponents, factors = np.broadcast_arrays(exponents, factors)
+            if factors.dtype != dtype and not np.can_cast(factors.dtype, dtype):
+                factors = arrays.with_dtype(factors, dtype)
+        if exponents.shape != factors.shape:
+            try:
+                exponents, factors = np.broadcast_arrays(exponents, factors)
+            except ValueError:
+                _check_shapes(a, b)  # says what they are of
+                raise
     axes = _normalised(axis, exponents.ndim)
     kept = tuple(1 if k in axes else n for k, n in enumerate(exponents.shape))
     shape = kept if keepdims else tuple(n for k, n in enumerate(exponents.shape) if k not in axes)
@@ -211,7 +224,8 @@ def log_softmax(
 def _softmax(x: ArrayLike, axis: Axis, out: NDArray | None, n_threads: int | None, name: str) -> Any:
     given = arrays.any_array(x, "x")
     if given.dtype.kind == "c":
-        return _of_scipy(name, out, n_threads, "x", {"x": given}, {"axis": axis})
+        _normalised(axis, given.ndim)
+        return _of_scipy(name, out, n_threads, "x", {"x": given}, {"axis": axis}, {"x": x})
     as_given, given = given, arrays.float_array(given, "x")
     axes = _as_in_memory(_normalised(axis, given.ndim), given)
     if out is None:
@@ -240,16 +254,20 @@ def _of_scipy(
     in_place: str,
     inputs: dict[str, NDArray | None],
     options: dict[str, Any],
+    given: dict[str, Any],
 ) -> Any:
-    """Complex numbers, which the kernels don't take."""
+    """Of complex numbers, which the kernels don't take; Python's own, which promote nothing, as given."""
     _check_n_threads(n_threads)
+    for argument, a in inputs.items():
+        if a is not None and a.dtype.kind not in "iufbc":
+            arrays.float_array(a, argument)
     try:
         from scipy import special
     except ImportError:
         message = f"{name} of complex numbers is SciPy's: pip install scipy, or pass real ones"
         raise TypeError(message) from None
     function: Callable[..., Any] = getattr(special, name)
-    result = function(**inputs, **options)
+    result = function(**{k: given[k] if _is_weak(given[k]) else a for k, a in inputs.items()}, **options)
     if out is None:
         return result
     value = result[0] if options.get("return_sign") else result
@@ -260,6 +278,31 @@ def _of_scipy(
 
 def _native(a: NDArray) -> np.dtype:
     return a.dtype if a.dtype.isnative else np.promote_types(a.dtype, a.dtype)
+
+
+def _is_weak(given: Any) -> bool:
+    """A number of Python's own, which promotes nothing."""
+    return isinstance(given, int | float | complex) and not isinstance(given, np.generic)
+
+
+def _promoted(dtypes: list[np.dtype]) -> np.dtype:
+    """As SciPy has it: float64 if there are no floats."""
+    if all(dtype.kind in "iub" for dtype in dtypes):
+        return np.dtype(np.float64)
+    try:
+        return reduce(np.promote_types, dtypes, dtypes[0])
+    except TypeError:  # bfloat16 with what it does not know
+        floats = (np.float64 if dtype.kind in "iub" else dtype for dtype in dtypes)
+        return reduce(np.promote_types, floats, np.dtype(np.float32))
+
+
+def _check_shapes(a: NDArray, b: NDArray | None) -> None:
+    try:
+        np.broadcast_shapes(a.shape, () if b is None else b.shape)
+    except ValueError:
+        raise ValueError(
+            f"b has shape {b.shape} and a has shape {a.shape}; expected shapes that broadcast"
+        ) from None
 
 
 def _normalised(axis: Axis, n_dims: int) -> tuple[int, ...]:

@@ -281,6 +281,19 @@ def softmaxes(arrays, options):
     }
 
 
+def dtype_with_factors(a, b):
+    """SciPy's: integers beside a float are no float64 before they are promoted."""
+    if {a.dtype.name, b.dtype.name} == {"float16", "bfloat16"}:
+        return np.dtype(np.float32)
+    integers = [x.dtype.kind in "biu" for x in (a, b)]
+    if all(integers):
+        return np.dtype(np.float64)
+    try:
+        return np.promote_types(a.dtype, b.dtype)
+    except TypeError:  # of bfloat16 and integers of two bytes and more
+        return np.dtype(np.float64)
+
+
 def logsumexp(arrays, options):
     a, b = arrays["a"], arrays.get("b")
     dtype = logits_dtype(a)
@@ -298,7 +311,7 @@ def logsumexp(arrays, options):
         if b is None:
             scale, whole = log_sum_scale(rows(a), exact), np.zeros(exact.shape)
         else:
-            dtype = np.promote_types(dtype, logits_dtype(b))
+            dtype = dtype_with_factors(a, b)
             x, factors = np.broadcast_arrays(a, b)
             scale, whole = factors_scale(rows(x), rows(factors).astype(np.float64), exact)
         # NaN: nothing but infinities, or no terms at all.

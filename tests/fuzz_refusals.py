@@ -54,12 +54,12 @@ def possible(case, name):
         n_dims = a.ndim
         for axis in (n_dims, -n_dims - 1, 2**70):
             yield with_options((AxisError, ValueError), axis=axis)
-        for axis in (0.5, "0"):
+        for axis in (0.5, "0", True, np.True_, np.ma.masked_array(0, True)):
             yield with_options(TypeError, axis=axis)
     if not scipys:
         yield with_options(ValueError, reduction="average")
         yield with_options(ValueError, reduction="sum", normalizer=1.0)
-        for value in (-1.0, np.nan, np.inf, 2**2000):
+        for value in (-1.0, np.nan, np.inf, 2**2000, 10**5000, 5e-324):
             yield with_options(ValueError, reduction="mean", normalizer=value)
         for parameter in case.arrays:
             if parameter != first:
@@ -73,7 +73,8 @@ def possible(case, name):
     ):
         if name.startswith("cross_entropy"):
             yield with_options(ValueError, **{parameter: value})
-            yield with_options(TypeError, **{parameter: "1"})
+            for number in ("1", np.array("1"), np.complex64(1), np.ma.masked_array(1.0, True)):
+                yield with_options(TypeError, **{parameter: number})
     if "gamma" in case.options:
         yield with_options(ValueError, gamma=-1.0)
         yield with_options(ValueError, gamma=np.inf)
@@ -130,7 +131,8 @@ def of_rows(case, name, a, with_array, with_options):
     target, n_classes = case.arrays["target"].a, a.shape[axis]
     if target.dtype.kind in "iu":
         yield with_array("target", np.zeros(target.shape, bool), TypeError)
-        yield with_options(TypeError, ignore_index=0.5)
+        for value in (0.5, True, np.ma.masked_array(0, True)):
+            yield with_options(TypeError, ignore_index=value)
         info, ignored = np.iinfo(target.dtype), case.options.get("ignore_index", -100)
         for value in (n_classes, -1, -99, info.max, info.min, info.max // 2 + 1):
             if (

@@ -259,6 +259,14 @@ def test_masked_arrays():
             call()
 
 
+def test_results_beyond_the_numbers_are_infinite():
+    """The logarithm of a base near 1 is a small unit."""
+    base = 1 + 1e-7
+    assert information.cross_entropy([1e306], [0.5], base=base) == np.inf
+    assert information.entropy([1e306], base=base) == -np.inf
+    assert information.kl_divergence([1e306], [0.5], base=base) == np.inf
+
+
 @pytest.mark.parametrize("base", [0, -2, 1, 1.0, np.nan, np.inf, 2**5000, -(2**5000)])
 def test_base_refused(base):
     for call in calls([0.5, 0.5], [0.5, 0.5], base=base):
@@ -279,8 +287,8 @@ def test_axis_refused():
         for axis in (2, -3):
             with pytest.raises(np.exceptions.AxisError, match=f"axis {axis} is out of bounds"):
                 function(*arrays, axis=axis)
-        for axis in (None, 0.0, (0, 1), True):
-            with pytest.raises(TypeError, match=r"axis is .*expected an int"):
+        for axis in (None, 0.0, (0, 1), True, np.True_, np.ma.masked_array(1, True)):
+            with pytest.raises(TypeError, match=r"(?s)axis is .*expected an int"):
                 function(*arrays, axis=axis)
         with pytest.raises(np.exceptions.AxisError):
             function(*(0.5 for _ in arrays))

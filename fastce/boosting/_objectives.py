@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import fastce
 from fastce import _kernels
+from fastce._kernels.entry import advice, options
 
 #: The kernel's way to a Hessian, and the factor of U p (1 - p) in it, for C classes.
 CURVATURES = {
@@ -25,13 +26,10 @@ CURVATURES = {
 
 def checked_number(value: Any, name: str, most: float = math.inf) -> float:
     """Return `value` as a float in [0, most]."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}; expected a number") from None
+    number = options.number_of(value, name, "a number")
     if not (0 <= number <= most and math.isfinite(number)):
         expected = f"in [0, {most:g}]" if most < math.inf else "that is finite and not negative"
-        raise ValueError(f"{name} is {value!r}; expected a number {expected}")
+        raise ValueError(f"{name} is {advice.shown(value)}; expected a number {expected}")
     return number
 
 

@@ -80,8 +80,8 @@ def losses(x: Any, labels: Labels, dtype: Any) -> Any:
 
 def gradient(x: Any, labels: Labels, denominator: float | None) -> Any:
     options = labels.loss_options
-    is_finite = denominator is None or np.isfinite(denominator)
-    if denominator is None or not is_finite:
+    is_usual = denominator is None or 1e-270 < abs(denominator) < np.inf
+    if denominator is None or not is_usual:
         options["reduction"] = "sum"
     elif denominator >= 0:
         options["normalizer"] = denominator
@@ -89,8 +89,9 @@ def gradient(x: Any, labels: Labels, denominator: float | None) -> Any:
         options |= {"normalizer": -denominator, "sample_weight": -np.asarray(labels.sample_weight)}
     with labels.places():
         grad = fastce.cross_entropy_and_grad(x, labels.target, **options)[1]
-    if not is_finite:
-        grad[labels.live] /= denominator
+    if not is_usual:  # a sum of weights, which no normalizer may be
+        with np.errstate(all="ignore"):
+            grad[labels.live] /= denominator
     return grad
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
+from fastce._kernels.entry import advice
 
 
 class Sample(NamedTuple):
@@ -146,7 +147,7 @@ def sample(
     """
     shape = () if size is None else tuple(size) if isinstance(size, (tuple, list)) else (size,)
     if not all(hasattr(n, "__index__") and n >= 0 for n in shape):
-        raise ValueError(f"size is {size!r}; expected an int of at least 0, or a tuple of them")
+        raise ValueError(f"size is {advice.shown(size)}; expected an int of at least 0, or a tuple of them")
     return Sample(
         *_kernels.scoring.sample(
             logits, temperature, top_k, top_p, min_p, shape, np.random.default_rng(rng), axis, n_threads

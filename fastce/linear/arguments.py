@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from math import prod
-from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import arrays, options
 
 MEMORY = 64 * 2**20
 FEW_WEIGHTS = 1 << 16  # so many stay in the second cache of a core, and small products are no faster in BLAS
@@ -61,10 +60,7 @@ def layer(x: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memor
     """What a linear layer is made of, with features `x` that are checked; `name` is what they are called."""
     w = arrays.float_array(linear_weight, "linear_weight")
     bias = None if linear_bias is None else arrays.float_array(linear_bias, "linear_bias")
-    try:
-        memory = index(memory)
-    except TypeError:
-        raise TypeError(f"memory is {memory!r}; expected an int, a number of bytes") from None
+    memory = options.checked_index(memory, "memory", "an int, a number of bytes")
     if x.ndim == 0:
         raise ValueError(f"{name} is a scalar; expected at least one axis, the features")
     if w.ndim != 2 or w.shape[1] != x.shape[-1]:

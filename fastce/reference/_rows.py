@@ -102,7 +102,7 @@ def _with_margin(
     divisor = np.where(sine < at_least, at_least, sine)
     if margin1 == 1:
         # cos(theta + margin2), written so that no margin2 leaves the cosine and its slope of 1 alone
-        beyond = theta + margin2 > pi
+        beyond = margin2 > acos(-cosine)  # which is pi - theta, with its digits near pi
         phi = cosine * cos(margin2) - sine * sin(margin2)
         phi = np.where(beyond, cosine - margin2 * sin(margin2), phi)
         slope = np.where(beyond, 1 + 0 * sine, cos(margin2) + cosine * sin(margin2) / divisor)

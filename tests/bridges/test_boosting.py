@@ -476,6 +476,7 @@ def test_objectives_copy_and_show_their_options(bridge):
     [
         ({"n_classes": 1}, "n_classes is 1; expected an int of at least 2"),
         ({"gamma": -1}, "gamma is -1; expected a number that is finite and not negative"),
+        ({"gamma": 10**5000}, "gamma is an int without a repr; expected a number that is finite"),
         ({"label_smoothing": 1.5}, r"label_smoothing is 1.5; expected a number in \[0, 1\]"),
         ({"curvature": "flat"}, "curvature is 'flat'; expected None or one of 'exact'"),
         ({"class_weight": [1, 2]}, r"class_weight has shape \(2,\); expected \(3,\)"),

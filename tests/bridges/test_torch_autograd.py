@@ -490,6 +490,33 @@ def test_tensors_given_to_functions_of_arrays(function):
         function(x.requires_grad_(), y)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+def test_tensors_that_are_no_arrays_are_named():
+    """With what PyTorch has for each of them."""
+    x, z, y = torch.randn(2, 2), torch.randn(2, 2, dtype=torch.complex64), torch.tensor([0, 1])
+    for tensor, way in (
+        (x.to_sparse(), "to_dense"),
+        (x.to_sparse_csr(), "to_dense"),
+        (x.bfloat16().to_sparse(), "to_dense"),
+        (x.to("meta"), "no numbers"),
+        (x.bfloat16().to("meta"), "no numbers"),
+        (x.to(torch.float8_e5m2), "float"),
+        (z.conj(), "resolve_conj"),
+        (z.conj().imag, "resolve_neg"),
+    ):
+        with pytest.raises(TypeError, match=rf"^logits is a torch\.Tensor that .*: .*{way}"):
+            fastce.cross_entropy(tensor, y)
+        with pytest.raises(TypeError, match=rf"^weight is a torch\.Tensor that .*: .*{way}"):
+            fastce.cross_entropy(x, y, weight=tensor)
+    for number in (torch.ones(2), torch.ones((), dtype=torch.complex64), torch.ones((), device="meta")):
+        with pytest.raises(TypeError, match=r"(?s)^temperature is tensor.*; expected a number"):
+            fastce.cross_entropy(x, y, temperature=number)
+    with pytest.raises(TypeError, match=r"^axis is tensor\(True\); expected an int"):
+        fastce.cross_entropy(x, y, axis=torch.tensor(True))
+    two = torch.tensor(2.0)
+    assert fastce.cross_entropy(x, y, temperature=two) == fastce.cross_entropy(x, y, temperature=2)
+
+
 @pytest.mark.once
 def test_bfloat16_without_ml_dtypes():
     done = python(

@@ -63,8 +63,15 @@ class Tensor:
 
     __module__ = "torch"
 
-    def __init__(self, error, dtype="torch.float32", requires_grad=False, is_sparse=False):
-        self.error, self.dtype, self.requires_grad, self.is_sparse = error, dtype, requires_grad, is_sparse
+    def __init__(self, error, dtype="torch.float32", requires_grad=False, layout="torch.strided", **bits):
+        self.error, self.dtype, self.requires_grad, self.layout = error, dtype, requires_grad, layout
+        self.is_meta, self.bits = "meta" in str(error), bits
+
+    def is_conj(self):
+        return "is_conj" in self.bits
+
+    def is_neg(self):
+        return "is_neg" in self.bits
 
     def __array__(self, dtype=None, copy=None):
         raise self.error
@@ -80,7 +87,15 @@ TENSORS = [
         Tensor(TypeError("Got unsupported ScalarType BFloat16"), dtype="torch.bfloat16"),
         r"\.view\(torch\.int16\)",
     ),
-    (Tensor(TypeError("can't convert Sparse layout tensor to numpy."), is_sparse=True), r"\.to_dense\(\)"),
+    (
+        Tensor(TypeError("can't convert Sparse layout tensor to numpy."), layout="torch.sparse_csr"),
+        r"\.to_dense\(\)",
+    ),
+    (Tensor(TypeError("can't convert meta device type tensor to numpy.")), "no numbers"),
+    (Tensor(RuntimeError("Tensor that has conjugate bit set."), is_conj=True), r"\.resolve_conj\(\)"),
+    (Tensor(RuntimeError("Tensor that has negative bit set."), is_neg=True), r"\.resolve_neg\(\)"),
+    (Tensor(TypeError("Got unsupported ScalarType Float8_e5m2"), dtype="torch.float8_e5m2"), r"\.float\(\)"),
+    (Tensor(TypeError("Got unsupported ScalarType QUInt8"), dtype="torch.quint8"), r"\.dequantize\(\)"),
 ]
 
 

@@ -62,7 +62,9 @@ def out_of(name, *values):
 
 
 def not_a_number(name):
-    for value in ("0.5", 1j, [0.5, 0.5]):
+    masked = np.ma.masked_array(0.5, True)
+    text = np.array("0.5"), np.array("abc"), np.array("0.5", object)
+    for value in ("0.5", 1j, [0.5, 0.5], np.complex64(1 + 5j), *text, np.array([0.5, 0.5]), masked):
         yield Bad(name, value, TypeError, (name, repr(value), "expected"))
 
 
@@ -82,9 +84,10 @@ THREADS = (
     *(Bad("n_threads", value, ValueError, ("n_threads", str(value))) for value in (0, -3)),
     *(Bad("n_threads", value, TypeError, ("n_threads", repr(value))) for value in (1.5, "2", [1])),
 )
+NO_INDICES = (True, np.True_, np.array(True), np.ma.masked_array(1, True), np.ma.masked)
 AXIS = (
     *(Bad("axis", axis, np.exceptions.AxisError, ("axis", str(axis))) for axis in (2, -3, 2**70)),
-    *(Bad("axis", axis, TypeError, ("axis", repr(axis))) for axis in (1.0, "1", None, (0, 1))),
+    *(Bad("axis", axis, TypeError, ("axis", repr(axis))) for axis in (1.0, "1", None, (0, 1), *NO_INDICES)),
 )
 
 
@@ -98,8 +101,8 @@ def labels(expected_range):
     yield Bad("target", target % 2 == 0, TypeError, ("target", "bool"))
     yield from unsupported("target", N)
     yield from misshapen("target", (N + 1,), (N, 1), (C, N), (), expected=[(N,)], dtype=int)
-    yield Bad("ignore_index", 1.5, TypeError, ("ignore_index", "1.5"))
-    yield Bad("ignore_index", "0", TypeError, ("ignore_index", "'0'"))
+    for value in (1.5, "0", *NO_INDICES):
+        yield Bad("ignore_index", value, TypeError, ("ignore_index", repr(value)))
 
 
 def rows(name, *numbers):
@@ -138,7 +141,7 @@ def scipys(name):
     for axis in (2, -3, (0, 2)):
         yield Bad("axis", axis, (np.exceptions.AxisError, ValueError), ("axis",))
     yield Bad("axis", (0, 0), ValueError, ("axis",))
-    for axis in (1.5, "1"):
+    for axis in (1.5, "1", *NO_INDICES):
         yield Bad("axis", axis, TypeError, ("axis", repr(axis)))
     yield from THREADS
     yield Bad("reduction", "sum", TypeError, ("reduction",))
@@ -241,7 +244,7 @@ FUNCTIONS = (
         (
             *scipys("a"),
             *unsupported("b", SHAPE, refused=("U3", "datetime64[s]")),
-            Bad("b", np.ones((N, C + 1)), ValueError, ()),
+            Bad("b", np.ones((N, C + 1)), ValueError, ("b has shape (4, 7)", "a has shape (4, 6)")),
         ),
     ),
 )
@@ -290,6 +293,21 @@ def test_arguments_are_needed(name, function):
         getattr(fastce, name)()
     with pytest.raises(TypeError):  # options of losses, and out of all, are keywords
         getattr(fastce, name)(*function.valid.values(), 1, None, False, False, None, None, None)
+
+
+HUGE = 10**5000  # an int that has no repr
+
+
+@pytest.mark.parametrize(("name", "function"), [(n, f) for f in FUNCTIONS for n in f.names])
+def test_options_without_a_repr_are_named(name, function):
+    """Refused, or, as the index to ignore, only in the message about a label."""
+    arrays = {"weight", "sample_weight", "pos_weight", "b", *function.valid}
+    options = {bad.parameter for bad in function.bad} - arrays
+    for parameter in sorted(options):
+        others = {"target": np.full(N, C)} if parameter == "ignore_index" else {}
+        with pytest.raises((IndexError, TypeError, ValueError), match=parameter) as error:
+            call(name, {**function.valid, **others, parameter: HUGE})
+        assert "digits" not in str(error.value)
 
 
 # log_loss hands its labels to scikit-learn, which refuses them in its own words.

@@ -6,6 +6,7 @@ be a silent error. Known from cython #4467 and #1605: read-only memory and field
 
 import array
 import ctypes
+import enum
 import mmap
 from collections import UserList, deque
 from operator import attrgetter
@@ -244,6 +245,34 @@ def test_masked_arrays_are_refused(name, key):
     if name != "log_loss":  # scikit-learn converts what has a shape
         with pytest.raises(TypeError, match=f"{key} is or holds a masked array"):
             call(name, {key: Converts(np.ma.masked_array(a, True))})
+
+
+class Label(enum.IntEnum):
+    CAT = 0
+    DOG = 1
+
+
+class Letters(enum.Flag):
+    A = 1
+    B = 2
+
+
+def test_members_of_an_enum():
+    """Whose class is a sequence of them, which they are not themselves."""
+    x, members = np.array([2.0, 1, 0]), [Label.DOG, Label.CAT]
+    assert fastce.cross_entropy(x, Label.DOG) == fastce.cross_entropy(x, 1)
+    assert fastce.cross_entropy(np.eye(2), members) == fastce.cross_entropy(np.eye(2), [1, 0])
+    for weight in (Label.DOG, [Label.DOG] * 3):
+        of_elements = fastce.binary_cross_entropy_with_logits(x, Label.DOG, weight=weight, pos_weight=weight)
+        assert of_elements == fastce.binary_cross_entropy_with_logits(x, 1)
+    weights = {"weight": [Label.DOG] * 3, "sample_weight": Label.DOG}
+    assert fastce.cross_entropy(x, 1, **weights) == fastce.cross_entropy(x, 1)
+    assert fastce.softmax(Label.DOG) == 1
+    assert fastce.logsumexp(x, b=Label.DOG) == fastce.logsumexp(x)
+    assert fastce.cross_entropy(np.eye(2), members, axis=Label.DOG) == fastce.cross_entropy(np.eye(2), [1, 0])
+    for member in (Letters.A, Letters.A | Letters.B):
+        with pytest.raises(TypeError, match="target has dtype object"):
+            fastce.cross_entropy(x, member)
 
 
 @pytest.mark.parametrize(("name", "key"), ARGUMENTS)

@@ -316,6 +316,9 @@ def test_refusals():
         f(x, w, y, sample_weight=[1.0, 2.0])
     with pytest.raises(TypeError, match="input has dtype complex128"):
         f(x.astype(complex), w, y)
+    for memory in (True, 1.5, np.ma.masked_array(2**20, True)):
+        with pytest.raises(TypeError, match=r"(?s)memory is .*; expected an int"):
+            f(x, w, y, memory=memory)
     with pytest.raises(TypeError, match="memory is 'much'"):
         f(x, w, y, memory="much")
     with pytest.raises(ValueError, match="wrt has 'weights'"):

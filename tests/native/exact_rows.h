@@ -122,13 +122,13 @@ static void exact_margin(const Case *c, const Given *row, const Wide *z, Exact *
     const ptrdiff_t y = row->y;
     const Wide m2 = c->margin2, sine = sqrtl((1 - z[y]) * (1 + z[y])), unit = row->format == FORMAT_F64 ? 1 : 0x1p-29L;
     const Wide least = sqrtl(ldexpl(1, -FORMATS[row->format].mantissa_bits)), divisor = fmaxl(sine, least);
-    const int beyond = z[y] < -cosl(m2) && m2 > 0;
+    const int beyond = m2 > acosl(-z[y]); /* pi - t, with its digits near pi */
     const Wide slope = beyond ? 1 : cosl(m2) + z[y] / divisor * sinl(m2);
     memcpy(moved, z, (size_t)row->n * sizeof *z);
     moved[y] = (beyond ? z[y] - m2 * sinl(m2) : z[y] * cosl(m2) - sine * sinl(m2)) - c->margin3;
     sum_exps(moved, row->n, y, 1 / (Wide)c->scale, &a);
     const Wide w = row->sample * row->w[y], rest = a.rest / a.s;
-    const Wide size = unit * c->scale * (1 + m2 + c->margin3);
+    const Wide size = unit * c->scale * (1 + fabsl(m2) + c->margin3);
     const Wide slopes = fabsl(cosl(m2)) + fabsl(z[y] * sinl(m2)) / divisor;
     out->loss = w * (c->scale * (a.m - moved[y]) + a.log_s);
     out->loss_scale = fmaxl(out->loss, w * rest * size);

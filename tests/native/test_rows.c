@@ -21,6 +21,7 @@ static const Case CASES[] = {
     {.name = "focal", .kind = FOCAL, .gamma = 2, .has_weight = 1, .factor = 2},
     {.name = "focal 1/2", .kind = FOCAL, .gamma = 0.5, .factor = 1.25},
     {.name = "margin", .kind = MARGIN, .scale = 64, .margin2 = 0.5, .has_weight = 1, .factor = 1},
+    {.name = "margin of more than pi", .kind = MARGIN, .scale = 16, .margin2 = 4, .factor = 1},
     {.name = "hinge", .kind = HINGE, .power = 1, .margin = 1, .has_weight = 1, .factor = 1},
     {.name = "hinge, squared", .kind = HINGE, .power = 2, .margin = 1, .has_weight = 1, .factor = 1},
     {.name = "multi-margin", .kind = HINGE, .hinge = MULTI_MARGIN, .power = 1, .margin = 0.3, .factor = 1},

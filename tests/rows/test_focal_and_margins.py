@@ -133,6 +133,12 @@ MARGINS = {
     "combined": (1, 0.3, 0.2),
     "all": (1.5, 0.25, 0.125),
     "steep": (3, 0.5, 0.1),
+    "beyond pi": (1, 4, 0),
+    "beyond a turn": (1, 7.5, 0.25),
+    "tiny": (1, 1e-8, 0),
+    "back": (1, -0.5, 0),
+    "steep and beyond pi": (2, 4, 0),
+    "steep and back": (1.5, -2, 0),
 }
 
 
@@ -202,11 +208,27 @@ def test_target_of_all_angles(dtype, margins):
     x = np.zeros((4001, 3), dtype)
     x[:, 1] = np.cos(np.linspace(0, np.pi, 4001))
     loss, grad = check_margin(x, np.ones(4001, int), 8, MARGINS[margins])
+    if margins == "back":  # the target's logit rises until its angle is the margin
+        x, loss, grad = x[700:], loss[700:], grad[700:]
     assert (np.diff(loss) >= 0).all()
     assert (grad[1:-1, 1] <= 1e-12).all()  # it is 0 after each half turn, give or take an ULP of the angle
     if margins != "ArcFace" and MARGINS[margins][:2] != (1, 0.3):
         # A step of pi / 4000 changes the logit by at most 8 margin1 of that.
         assert np.diff(loss).max() <= 8 * MARGINS[margins][0] * np.pi / 4000 * 1.01
+
+
+@pytest.mark.parametrize("margin2", [5e-324, 1e-17, 1e-9, 1e-8, 1e-4, 0.5, 3, np.pi, 3.2, 4, 2 * np.pi, 1e6])
+def test_beyond_pi_the_slope_is_that_of_the_cosine(margin2):
+    """At -1 with any margin, however small, and everywhere with one of more than pi."""
+    x = np.array([[-1, 0, 0.5], [1, 0.25, 0.5], [0.25, 0, 0.5]])[: 3 if margin2 > np.pi else 1]
+    options = {"scale": 4.0, "margin1": 1.0, "margin2": margin2, "reduction": "none"}
+    loss, grad = fastce.margin_cross_entropy_and_grad(x, np.zeros(len(x), int), **options)
+    moved = x.copy()
+    moved[:, 0] -= margin2 * np.sin(margin2)
+    exact, exact_grad = reference.cross_entropy_and_grad(4 * moved, np.zeros(len(x), int), reduction="none")
+    # exps of numbers as large as the margin are off by as much
+    np.testing.assert_allclose(loss, exact.astype(float), rtol=1e-14 * (1 + margin2))
+    np.testing.assert_allclose(grad, 4 * exact_grad.astype(float), rtol=1e-14 * (1 + margin2), atol=1e-300)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -66,6 +66,36 @@ def test_normalizer_of_an_empty_batch():
     assert not grad.any()
     assert fastce.cross_entropy(x, y, normalizer=0) == 0
     assert fastce.cross_entropy(np.eye(2), [0, 1], normalizer=0) == np.inf
+    assert fastce.cross_entropy(np.eye(2), [0, 1], normalizer=-0.0) == np.inf
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_normalizer_of_rows_without_weight(dtype):
+    """It may be the sum of their weights."""
+    x, nothing = np.array([[0, -np.inf, 3], [1, 2, 900]], dtype), np.zeros(2)
+    of_rows = {"sample_weight": nothing, "normalizer": nothing.sum()}
+    for got in (
+        fastce.cross_entropy_and_hess(x, [0, 1], **of_rows),
+        fastce.cross_entropy_and_hess(x, [0, 1], **of_rows, label_smoothing=0.1, softcap=9),
+        fastce.linear_cross_entropy_and_grad(np.eye(2), np.ones((3, 2)), [0, 1], **of_rows)[1],
+        fastce.focal_loss_and_grad(x, [0, 1], **of_rows),
+        fastce.margin_cross_entropy_and_grad(x, [0, 1], **of_rows),
+        fastce.hinge_loss_and_grad(x, [0, 1], **of_rows),
+        fastce.binary_cross_entropy_with_logits_and_hess(x, 1, weight=nothing[:, None], normalizer=0),
+        fastce.binary_focal_loss_and_grad(x, 1, weight=nothing[:, None], normalizer=0),
+    ):
+        for part in got:
+            assert part is None or not np.any(part)
+
+
+@pytest.mark.parametrize("normalizer", [5e-324, 1e-310, 1e-270])
+def test_normalizer_must_have_a_reciprocal(normalizer):
+    for function, target in (
+        (fastce.cross_entropy_and_grad, [0]),
+        (fastce.binary_cross_entropy_with_logits_and_grad, [[0.0, 1.0, 1.0]]),
+    ):
+        with pytest.raises(ValueError, match=f"normalizer is {normalizer}; .* that is 0 or above 1e-270"):
+            function(np.eye(1, 3), target, normalizer=normalizer)
 
 
 def test_gradient_accumulation(rng):

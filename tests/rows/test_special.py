@@ -230,11 +230,61 @@ def test_integers(dtype):
 
 def test_dtypes_of_factors(rng):
     for one, other in itertools.product(DTYPES, DTYPES):
-        if {one, other} == set(HALVES):
-            continue  # which NumPy promotes to float32
         got, sign = fastce.logsumexp(np.zeros(3, one), b=np.ones(3, other), return_sign=True)
-        assert got.dtype == sign.dtype == np.promote_types(one, other)
+        expected = np.float32 if {one, other} == set(HALVES) else np.promote_types(one, other)
+        assert got.dtype == sign.dtype == expected
         assert float(got) == pytest.approx(np.log(3), rel=float(ml_dtypes.finfo(got.dtype).eps))
+
+
+WEAK = (True, 2, 2.5)  # without a dtype of their own
+TYPES = ("?", *"bBhHiIlLefdFD")
+
+
+@pytest.mark.skipif(not NEW_SIGNS, reason="SciPy's dtypes since 1.16: pip install -U scipy")
+@pytest.mark.parametrize("of_b", [*TYPES, *WEAK], ids=str)
+@pytest.mark.parametrize("of_a", [*TYPES, *WEAK], ids=str)
+def test_dtypes_are_scipys(of_a, of_b):
+    a, b = (np.array([0, 1], of) if isinstance(of, str) else of for of in (of_a, of_b))
+    one, other = (np.ones((), of)[()] if isinstance(of, str) else of for of in (of_a, of_b))
+    for given in ((a, b), (one, other), (a, other), (one, b)):
+        with np.errstate(all="ignore"):
+            expected = special.logsumexp(given[0], b=given[1])
+        got = fastce.logsumexp(given[0], b=given[1])
+        assert got.dtype == expected.dtype
+        assert got == pytest.approx(expected, rel=4 * float(np.finfo(got.dtype).eps))
+        if got.dtype.kind == "f":
+            out = np.empty((), got.dtype)
+            assert fastce.logsumexp(given[0], b=given[1], out=out) == got
+
+
+@pytest.mark.skipif(not NEW_SIGNS, reason="SciPy's dtypes since 1.16: pip install -U scipy")
+@pytest.mark.parametrize("b", [*WEAK, [True, False], np.bool_(True), np.uint8([1, 0]), [1, 2], [1.0, 2.0]])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_factors_that_are_no_floats(dtype, b, rng):
+    a = rng.normal(size=(3, 2)).astype(dtype)
+    same_as_scipy(fastce.logsumexp(a, axis=1, b=b), special.logsumexp(a, axis=1, b=b), RTOL[dtype])
+
+
+def test_python_numbers_beyond_the_dtype():
+    assert fastce.logsumexp(np.float32([0, 1]), b=1e300) == np.inf
+    assert fastce.logsumexp(np.float16([0, 1]), b=70000) == np.inf
+    assert fastce.logsumexp(np.float32([0, 1]), b=1e-300) == -np.inf
+    half = np.zeros(2, ml_dtypes.bfloat16)
+    for b in (*WEAK, np.array([True, True])):
+        assert fastce.logsumexp(half, b=b).dtype == half.dtype
+    for b in (np.ones(2, "i8"), np.ones(2, "u2"), np.ones(2)):
+        assert fastce.logsumexp(half, b=b).dtype == np.float64
+    assert fastce.logsumexp(half, b=np.ones(2, np.float16)).dtype == np.float32
+
+
+@pytest.mark.parametrize("a", [np.zeros((2, 2)), np.zeros((2, 2), complex)])
+def test_factors_that_do_not_fit_are_named(a):
+    with pytest.raises(ValueError, match=r"^b has shape \(3,\) and a has shape \(2, 2\); expected"):
+        fastce.logsumexp(a, axis=1, b=[1, 2, 3])
+    with pytest.raises(TypeError, match=r"^b has dtype <U3"):
+        fastce.logsumexp(a, b="abc")
+    with pytest.raises(TypeError, match=r"^b has dtype object"):
+        fastce.logsumexp(a, b=np.array([1, None]))
 
 
 def test_complex_numbers_are_scipys(rng):
@@ -259,9 +309,15 @@ def test_bad_axes(name):
         ((0, 0), ValueError),
         ((1, -1), ValueError),
         (0.5, TypeError),
+        (True, TypeError),
+        ((0, True), TypeError),
+        (np.True_, TypeError),
+        (np.ma.masked_array(1, True), TypeError),
+        (10**5000, ValueError),
     ):
-        with pytest.raises(error, match="axis"):
-            function(np.zeros((2, 3)), axis=axis)
+        for dtype in (float, complex):
+            with pytest.raises(error, match="axis"):
+                function(np.zeros((2, 3), dtype), axis=axis)
     for dtype in (object, "U1", np.longdouble, "M8[s]"):
         with pytest.raises(TypeError, match="dtype"):
             function(np.zeros(3).astype(dtype))

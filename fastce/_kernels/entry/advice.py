@@ -15,6 +15,14 @@ def kind_of(given: Any) -> str:
     return kind.__name__ if library == "builtins" else f"{library}.{kind.__name__}"
 
 
+def shown(given: Any) -> str:
+    """Its repr, if it has one: an int of thousands of digits has none."""
+    try:
+        return repr(given)
+    except Exception:
+        return f"{'an' if isinstance(given, int) else 'a'} {kind_of(given)} without a repr"
+
+
 def to_read(given: Any) -> str:
     """Of what does not become an array."""
     if isinstance(given, list | tuple):
@@ -28,9 +36,20 @@ def to_read(given: Any) -> str:
             ": give .detach(), without its graph, and hand the gradient that fastce returns "
             "to .backward(gradient=torch.from_numpy(grad))"
         )
-    if given.is_sparse:
+    dtype = str(given.dtype)
+    if str(given.layout) != "torch.strided":
         return ": make it dense with .to_dense()"
-    if str(given.dtype) == "torch.bfloat16":
+    if given.is_meta:
+        return ": it has a shape but no numbers; give a tensor that has memory"
+    if given.is_conj():
+        return ": give .resolve_conj(), with its numbers conjugated"
+    if given.is_neg():
+        return ": give .resolve_neg(), with its numbers negated"
+    if dtype.startswith("torch.q"):
+        return ": give .dequantize(), its numbers"
+    if dtype.startswith("torch.float8"):
+        return ": give .float(), a copy"
+    if dtype == "torch.bfloat16":
         return (
             ": give .view(torch.int16).numpy().view(ml_dtypes.bfloat16), the same memory, or .float(), a copy"
         )

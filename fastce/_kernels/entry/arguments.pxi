@@ -24,16 +24,6 @@ cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_
     return 0
 
 
-cdef object checked_index(object given, str name, str expected):
-    """An int."""
-    if type(given) is int:
-        return given
-    try:
-        return index(given)
-    except TypeError:
-        raise TypeError(f"{name} is {given!r}; expected {expected}") from None
-
-
 cdef int raise_bad_label(cnp.ndarray target, object ignore_index, Py_ssize_t n_classes) except -1:
     bad = (target < 0) | (target >= n_classes)
     if ignore_index is not None:
@@ -45,7 +35,7 @@ cdef int raise_bad_label(cnp.ndarray target, object ignore_index, Py_ssize_t n_c
     where = f"target[{', '.join(map(str, place))}]" if place else "target"
     raise IndexError(
         f"{where} is {target[place]}; expected a class index in [0, {n_classes})"
-        + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
+        + ("" if ignore_index is None else f" or ignore_index={advice.shown(ignore_index)}")
         + advice.to_be_class(target[place], n_classes)
     )
 

@@ -1,17 +1,17 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Arrays as they are given: what becomes of their dtypes, and what is refused. Shared by all levels."""
 
-from operator import index
-
 import numpy as np
 
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.sequence cimport PySequence_Check
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.dlpack cimport array_of
 from fastce._kernels.entry.dlpack import BFLOAT16_BITS, has_exchange
+from fastce._kernels.entry.options cimport checked_index
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 
 cnp.import_array()
@@ -24,9 +24,20 @@ def refuse_masked(a, str name, int depth):
                         "use .filled()")
     if depth == 0 or isinstance(a, str) or PyObject_CheckBuffer(a) or hasattr(a, "__array__"):
         return
-    if hasattr(type(a), "__len__") and hasattr(type(a), "__getitem__"):  # a sequence for NumPy, too
+    if is_sequence(a):
         for part in a:
             refuse_masked(part, name, depth - 1)
+
+
+cdef bint is_sequence(object a) except -1:
+    """As NumPy sees it. Its type may seem to have what only the type's own type has: a member of an Enum has no len."""
+    if not PySequence_Check(a):
+        return False
+    try:
+        len(a)
+    except Exception:
+        return False
+    return True
 
 
 cdef cnp.ndarray converted(object a, object dtype=None):
@@ -47,17 +58,31 @@ cdef cnp.ndarray new_array(object a, str name):
     try:
         given = np.asanyarray(a) if has_protocol else np.from_dlpack(a) if exports else converted(a)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        if has_protocol and isinstance(error, TypeError) and has_exchange(a):
-            given = with_bfloat16(array_of(a), name)    # of a tensor of bfloat16, which NumPy has not
+        if has_protocol and isinstance(error, TypeError) and has_exchange(a) and str(a.dtype).endswith("bfloat16"):
+            given = tensor_of_bfloat16(a, name, error)
         else:
-            kind = ValueError if isinstance(error, ValueError) else TypeError
-            raise kind(f"{name} is a {advice.kind_of(a)} that NumPy makes no array of ({str(error).rstrip('.')})"
-                       + advice.to_read(a)) from error
+            raise no_array(a, name, error) from error
     if has_protocol or exports:
         refuse_masked(given, name, 0)
     elif given.ndim > 1:
         refuse_masked(a, name, given.ndim)     # after NumPy has seen how deep it is, and that it ends
     return np.asarray(given)
+
+
+cdef object no_array(object a, str name, error):
+    """The exception for what NumPy refused."""
+    kind = ValueError if isinstance(error, ValueError) else TypeError
+    return kind(f"{name} is a {advice.kind_of(a)} that NumPy makes no array of ({str(error).rstrip('.')})"
+                + advice.to_read(a))
+
+
+cdef cnp.ndarray tensor_of_bfloat16(object a, str name, error):
+    """A tensor that NumPy has refused with that error, maybe because it has no such dtype."""
+    try:
+        given = array_of(a)
+    except (RuntimeError, TypeError):      # without memory or strides, or elsewhere
+        raise no_array(a, name, error) from error
+    return with_bfloat16(given, name)
 
 
 cdef cnp.ndarray with_bfloat16(cnp.ndarray a, str name):
@@ -127,14 +152,13 @@ cdef int normalised_axis(object axis, int n_dims, str name="logits") except -1:
     cdef Py_ssize_t number
     cdef int beyond = 0
     if n_dims == 0:
-        raise ValueError(f"{name} is a scalar; expected at least one axis, the classes")
+        raise np.exceptions.AxisError(f"{name} is a scalar; expected at least one axis, the classes")
     if type(axis) is not int:
-        try:
-            axis = index(axis)
-        except TypeError:
-            raise TypeError(f"axis is {axis!r}; expected an int") from None
+        axis = checked_index(axis, "axis", "an int")
     number = PyLong_AsLongLongAndOverflow(axis, &beyond)
-    if beyond or not -n_dims <= number < n_dims:
+    if beyond:                             # it may have too many digits for NumPy's own message
+        raise np.exceptions.AxisError(f"axis {advice.shown(axis)} is out of bounds for array of dimension {n_dims}")
+    if not -n_dims <= number < n_dims:
         raise np.exceptions.AxisError(axis, n_dims)
     return <int>(number + n_dims if number < 0 else number)
 

@@ -25,8 +25,6 @@ G. Below SERIAL_WORK a call stays on its thread: others take 2 to 5 microseconds
 Refused: a thread pool of our own; dynamic schedules (they lose D); copying to a better layout.
 """
 
-from operator import index
-
 import numpy as np
 
 cimport numpy as cnp
@@ -55,7 +53,15 @@ from fastce._kernels.entry.arrays cimport (
     same_memory,
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
-from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
+from fastce._kernels.entry.options cimport (
+    MEAN,
+    NONE,
+    checked_index,
+    checked_normalizer,
+    checked_number,
+    mean,
+    reduction_of,
+)
 from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
@@ -199,7 +205,7 @@ cdef int check_distributions(cnp.ndarray target, cnp.ndarray logits, object igno
         )
     if not (ignore_index is None or ignore_index == -100):
         raise ValueError(
-            f"ignore_index is {ignore_index!r} with target probabilities, which have no index to ignore; "
+            f"ignore_index is {advice.shown(ignore_index)} with target probabilities, which have no index to ignore; "
             "expected None or the default: give those rows a sample_weight of 0"
         )
     return 0
@@ -268,7 +274,7 @@ def hinge_loss(order, logits, target, kind, p, margin, axis, weight, sample_weig
     cdef Problem problem
     begin_problem(&problem, HINGE)
     if not (isinstance(kind, str) and kind in HINGES):
-        raise ValueError(f"kind is {kind!r}; expected {', '.join(map(repr, HINGES))}")
+        raise ValueError(f"kind is {advice.shown(kind)}; expected {', '.join(map(repr, HINGES))}")
     problem.formula.hinge = HINGES[kind]
     if checked_number(p, "p", 1, 2) not in (1, 2):
         raise ValueError(f"p is {p!r}; expected 1 or 2")

@@ -6,6 +6,7 @@ cdef enum Reduction:
 cdef int reduction_of(object reduction) except -1
 cdef double checked_normalizer(object normalizer, int reduction) except? -1
 cdef double other_number(object given, str name, double least, double most) except? -1
+cpdef object checked_index(object given, str name, str expected)
 cdef double mean(double total, double denominator, bint given) noexcept
 
 

@@ -164,16 +164,15 @@ def sample(given_logits, temperature, top_k, top_p, min_p, tuple size, rng, give
     cdef double divisor = checked_number(temperature, "temperature", 0, MOST_SCALE)
     job.call.greedy = divisor == 0
     if 0 < divisor < LEAST_SCALE:
-        raise ValueError(f"temperature is {temperature!r}; expected 0 or a number in [1e-18, 1e+18]")
+        raise ValueError(f"temperature is {advice.shown(temperature)}; expected 0 or a number in [1e-18, 1e+18]")
     job.call.top_p = 1 if top_p is None else checked_number(top_p, "top_p", 0, 1)
     job.call.min_p = 0 if min_p is None else checked_number(min_p, "min_p", 0, 1)
     job.call.top_k = 0
     if top_k is not None:
-        if isinstance(top_k, bool) or not hasattr(top_k, "__index__"):
-            raise TypeError(f"top_k is {top_k!r}; expected an int or None")
-        if top_k.__index__() < 1:
-            raise ValueError(f"top_k is {top_k!r}; expected an int of at least 1, or None for all classes")
-        if top_k.__index__() < job.call.n_classes:
+        top_k = checked_index(top_k, "top_k", "an int or None")
+        if top_k < 1:
+            raise ValueError(f"top_k is {advice.shown(top_k)}; expected an int of at least 1, or None for all classes")
+        if top_k < job.call.n_classes:
             job.call.top_k = top_k
     if job.call.greedy:
         job.call.top_k, job.call.top_p, job.call.min_p = 0, 1, 0

@@ -123,11 +123,10 @@ cdef int begin_job(Job *job, cnp.ndarray logits, int axis, Py_ssize_t k) except 
 
 cdef Py_ssize_t checked_k(object k, str name, Py_ssize_t least, Py_ssize_t n_classes) except -1:
     cdef Py_ssize_t number
-    if isinstance(k, bool) or not hasattr(k, "__index__"):
-        raise TypeError(f"{name} is {k!r}; expected an int")
-    number = min(max(k.__index__(), -1), n_classes + 1)
+    number = min(max(checked_index(k, name, "an int"), -1), n_classes + 1)
     if not least <= number <= n_classes:
-        raise ValueError(f"{name} is {k!r}; expected an int in [{least}, {n_classes}], the number of classes")
+        raise ValueError(f"{name} is {advice.shown(k)}; "
+                         f"expected an int in [{least}, {n_classes}], the number of classes")
     return number
 
 
@@ -197,9 +196,7 @@ def token_logprobs(given_logits, given_tokens, top_k, given_axis, temperature, s
     cdef int axis = normalised_axis(given_axis, cnp.PyArray_NDIM(logits))
     cdef Environment host
     if ignore_index is not None:
-        if isinstance(ignore_index, bool) or not hasattr(ignore_index, "__index__"):
-            raise TypeError(f"ignore_index is {ignore_index!r}; expected an int or None")
-        ignore_index = ignore_index.__index__()
+        ignore_index = checked_index(ignore_index, "ignore_index", "an int or None")
     begin_job(&job, logits, axis, checked_k(top_k, "top_k", 0, cnp.PyArray_DIM(logits, axis)))
     check_batch_shape(tokens, "tokens", logits, axis)
     job.call.only_best = False

@@ -23,6 +23,7 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove
 
+from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F32,
     FORMAT_F64,
@@ -35,7 +36,7 @@ from fastce._kernels.entry.arrays cimport (
     normalised_axis,
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
-from fastce._kernels.entry.options cimport checked_number
+from fastce._kernels.entry.options cimport checked_index, checked_number
 from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()

@@ -65,7 +65,8 @@ cpdef int checked(object n_threads) except -1:
     except TypeError:
         raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1") from None
     if not 1 <= n <= 0x7fffffff:
-        raise ValueError(f"n_threads is {n}; expected at least 1 and less than 2**31")
+        shown = n if abs(n) < 2**64 else f"an int of {n.bit_length()} bits"
+        raise ValueError(f"n_threads is {shown}; expected at least 1 and less than 2**31")
     return n
 
 

@@ -184,19 +184,20 @@ static const double least_sine[] = {
  *     cos(margin1 t + margin2) - margin3            (Deng et al. 2019)
  *
  * continued so that it falls for all t in [0, pi]: with one multiple beyond margin1 t + margin2 = pi by the
- * straight line c - margin2 sin(margin2), else by (-1)^k cos(...) - 2k in the k-th half turn (Liu et al. 2017). */
+ * straight line c - margin2 sin(margin2), else by (-1)^k cos(...) - 2k in the k-th half turn (Liu et al. 2017).
+ * t + margin2 is beyond pi where its sine is negative; but for margins of more than pi, which leave no other angle. */
 static Margin margin_of(const Formula *f, Format format, double c)
 {
     const double sine = sqrt((1 - c) * (1 + c)), least = least_sine[format];
-    const double divisor = sine > least ? sine : least;
+    const double divisor = sine > least ? sine : least, pi = 0x1.921fb54442d18p+1;
     if (f->margin1 == 1) {
         const double cos2 = cos(f->margin2), sin2 = sin(f->margin2);
-        if (c < -cos2 && f->margin2 > 0) return (Margin){c - f->margin2 * sin2 - f->margin3, 1};
+        if (f->margin2 > 0 && (sine * cos2 + c * sin2 < 0 || f->margin2 > pi))
+            return (Margin){c - f->margin2 * sin2 - f->margin3, 1};
         return (Margin){c * cos2 - sine * sin2 - f->margin3, cos2 + c / divisor * sin2};
     }
     /* From the nearer end of [0, pi], where margin1 pi is a whole number of half turns: the angle is as exact as c. */
     const int from_pi = c < 0 && floor(f->margin1) == f->margin1;
-    const double pi = 0x1.921fb54442d18p+1;
     const double angle = (from_pi ? -f->margin1 * acos(-c) : f->margin1 * acos(c)) + f->margin2;
     const double turns = floor(angle / pi), k = turns + (from_pi ? f->margin1 : 0), sign = fmod(turns, 2) == 0 ? 1 : -1;
     return (Margin){sign * cos(angle) - 2 * k - f->margin3, sign * sin(angle) * f->margin1 / divisor};
