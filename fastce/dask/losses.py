@@ -292,6 +292,8 @@ class _Batch:
             sums_of_weights = [_task(_chunks.sum_of_weights, labels) for labels in self.labels.values()]
             denominator = _task(_added, sums_of_weights, traverse=True)
         loss = _task(_quotient, sums, denominator, given, traverse=True)
+        if given and denominator == 0:  # gradients of rows without weight are 0, not 0 / 0
+            denominator = 2e-270
         return da.from_delayed(loss, (), np.float64), denominator
 
     def losses(self) -> Any:

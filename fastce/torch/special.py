@@ -8,7 +8,6 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
 from fastce import _kernels
-from fastce._kernels.entry import advice, options
 from fastce._kernels.entry.tensors import PlainSoftmax
 from fastce.torch import _losses, _operators
 from fastce.torch._autograd import LogSumExp, Softmax, attach_softmax
@@ -190,9 +189,9 @@ def _is_wanted(input: Tensor) -> bool:
 
 
 def _dimension(dim: int, input: Tensor) -> int:
-    dim = options.checked_index(dim, "dim", "an int")
+    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        raise TypeError(f"dim is {dim!r}; expected an int")
     n = max(input.ndim, 1)
     if not -n <= dim < n:
-        shown = advice.shown(dim)
-        raise IndexError(f"dim is {shown}; expected one in [{-n}, {n - 1}], the dimensions of the input")
+        raise IndexError(f"dim is {dim}; expected one in [{-n}, {n - 1}], the dimensions of the input")
     return dim % n

@@ -305,7 +305,7 @@ def test_options_without_a_repr_are_named(name, function):
     options = {bad.parameter for bad in function.bad} - arrays
     for parameter in sorted(options):
         others = {"target": np.full(N, C)} if parameter == "ignore_index" else {}
-        with pytest.raises((IndexError, TypeError, ValueError), match=parameter) as error:
+        with pytest.raises((IndexError, TypeError, ValueError), match=rf"\b{parameter}\b") as error:
             call(name, {**function.valid, **others, parameter: HUGE})
         assert "digits" not in str(error.value)
 

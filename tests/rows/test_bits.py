@@ -42,6 +42,27 @@ def test_threads(dtype, shape, rng):
             assert run(x, y, n_threads=n_threads, **options) == expected
 
 
+@pytest.mark.parametrize("n_classes", [129, 1024, 8192, 20000])
+def test_rows_far_from_their_targets(n_classes, rng):
+    """A row's bits do not depend on the row before it, which may be far or NaN, nor on how large its sum is."""
+    x, y = rng.normal(size=(60, n_classes)), rng.integers(n_classes, size=60)
+    x[np.arange(60), y] -= rng.uniform(0, 30, 60)
+    x[::4] += 18 * (np.arange(n_classes) != y[::4, None])  # thousands of exps far above their target's
+    x[5::9, 7], x[6::9, 7] = np.nan, -np.inf
+    for dtype in (np.float32, np.float64):
+        rows = x.astype(dtype)
+        for function in (
+            lambda x, y: fastce.cross_entropy_and_grad(x, y, reduction="none", temperature=0.9),
+            lambda x, y: fastce.cross_entropy_and_grad(x, y, reduction="none", out=x.copy()),
+            lambda x, y: (fastce.softmax(x, axis=1), fastce.cross_entropy(x, y, reduction="none")),
+        ):
+            whole = function(rows, y)
+            for i in range(len(rows)):
+                alone = function(rows[i : i + 1], y[i : i + 1])
+                for got, expected in zip(whole, alone, strict=True):
+                    np.testing.assert_array_equal(got[i], expected[0])  # a NaN is a NaN
+
+
 @pytest.mark.parametrize("shape", [(8400, 1001), (70, 130_000), (3, 3_000_001)], ids=str)
 def test_past_the_caches(shape, rng):
     """Gradients of 32 MiB and more are stored in another way: the same bits as those of smaller batches."""

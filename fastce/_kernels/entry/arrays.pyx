@@ -58,7 +58,8 @@ cdef cnp.ndarray new_array(object a, str name):
     try:
         given = np.asanyarray(a) if has_protocol else np.from_dlpack(a) if exports else converted(a)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        if has_protocol and isinstance(error, TypeError) and has_exchange(a) and str(a.dtype).endswith("bfloat16"):
+        if has_protocol and isinstance(error, TypeError) and has_exchange(a) \
+                and str(getattr(a, "dtype", "")).endswith("bfloat16"):
             given = tensor_of_bfloat16(a, name, error)
         else:
             raise no_array(a, name, error) from error

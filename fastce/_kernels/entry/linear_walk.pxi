@@ -199,9 +199,9 @@ cdef Sparse sparse_of(cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray d
 
 
 cdef Py_ssize_t sparse_work(cnp.ndarray row_starts, Py_ssize_t first, Py_ssize_t n_rows, Py_ssize_t padded) except -1:
-    """An entry costs about as much as a row of its classes."""
+    """An entry costs about as much as a row of its classes, and each row is one besides."""
     cdef Py_ssize_t n_entries = row_starts[first + n_rows] - row_starts[first]
-    return n_entries * (padded + ROW_WORK)
+    return (n_entries + n_rows) * (padded + ROW_WORK)
 
 
 cdef void run_sparse_logits(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *w,

@@ -100,7 +100,7 @@ static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdi
 {
     const Formula *formula = tile->formula;
     const ptrdiff_t y = rows->label[i] - start;
-    const REAL g_y = (REAL)rows->beta[i];
+    const REAL g_y = has_target(tile) ? (REAL)rows->beta[i] : 0;
     const int streams = FN(streams)(tile, g);
 #define WRITE_OF(exps, terms) FN(chunk_write)(x, g, n, exps, f, terms, y, g_y, streams)
     if (!formula->has_terms) {
@@ -110,8 +110,9 @@ static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdi
     }
     FN(Terms) terms = {NULL, NULL, (REAL)rows->even[i], (REAL)rows->share[i]};
     if (exps) { /* in two steps: rows that leave the cache wait for memory anyway */
-        FN(chunk_write)(x, g, n, exps, NULL, NULL, -1, 0, 0);
-        x = g;
+        REAL *e = (REAL *)tile->scratch;
+        FN(chunk_write)(x, e, n, exps, NULL, NULL, -1, 0, 0);
+        x = e;
     }
     terms.q = FN(q_run)(tile, i, start, n);
     if (formula->term_weight) terms.w = (const REAL *)formula->term_weight + start;
@@ -252,7 +253,7 @@ INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x
 }
 
 /* Against the maxima: all of them first, the sums of a row then need not wait for its own. Or against early anchors,
- * where the sum itself shows whether that is near enough. After a row that was not, the next is looked at
+ * where the sum itself shows whether that is near enough, or is NaN. After a row that was not, the next is looked at
  * before it is summed: less work if it is not either, and the same bits. */
 static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 {
@@ -281,12 +282,13 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
             if (early) {
                 REAL m;
                 if (looks_first) m = FN(chunk_max)(x[i], n);
-                else FN(sum_row)(tile, rows, i, x[i], anchor[i], &m, &sum[i], &error[i]);
-                const int is_near = FN(is_near)(m, anchor[i], units) && sum[i] == sum[i], is_summed = !looks_first;
-                looks_first = !is_near;
-                if (is_near && is_summed) continue;
-                if (!is_near) anchor[i] = m;
-                if (is_summed) x[i] = FN(swept_row)(tile, rows, i); /* its exps may be in its place */
+                if (!looks_first || FN(is_near)(m, anchor[i], units)) {
+                    FN(sum_row)(tile, rows, i, x[i], anchor[i], &m, &sum[i], &error[i]);
+                    looks_first = !FN(is_near)(m, anchor[i], units) || sum[i] != sum[i];
+                    if (!looks_first) continue;
+                    x[i] = FN(swept_row)(tile, rows, i); /* its exps may be in its place */
+                }
+                anchor[i] = m;
             }
             FN(sum_row)(tile, rows, i, x[i], anchor[i], NULL, &sum[i], &error[i]);
         }

@@ -80,8 +80,8 @@ INLINE double FN(chunk_sum)(const REAL *x, REAL *e, ptrdiff_t n, FN(Exps) exps, 
 }
 
 /* The loop once for each case that saves it something: rows that are near, contiguous reals, no gradient.
- * Against an anchor that is not the largest a float32 sum may be more than `total_of_positive` can tell from NaN: NaN
- * then asks for another, against the largest. */
+ * Against an anchor that is not the largest a float32 sum may be more than `total_of_positive` can tell from NaN: whoever
+ * asks for the largest as well sums again against that, where the sum is NaN. */
 static double FN(chunk_sum_of)(const REAL *x, REAL *e, ptrdiff_t n, const FN(Exps) *given, ptrdiff_t y, REAL *largest,
                                const FN(Source) *at, double *error)
 {

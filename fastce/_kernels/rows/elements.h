@@ -19,6 +19,7 @@ typedef struct { vec value, slope; } FN(Capped);
 INLINE FN(Capped) FN(capped)(vec given, const Formula *formula)
 {
     const vec cap = FN(splat)((REAL)formula->softcap), to_one = FN(splat)((REAL)(1 / EXP_SCALE));
+    const vec cap_low = FN(splat)((REAL)(formula->softcap - (REAL)formula->softcap)); /* what cap lacks */
     const vec size = FN(larger)(-given, given), u = size / cap, x = u * u;
     const FN(Exps) exps = FN(exps_against)((vec){0}, FN(units)(&formula->half_cap));
     const FN(Exp) scaled = FN(exp_where)(EVERY_LANE, -size, &exps);
@@ -26,7 +27,8 @@ INLINE FN(Capped) FN(capped)(vec given, const Formula *formula)
     const vec whole = 1 + e, whole_low = (1 - whole) + e + e_low, inverse = 1 / whole;
     const vec w = 2 * e * inverse, w_low = (FN(residual)(2 * e, w, whole) + (2 * e_low - w * whole_low)) * inverse;
     const vec missing = cap * w, high = cap - missing;
-    const vec low = ((cap - high) - missing) - (FN(product_error)(cap, w, missing) + cap * w_low);
+    const vec lost = FN(product_error)(cap, w, missing) + cap * w_low;
+    const vec low = ((cap - high) - missing) - (lost - FN(fma)(-cap_low, w, cap_low));
     vec q;
 #if REAL_BITS == 64 /* relative error of the polynomial: 0.025 * 2^-53 */
     q = FN(splat)(0x1.dc73c74c85c85p-15);

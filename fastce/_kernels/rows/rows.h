@@ -79,9 +79,15 @@
  * that is stored to in a cache is read from memory first: a third of the traffic of a batch that is there. */
 static int may_stream(const Tile *tile, ptrdiff_t n_rows)
 {
+#ifdef STREAMS
     const Formula *f = tile->formula;
-    return f->kind != HINGE && !f->by_element && IN_PRECISION_OF(tile, is_contiguous, &tile->grad_layout)
-           && n_rows >= STREAMED_BYTES / (tile->n_classes * (ptrdiff_t)format_size(tile->grad_layout.format));
+    const ptrdiff_t bytes = n_rows * tile->n_classes * (ptrdiff_t)format_size(tile->grad_layout.format);
+    return bytes >= STREAMED_BYTES && f->kind != HINGE && !f->by_element
+           && IN_PRECISION_OF(tile, is_contiguous, &tile->grad_layout);
+#else
+    (void)tile, (void)n_rows;
+    return 0;
+#endif
 }
 
 /* The targets' logits for the kinds that want them as they are. */

@@ -13,7 +13,7 @@
  *     across   a row in every lane               few classes, or rows adjacent in memory
  *
  * The sweep stages its exps, along a row in the gradient itself where that is contiguous native
- * memory, else in a scratch, and write only scales them. Those of a row that is too long for it write
+ * memory and not to be written past the caches, else in a scratch, and write only scales them. Those of a row that is too long for it write
  * computes again, to the same bits.
  *
  * Sums are in more than REAL (sum_vec) from the first addition on, and have the same tree at every place in a

@@ -1,4 +1,4 @@
-/* Sums of numbers that are not negative: of float32 as float64, widened by moving their bits.
+/* Sums of numbers that are not negative, nor -0: of float32 as float64, widened by moving their bits.
  *
  * Included once per REAL_BITS, after simd.h. The bits of a float, 29 places up, are those of a double that is 2^896
  * times smaller: two instructions for a vector where a conversion takes five. Those of a NaN or an infinity are a number
