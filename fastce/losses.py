@@ -74,7 +74,8 @@ def cross_entropy(
         ignored; for target probabilities :math:`\sum_i s_i \ell_i / \sum_i s_i`, as PyTorch has it.
     normalizer : float, optional
         Replaces the denominator of the mean, for instance to accumulate over batches. It may be 0 where
-        no row counts; the mean is 0 then, and the gradient. Other numbers below 1e-270 are refused.
+        no row counts; the mean is 0 then, and the gradient. Where rows do count the mean is infinite and
+        the gradient of no use. Other numbers below 1e-270 are refused.
     n_threads : int, optional
         At most that many threads; default :func:`fastce.get_num_threads`. Changes no bit of the result.
 

@@ -9,7 +9,8 @@ A. A call is one `Problem`: a plain struct without Python objects, filled with t
 B. Batch axes are ordered by the stride of the logits and merged where all arrays allow it: any memory
    layout is walked in memory order and nothing is copied. The innermost axis is cut into tiles.
 C. A tile is at most TILE rows whose logits, exps and gradient fit in cache together. What a row
-   needs between its three stages lives in `Rows`, on the stack.
+   needs between its three stages lives in `Rows`, on the stack. A gradient that no cache would hold goes past
+   them from the scratch (`may_stream`).
 D. Tiles are dealt to at most BLOCKS blocks, blocks to threads. The blocks, and with them every sum, depend
    on the batch and never on the number of threads. A thread writes what it has read.
 E. Few rows of many classes would leave threads idle: then the pieces of each row are shared
