@@ -29,7 +29,8 @@ INLINE FN(Source) FN(source)(const Tile *tile, ptrdiff_t i, ptrdiff_t start)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout, *of_q = &tile->q_layout;
     return (FN(Source)){tile->logits + i * from->row_stride + start * from->class_stride,
-                        tile->grad && !tile->streams ? tile->grad + i * to->row_stride + start * to->class_stride : NULL,
+                        tile->grad && !tile->streams ? tile->grad + i * to->row_stride + start * to->class_stride
+                                                     : NULL,
                         tile->q ? tile->q + i * of_q->row_stride + start * of_q->class_stride : NULL,
                         FN(step_to_ask)(from), FN(step_to_ask)(to), FN(step_to_ask)(of_q)};
 }

@@ -12,9 +12,9 @@
  *     along    the row lies along the vectors    class axis contiguous, many classes
  *     across   a row in every lane               few classes, or rows adjacent in memory
  *
- * The sweep stages its exps, along a row in the gradient itself where that is contiguous native
- * memory and not to be written past the caches, else in a scratch, and write only scales them. Those of a row that is too long for it write
- * computes again, to the same bits.
+ * The sweep stages its exps, along a row in the gradient itself where that is contiguous native memory and not to be
+ * written past the caches, else in a scratch, and write only scales them. Those of a row that is too long for it
+ * write computes again, to the same bits.
  *
  * Sums are in more than REAL (sum_vec) from the first addition on, and have the same tree at every place in a
  * batch. Adding pairs in REAL would be a tenth faster, and its rounding error enough to take a loss beyond 2 ULP:
