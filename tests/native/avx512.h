@@ -156,6 +156,14 @@ PLAYED __m512i played_cvtepu16_epi32(__m256i a)
     memcpy(lane, &a, sizeof lane);
     return (__m512i)LANES_OF(Ints, 16, lane[i]);
 }
+PLAYED __m256i played_maskz_loadu_epi16(__mmask16 m, const void *p)
+{
+    uint16_t lane[16] = {0};
+    __m256i a;
+    for (int i = 0; i < 16; i++) if (m >> i & 1) lane[i] = ((const uint16_t *)p)[i];
+    memcpy(&a, lane, sizeof a);
+    return a;
+}
 PLAYED __m256i played_cvtepi32_epi16(__m512i a)
 {
     uint16_t lane[16];
@@ -284,6 +292,7 @@ PLAYED __m512i played_mul_epu32(__m512i a, __m512i b)
 #define _mm512_cvtps_ph played_cvtps_ph
 #define _mm512_cvtepu16_epi32 played_cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 played_cvtepi32_epi16
+#define _mm256_maskz_loadu_epi16 played_maskz_loadu_epi16
 #define _mm512_cvtepi64_epi32 played_cvtepi64_epi32
 #define _mm512_insertf32x4 played_insertf32x4
 #define _mm512_extractf32x4_ps played_extractf32x4_ps

@@ -48,13 +48,15 @@ INLINE const REAL *FN(q_run)(const Tile *tile, ptrdiff_t i, ptrdiff_t start, ptr
 }
 
 /* Where the largest of n numbers, which is `most`, stands first. */
-static ptrdiff_t FN(place_of)(REAL most, const REAL *q, ptrdiff_t n)
+INLINE ptrdiff_t FN(place_in_run)(REAL most, Run q, ptrdiff_t n)
 {
     ptrdiff_t j = 0;
-    while (j + LANES <= n && FN(every_lane)(~FN(not_less)(FN(load)(q + j), FN(splat)(most)))) j += LANES;
-    while (j < n && !(q[j] >= most)) j++;
+    while (j + LANES <= n && FN(every_lane)(~FN(not_less)(FN(load_run)(q, j), FN(splat)(most)))) j += LANES;
+    while (j < n && !(FN(number_of_run)(q, j) >= most)) j++;
     return j < n ? j : 0; /* nothing but NaN */
 }
+
+static ptrdiff_t FN(place_of)(REAL most, Run q, ptrdiff_t n) { FOR_FORMAT(q, return FN(place_in_run)(most, q, n)); }
 
 static const REAL *FN(all_terms)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t n, REAL *d)
 {
@@ -74,7 +76,7 @@ static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
         const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK);
         const REAL *q = FN(q_run)(tile, i, start, n);
         if (w) q = FN(all_terms)(tile->formula, q, w + start, n, (REAL *)tile->third);
-        const ptrdiff_t largest = FN(place_of)(FN(chunk_max)(q, n), q, n);
+        const ptrdiff_t largest = FN(place_of)(FN(chunk_max)(FN(reals)(q), n), FN(reals)(q), n);
         if (q[largest] > most) {
             most = q[largest];
             rows->label[i] = start + largest;
@@ -94,24 +96,31 @@ INLINE void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
     rows->own[i] = (label_share + (formula->even + formula->share * q_y)) * w;
 }
 
-/* chunk_write of a run of row i, its loop once for each kind of terms. */
+/* Whether write_run writes to the gradient itself. Terms are for reals. */
+INLINE int FN(takes_runs)(const Tile *tile)
+{
+    const int only_reals = tile->formula->has_terms || tile->formula->by_element;
+    return FN(is_contiguous)(&tile->grad_layout) || (FN(is_run)(&tile->grad_layout) && !only_reals);
+}
+
+/* chunk_write of a run of row i, its loop once for each kind of terms and each format. */
 static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n,
-                          const REAL *x, REAL *g, const FN(Exps) *exps, const FN(Factor) *f)
+                          const REAL *x, FN(Output) g, const FN(Exps) *exps, const FN(Factor) *f)
 {
     const Formula *formula = tile->formula;
     const ptrdiff_t y = rows->label[i] - start;
     const REAL g_y = has_target(tile) ? (REAL)rows->beta[i] : 0;
-    const int streams = FN(streams)(tile, g);
-#define WRITE_OF(exps, terms) FN(chunk_write)(x, g, n, exps, f, terms, y, g_y, streams)
+#define WRITE_OF(exps, terms) FN(chunk_write)(x, g, n, exps, f, terms, y, g_y)
     if (!formula->has_terms) {
-        if (exps) WRITE_OF(exps, NULL);
-        else WRITE_OF(NULL, NULL);
+        if (exps) FOR_FORMAT(g, WRITE_OF(exps, NULL));
+        else FOR_FORMAT(g, WRITE_OF(NULL, NULL));
         return;
     }
+    g.format = REAL_FORMAT;
     FN(Terms) terms = {NULL, NULL, (REAL)rows->even[i], (REAL)rows->share[i]};
     if (exps) { /* in two steps: rows that leave the cache wait for memory anyway */
         REAL *e = (REAL *)tile->scratch;
-        FN(chunk_write)(x, e, n, exps, NULL, NULL, -1, 0, 0);
+        FN(chunk_write)(x, FN(output)(e), n, exps, NULL, NULL, -1, 0);
         x = e;
     }
     terms.q = FN(q_run)(tile, i, start, n);
@@ -123,11 +132,19 @@ static void FN(write_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdi
 #undef WRITE_OF
 }
 
+/* A run of row i of the gradient, to its array. */
+static void FN(put_run)(const Tile *tile, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, const REAL *g)
+{
+    const Layout *to = &tile->grad_layout;
+    char *grad = tile->grad + i * to->row_stride + start * to->class_stride;
+    FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
+}
+
 /* The gradient of a run of row i from its exps in g; its Hessian, if any, in the third scratch; both to their
  * arrays. */
 static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *g)
 {
-    const Layout *from = &tile->logits_layout, *to = &tile->grad_layout, *to_hess = &tile->hess_layout;
+    const Layout *from = &tile->logits_layout, *to_hess = &tile->hess_layout;
     const Formula *formula = tile->formula;
     const ptrdiff_t y = rows->label[i] - start;
     REAL *h = tile->hess ? (REAL *)tile->third : NULL;
@@ -145,15 +162,14 @@ static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrd
             FN(curves)(g, h, n, &row);
         }
         const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
-        FN(write_run)(tile, rows, i, start, n, g, g, NULL, &factor);
+        FN(write_run)(tile, rows, i, start, n, g, FN(output)(g), NULL, &factor);
         if (h && y >= 0 && y < n) h[y] = (REAL)rows->hess_target[i];
         if (formula->transform != AS_GIVEN) {
             const char *row = tile->logits + i * from->row_stride;
             FN(apply_slopes)(FN(contiguous_run)(row, from, start, n, (REAL *)tile->second), g, h, n, formula);
         }
     }
-    char *grad = tile->grad + i * to->row_stride + start * to->class_stride;
-    FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
+    FN(put_run)(tile, i, start, n, g);
     if (h) {
         char *hess = tile->hess + i * to_hess->row_stride + start * to_hess->class_stride;
         FN(put)(h, to_hess->format, to_hess->swapped, to_hess->class_stride, n, hess);
@@ -161,20 +177,27 @@ static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrd
 }
 
 /* Logarithms of softmaxes of a run of row i. The logits are still in place, also where they are to be overwritten. */
+INLINE void FN(write_logs)(Run x, FN(Output) out, ptrdiff_t n, vec m, vec log_sum)
+{
+    ptrdiff_t j = FN(before_streams)(out, n);
+    if (j > 0) FN(put_lanes)(out, 0, j, (FN(load_run_n)(x, 0, j, 0) - m) - log_sum);
+    for (; j + LANES <= n; j += LANES) FN(put_lanes)(out, j, LANES, (FN(load_run)(x, j) - m) - log_sum);
+    if (j < n) FN(put_lanes)(out, j, n - j, (FN(load_run_n)(x, j, n - j, 0) - m) - log_sum);
+}
+
 static void FN(write_log_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;
     REAL *scratch = (REAL *)tile->scratch;
-    const REAL *x = FN(contiguous_run)(tile->logits + i * from->row_stride, from, start, n, scratch);
+    const int alike = FN(is_run)(from) && FN(is_run)(to) && from->format == to->format;
+    const int takes = alike || FN(is_contiguous)(to);
+    const char *row = tile->logits + i * from->row_stride;
     const vec m = FN(splat)((REAL)rows->anchor[i]), log_sum = FN(splat)((REAL)rows->log_sum[i]);
-    char *out = tile->grad + i * to->row_stride + start * to->class_stride;
-    REAL *dst = FN(is_contiguous)(to) ? (REAL *)out : scratch;
-    const int streams = FN(streams)(tile, dst);
-    ptrdiff_t j = streams ? FN(smaller)(n, FN(before_vectors)(dst)) : 0;
-    if (j > 0) FN(put_lanes)(dst, j, (FN(load_n)(x, j, 0) - m) - log_sum, streams);
-    for (; j + LANES <= n; j += LANES) FN(put_lanes)(dst + j, LANES, (FN(load)(x + j) - m) - log_sum, streams);
-    if (j < n) FN(put_lanes)(dst + j, n - j, (FN(load_n)(x + j, n - j, 0) - m) - log_sum, streams);
-    if (dst == scratch) FN(put)(scratch, to->format, to->swapped, to->class_stride, n, out);
+    Run x = {row + start * from->class_stride, from->format};
+    FN(Output) out = FN(output_of_row)(tile, i, start, takes, scratch);
+    if (!alike) x = FN(reals)(FN(contiguous_run)(row, from, start, n, scratch));
+    FOR_FORMAT(out, FN(write_logs)(((Run){x.at, out.format}), out, n, m, log_sum));
+    if (!takes) FN(put_run)(tile, i, start, n, scratch);
 }
 
 /* ---- Rows of one chunk -------------------------------------------------------------------- */
@@ -205,36 +228,45 @@ INLINE REAL *FN(staged_row)(const Tile *tile, ptrdiff_t i)
     return (REAL *)(tile->grad + i * tile->grad_layout.row_stride);
 }
 
-/* The logits of row i, as the exps are taken of them. */
-INLINE const REAL *FN(swept_row)(const Tile *tile, const Rows *rows, ptrdiff_t i)
+/* n logits of row i, as the exps are taken of them: in the scratch where something else is, or where terms are taken of
+ * them as well. */
+INLINE Run FN(logits_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *scratch)
 {
     const Layout *from = &tile->logits_layout;
-    REAL *scratch = FN(scratch_row)(tile, i);
-    if (!tile->formula->by_element)
-        return FN(contiguous_run)(tile->logits + i * from->row_stride, from, 0, tile->n_classes, scratch);
-    FN(prepare_run)(tile, rows, i, 0, tile->n_classes, scratch);
-    return scratch;
+    const char *row = tile->logits + i * from->row_stride;
+    if (tile->formula->by_element) {
+        FN(prepare_run)(tile, rows, i, start, n, scratch);
+        return FN(reals)(scratch);
+    }
+    if (tile->formula->has_terms || !FN(is_run)(from))
+        return FN(reals)(FN(contiguous_run)(row, from, start, n, scratch));
+    return (Run){row + start * from->class_stride, from->format};
+}
+
+INLINE Run FN(swept_row)(const Tile *tile, const Rows *rows, ptrdiff_t i)
+{
+    return FN(logits_run)(tile, rows, i, 0, tile->n_classes, FN(scratch_row)(tile, i));
 }
 
 /* The maximum of row i, and what is counted from there. */
-static REAL FN(find_maximum)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x)
+static REAL FN(find_maximum)(const Tile *tile, Rows *rows, ptrdiff_t i, Run x)
 {
     const REAL m = FN(chunk_max)(x, tile->n_classes);
-    if (tile->formula->has_terms) FN(sweep_terms)(tile, rows, i, x, m);
+    if (tile->formula->has_terms) FN(sweep_terms)(tile, rows, i, (const REAL *)x.at, m);
     if (takes_maximum(tile)) rows->label[i] = FN(place_of)(m, x, tile->n_classes);
     return m;
 }
 
 /* The anchor of a softmax whose largest logit is not known yet lies above its first logits x, as far as no exp loses
  * digits that its probability could show: then logits far above them are near it too. */
-INLINE REAL FN(early_anchor)(const Tile *tile, const REAL *x)
+INLINE REAL FN(early_anchor)(const Tile *tile, Run x)
 {
     const REAL above = (LEAST_LOG - EXP_LOWEST) / FN(units)(&tile->formula->temperature)->inverse;
     return FN(chunk_max)(x, FIRST_LOGITS) + above;
 }
 
 /* The sum of the exps of row i against an anchor; in `largest`, unless that is NULL, the largest logit. */
-INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, const REAL *x, REAL anchor, REAL *largest,
+INLINE void FN(sum_row)(const Tile *tile, Rows *rows, ptrdiff_t i, Run x, REAL anchor, REAL *largest,
                         double *sum, double *error)
 {
     const ptrdiff_t n = tile->n_classes;
@@ -264,7 +296,7 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
     int looks_first = 0;
     REAL anchor[TILE], at_target[TILE];
     double sum[TILE], error[TILE];
-    const REAL *x[TILE];
+    Run x[TILE];
 
     for (ptrdiff_t first = 0; first < tile->n_rows; first += at_once) {
         const ptrdiff_t end = FN(smaller)(first + at_once, tile->n_rows);
@@ -273,7 +305,7 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
             if (rows->label[i] < 0) continue;
             x[i] = FN(swept_row)(tile, rows, i);
             if (!early) anchor[i] = FN(find_maximum)(tile, rows, i, x[i]);
-            at_target[i] = has_label ? FN(load_one)((const char *)(x[i] + rows->label[i]), REAL_FORMAT, 0) : -INFINITY;
+            at_target[i] = has_label ? FN(number_of_run)(x[i], rows->label[i]) : -INFINITY;
             if (early) anchor[i] = has_target(tile) ? at_target[i] : FN(early_anchor)(tile, x[i]);
         }
         for (ptrdiff_t i = first; i < end; i++) {
@@ -300,9 +332,8 @@ static void FN(sweep_short_rows)(const Tile *tile, Rows *rows)
 
 static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
 {
-    const Layout *to = &tile->grad_layout;
     const ptrdiff_t n = tile->n_classes;
-    const int direct = FN(is_contiguous)(to);
+    const int takes = FN(takes_runs)(tile);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         if (tile->formula->kind == LOG_SOFTMAX) {
             FN(write_log_run)(tile, rows, i, 0, n);
@@ -312,11 +343,11 @@ static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
             FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i));
             continue;
         }
-        char *grad = tile->grad + i * to->row_stride;
-        REAL *g = direct ? (REAL *)grad : FN(scratch_row)(tile, i);
+        REAL *scratch = FN(scratch_row)(tile, i);
+        const FN(Output) g = FN(output_of_row)(tile, i, 0, takes, scratch);
         const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
-        if (rows->label[i] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
+        if (rows->label[i] < 0) memset(g.at, 0, (size_t)n * format_size(g.format));
         else FN(write_run)(tile, rows, i, 0, n, FN(staged_row)(tile, i), g, NULL, &factor);
-        if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
+        if (!takes) FN(put_run)(tile, i, 0, n, scratch);
     }
 }

@@ -109,7 +109,7 @@ static void FN(draw)(const Sampling *call, const REAL *x, Sampled *row, uint64_t
     if (m != m || call->greedy) {
         int64_t best = -1;
         const REAL *block = x + row->top * BLOCK;
-        if (m == m) best = row->top * BLOCK + FN(place_of)((REAL)m, block, FN(block_size)(call, row->top));
+        if (m == m) best = row->top * BLOCK + FN(place_of)((REAL)m, FN(reals)(block), FN(block_size)(call, row->top));
         for (ptrdiff_t i = 0; i < n_draws; i++) {
             token[i] = best;
             logprob[i] = m == m ? 0 : NAN;

@@ -214,10 +214,10 @@ static void FN(close_sums)(FN(Open) *piece)
 /* Makes the largest of n logits the anchor, if it is larger; the first is number `index` of the row. */
 static void FN(raise_to_largest)(const Gathering *call, FN(Open) *piece, const REAL *z, ptrdiff_t n, int64_t index)
 {
-    const REAL top = FN(chunk_max)(z, n);
+    const REAL top = FN(chunk_max)(FN(reals)(z), n);
     if (!(top > (REAL)piece->so_far.anchor)) return;
     raise_anchor(&piece->so_far, top, &call->formula->temperature);
-    piece->place = index + FN(place_of)(top, z, n);
+    piece->place = index + FN(place_of)(top, FN(reals)(z), n);
     FN(set_exps)(piece, top, &call->formula->temperature);
 }
 

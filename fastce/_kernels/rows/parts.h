@@ -55,11 +55,11 @@ static void FN(sweep_run)(const Tile *tile, Rows *rows, ptrdiff_t i, ptrdiff_t s
         FN(raise_anchor)(tile, rows, i, z[y]);
         z[y] = -INFINITY;
     }
-    FN(raise_anchor)(tile, rows, i, FN(chunk_max)(z, n));
+    FN(raise_anchor)(tile, rows, i, FN(chunk_max)(FN(reals)(z), n));
     const REAL m = (REAL)rows->anchor[i], anchor = m == -INFINITY ? 0 : m; /* against 0 only NaN counts */
     const FN(Exps) exps = FN(exps_against)(FN(splat)(anchor), FN(units)(&formula->temperature));
     const FN(Source) source = FN(source)(tile, i, start);
-    double error, sum = FN(chunk_sum_of)(z, NULL, n, &exps, -1, NULL, &source, &error);
+    double error, sum = FN(chunk_sum_of)(FN(reals)(z), NULL, n, &exps, -1, NULL, &source, &error);
     FN(add_number)(&rows->rest[i], &rows->rest_low[i], sum, error);
     if (!formula->has_terms) return;
     double mass = 0, spread = 0;
@@ -104,9 +104,9 @@ static void FN(write_part)(const Tile *tile, const Rows *rows, ptrdiff_t start, 
             if (rows->label[i] < 0) memset(z + at, 0, (size_t)n * sizeof(REAL));
             else if (formula->by_element) {
                 FN(prepare_run)(tile, rows, i, at, n, g);
-                FN(chunk_write)(g, g, n, &exps, NULL, NULL, -1, 0, 0);
+                FN(chunk_write)(g, FN(output)(g), n, &exps, NULL, NULL, -1, 0);
                 FN(finish_run)(tile, rows, i, at, n, g);
-            } else FN(write_run)(tile, rows, i, at, n, z + at, z + at, &exps, &factor);
+            } else FN(write_run)(tile, rows, i, at, n, z + at, FN(output)(z + at), &exps, &factor);
         }
     }
 }

@@ -53,13 +53,10 @@ INLINE REAL *FN(staged_long_row)(const Tile *tile)
     return (REAL *)tile->grad;
 }
 
-/* The logits of a run of the only row of a tile, as the exps are taken of them. */
-INLINE const REAL *FN(swept_run)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n)
+/* Logits of the only row of a tile. */
+INLINE Run FN(swept_run)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n)
 {
-    REAL *scratch = (REAL *)tile->scratch;
-    if (!tile->formula->by_element) return FN(contiguous_run)(tile->logits, &tile->logits_layout, start, n, scratch);
-    FN(prepare_run)(tile, rows, 0, start, n, scratch);
-    return scratch;
+    return FN(logits_run)(tile, rows, 0, start, n, (REAL *)tile->scratch);
 }
 
 INLINE FN(Exps) FN(exps_of_row)(const Tile *tile, const Rows *rows)
@@ -91,7 +88,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
     pieces->mass[piece] = pieces->spread[piece] = pieces->below[piece] = pieces->at_top[piece] = 0;
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
-        const REAL *x = FN(swept_run)(tile, rows, at, n);
+        const Run x = FN(swept_run)(tile, rows, at, n);
         REAL largest = -INFINITY;
         const int looks = pieces->pass == FIND_MAXIMUM || (pieces->pass == SUM_EARLY && !FN(is_near)(m, anchor, units));
         if (looks) largest = FN(chunk_max)(x, n);
@@ -99,7 +96,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
         m = largest > m ? largest : m;
         if (looks) continue; /* or the sum is not to be of use */
         if (formula->has_terms)
-            FN(add_terms)(formula, x, FN(q_run)(tile, 0, at, n), 0, at, n, anchor, rows->label[0],
+            FN(add_terms)(formula, (const REAL *)x.at, FN(q_run)(tile, 0, at, n), 0, at, n, anchor, rows->label[0],
                           &pieces->mass[piece], &pieces->spread[piece]);
         REAL *e = staged ? staged + at : is_weighted(tile) || tile->hess ? (REAL *)tile->scratch : NULL;
         const FN(Source) source = FN(source)(tile, 0, at);
@@ -138,7 +135,8 @@ static void FN(begin_long_row)(const Tile *tile, Rows *rows)
     rows->anchor[0] = anchors_at_target(tile) ? rows->at_target[0] : 0;
     if (!anchors_early(tile) || has_target(tile)) return;
     REAL first[FIRST_LOGITS];
-    rows->anchor[0] = FN(early_anchor)(tile, FN(contiguous_run)(tile->logits, from, 0, FIRST_LOGITS, first));
+    const Run run = FN(reals)(FN(contiguous_run)(tile->logits, from, 0, FIRST_LOGITS, first));
+    rows->anchor[0] = FN(early_anchor)(tile, run);
 }
 
 /* After a pass: what the pieces say of the row. Returns whether another pass is needed. */
@@ -180,10 +178,9 @@ static int FN(combine_pieces)(const Tile *tile, Rows *rows)
 
 static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
-    const Layout *to = &tile->grad_layout;
     const ptrdiff_t length = piece_length(tile->n_classes);
     const ptrdiff_t end = FN(smaller)((piece + 1) * length, tile->n_classes);
-    const int direct = FN(is_contiguous)(to), by_element = tile->formula->by_element;
+    const int by_element = tile->formula->by_element, takes = FN(takes_runs)(tile) && !by_element;
     const REAL *staged = FN(staged_long_row)(tile);
     const FN(Exps) exps = FN(exps_of_row)(tile, rows);
     const FN(Factor) factor = FN(factor)(rows->alpha[0], rows->all[0], rows->all_low[0]);
@@ -195,15 +192,19 @@ static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
             FN(write_log_run)(tile, rows, 0, at, n);
             continue;
         }
-        char *grad = tile->grad + at * to->class_stride;
-        REAL *g = direct && !by_element ? (REAL *)grad : scratch;
-        if (rows->label[0] < 0) memset(g, 0, (size_t)n * sizeof(REAL));
-        else if (by_element && staged) FN(copy)(staged + at, n, g);
-        else if (by_element) FN(chunk_write)(FN(swept_run)(tile, rows, at, n), g, n, &exps, NULL, NULL, -1, 0, 0);
-        else if (staged) FN(write_run)(tile, rows, 0, at, n, staged + at, g, NULL, &factor);
-        else FN(write_run)(tile, rows, 0, at, n, FN(swept_run)(tile, rows, at, n), g, &exps, &factor);
-        if (by_element) FN(finish_run)(tile, rows, 0, at, n, g);
-        else if (!direct) FN(put)(g, to->format, to->swapped, to->class_stride, n, grad);
+        const FN(Output) g = FN(output_of_row)(tile, 0, at, takes, scratch);
+        if (rows->label[0] < 0) memset(g.at, 0, (size_t)n * format_size(g.format));
+        else if (by_element && staged) FN(copy)(staged + at, n, scratch);
+        else if (by_element) {
+            FN(prepare_run)(tile, rows, 0, at, n, scratch);
+            FN(chunk_write)(scratch, g, n, &exps, NULL, NULL, -1, 0);
+        } else if (staged) FN(write_run)(tile, rows, 0, at, n, staged + at, g, NULL, &factor);
+        else {
+            const REAL *x = FN(contiguous_run)(tile->logits, &tile->logits_layout, at, n, scratch);
+            FN(write_run)(tile, rows, 0, at, n, x, g, &exps, &factor);
+        }
+        if (by_element) FN(finish_run)(tile, rows, 0, at, n, scratch);
+        else if (!takes) FN(put_run)(tile, 0, at, n, scratch);
     }
 }
 

@@ -88,9 +88,9 @@ INLINE double FN(sum_and_largest)(const REAL *x, ptrdiff_t n, const FN(Exps) *ex
     ptrdiff_t j = 0;
     for (; j + group <= n; j += group) {
         FN(ask_for)(x + j, AHEAD_ROWS, group * sizeof(REAL), 0);
-        FN(add_group)(&sum, &most, x + j, NULL, group, exps, 0, 0);
+        FN(add_group)(&sum, &most, FN(reals)(x), j, NULL, group, exps, 0, 0);
     }
-    if (j < n) FN(add_group)(&sum, &most, x + j, NULL, n - j, exps, 0, 0);
+    if (j < n) FN(add_group)(&sum, &most, FN(reals)(x), j, NULL, n - j, exps, 0, 0);
     *largest = FN(largest_lane)(most);
     return FN(total_of_positive)(sum, &error);
 }
@@ -115,7 +115,7 @@ static void FN(look_at_blocks)(const Sampling *call, const REAL *x, ptrdiff_t fi
         FN(note_best)(x + b * BLOCK, n, b * BLOCK, best);
     }
     if (!has_sums(call)) return;
-    const REAL of_row = FN(chunk_max)(x, FN(block_size)(call, 0));
+    const REAL of_row = FN(chunk_max)(FN(reals)(x), FN(block_size)(call, 0));
     const FN(Exps) against_row = FN(exps_of)(call, of_row == -INFINITY ? 0 : of_row);
     const double unit_of_row = FN(unit_of)(&against_row) * SUM_SCALE;
     for (ptrdiff_t b = first; b < last; b++) {
@@ -141,7 +141,8 @@ static void FN(weigh_blocks)(const Sampling *call, const REAL *x, Sampled *row)
     const REAL m = (REAL)row->m, *block = x + top * BLOCK;
     const FN(Exps) exps = FN(exps_of)(call, m);
     const FN(Source) source = {FN(in_cache)(block), NULL, NULL, sizeof(REAL), 0, 0};
-    double error, sum = FN(chunk_sum_of)(block, NULL, n, &exps, FN(place_of)(m, block, n), NULL, &source, &error);
+    const Run run = FN(reals)(block);
+    double error, sum = FN(chunk_sum_of)(run, NULL, n, &exps, FN(place_of)(m, run, n), NULL, &source, &error);
     row->anchor[top] = m;
     row->sum[top] = sum * (FN(unit_of)(&exps) * SUM_SCALE);
 

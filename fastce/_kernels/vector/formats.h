@@ -84,6 +84,9 @@ INLINE double load_number(const char *p, Format format, int swapped)
     }
 }
 
+/* Numbers side by side, as they are in memory: reals, or halves that are widened where they are read. */
+typedef struct { const char *at; Format format; } Run;
+
 #endif /* FASTCE_FORMATS_H */
 
 #undef SWAP
@@ -125,17 +128,43 @@ INLINE void FN(store_one)(char *p, REAL a, Format format, int swapped)
     memcpy(p, &u, sizeof u);
 }
 
+#undef HALVES_IN_REGISTERS
 #if REAL_BITS == 32 && (defined(LEVEL_V3) || defined(LEVEL_V4))
 #define HALVES_IN_REGISTERS
-/* LANES contiguous float16 or bfloat16, widened; and narrowed, by the rounding of store_one. */
-INLINE vec load_halves(const char *p, Format format)
+/* LANES float16 or bfloat16, widened; and narrowed, by the rounding of store_one. */
+#ifdef LEVEL_V4
+typedef __m256i Halves;
+#else
+typedef __m128i Halves;
+#endif
+
+INLINE vec widened(Halves h, Format format)
 {
 #ifdef LEVEL_V4
-    const __m256i h = _mm256_loadu_si256((const __m256i *)p);
     return format == FORMAT_F16 ? (vec)_mm512_cvtph_ps(h) : (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
 #else
-    const __m128i h = _mm_loadu_si128((const __m128i *)p);
     return format == FORMAT_F16 ? (vec)_mm256_cvtph_ps(h) : (vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16);
+#endif
+}
+
+INLINE vec load_halves(const char *p, Format format)
+{
+    Halves h;
+    memcpy(&h, p, sizeof h);
+    return widened(h, format);
+}
+
+/* The first n, 0 < n < LANES, and 0. Not by way of memory: a vector that is read right after its parts were stored waits
+ * for them. */
+INLINE vec load_n_halves(const char *p, ptrdiff_t n, Format format)
+{
+#ifdef LEVEL_V4
+    return widened(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p), format);
+#else
+    uint64_t low = 0, high = 0;
+    for (ptrdiff_t k = 0; k < n && k < 4; k++) low |= (uint64_t)load_16(p + 2 * k, 0) << 16 * k;
+    for (ptrdiff_t k = 4; k < n; k++) high |= (uint64_t)load_16(p + 2 * k, 0) << 16 * (k - 4);
+    return widened(_mm_set_epi64x((int64_t)high, (int64_t)low), format);
 #endif
 }
 
@@ -154,6 +183,13 @@ INLINE void store_halves(char *p, vec a, Format format)
                                            : _mm256_castsi256_si128(packed);
     _mm_storeu_si128((__m128i *)p, h);
 #endif
+}
+
+INLINE void store_n_halves(char *p, ptrdiff_t n, vec a, Format format)
+{
+    char halves[2 * LANES_COUNT];
+    store_halves(halves, a, format);
+    memcpy(p, halves, 2 * (size_t)n);
 }
 #endif
 
@@ -203,3 +239,82 @@ static void FN(put)(const REAL *src, Format format, int swapped, ptrdiff_t strid
     }
 #undef PUT
 }
+
+/* ---- Runs ---------------------------------------------------------------------------------- */
+
+INLINE Run FN(reals)(const REAL *x) { return (Run){(const char *)x, REAL_FORMAT}; }
+
+/* Whether elements of this layout are a run. */
+INLINE int FN(is_run)(const Layout *layout)
+{
+#ifdef HALVES_IN_REGISTERS
+    const int readable = layout->format == FORMAT_F16 || layout->format == FORMAT_BF16;
+#else
+    const int readable = 0;
+#endif
+    return (readable || layout->format == REAL_FORMAT) && !layout->swapped
+           && layout->class_stride == (ptrdiff_t)format_size(layout->format);
+}
+
+INLINE vec FN(load_run)(Run x, ptrdiff_t j)
+{
+#ifdef HALVES_IN_REGISTERS
+    if (x.format != REAL_FORMAT) return load_halves(x.at + 2 * j, x.format);
+#endif
+    return FN(load)((const REAL *)x.at + j);
+}
+
+INLINE vec FN(load_run_n)(Run x, ptrdiff_t j, ptrdiff_t n, REAL fill)
+{
+#ifdef HALVES_IN_REGISTERS
+    if (x.format != REAL_FORMAT)
+        return FN(select)(FN(first_lanes)(n), load_n_halves(x.at + 2 * j, n, x.format), FN(splat)(fill));
+#endif
+    return FN(load_n)((const REAL *)x.at + j, n, fill);
+}
+
+/* All lanes, or the first n, to where numbers of a format lie side by side. */
+INLINE void FN(store_as)(char *p, Format format, vec a)
+{
+#ifdef HALVES_IN_REGISTERS
+    if (format != REAL_FORMAT) store_halves(p, a, format);
+    else
+#endif
+    FN(store)((REAL *)p, a);
+    (void)format;
+}
+
+INLINE void FN(store_n_as)(char *p, Format format, ptrdiff_t n, vec a)
+{
+#ifdef HALVES_IN_REGISTERS
+    if (format != REAL_FORMAT) store_n_halves(p, n, a, format);
+    else
+#endif
+    FN(store_n)((REAL *)p, n, a);
+    (void)format;
+}
+
+INLINE REAL FN(number_of_run)(Run x, ptrdiff_t j)
+{
+    return FN(load_one)(x.at + j * (ptrdiff_t)format_size(x.format), x.format, 0);
+}
+
+/* A statement in which the format of a run is a constant. */
+#undef FOR_FORMAT
+#ifdef HALVES_IN_REGISTERS
+#define FOR_FORMAT(run, statement) \
+    do { \
+        if ((run).format == FORMAT_F16) statement; \
+        else if ((run).format == FORMAT_BF16) statement; \
+        else { \
+            (run).format = REAL_FORMAT; \
+            statement; \
+        } \
+    } while (0)
+#else
+#define FOR_FORMAT(run, statement) \
+    do { \
+        (run).format = REAL_FORMAT; \
+        statement; \
+    } while (0)
+#endif

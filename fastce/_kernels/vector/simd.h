@@ -220,13 +220,23 @@ INLINE int FN(every_lane)(FN(mask) where)
 #define EVERY_LANE (~(ivec){0})
 #endif
 
-/* The first n lanes from p, `fill` in the others. 0 <= n <= LANES */
+/* 0 <= n <= LANES */
+INLINE FN(mask) FN(first_lanes)(ptrdiff_t n)
+{
+#ifdef LEVEL_V4
+    return (FN(mask))((1u << n) - 1u);
+#else
+    return (ivec)(FN(iota)() < (ivec){0} + (INT)n);
+#endif
+}
+
+/* The first n lanes from p, `fill` in the others. */
 INLINE vec FN(load_n)(const REAL *p, ptrdiff_t n, REAL fill)
 {
 #ifdef LEVEL_V4
-    return OP(mask_loadu)(FN(splat)(fill), (1u << n) - 1u, p);
+    return OP(mask_loadu)(FN(splat)(fill), FN(first_lanes)(n), p);
 #elif defined(LEVEL_V3)
-    const FN(mask) where = (ivec)(FN(iota)() < (ivec){0} + (INT)n);
+    const FN(mask) where = FN(first_lanes)(n);
     return FN(select)(where, OP(maskload)(p, (__m256i)where), FN(splat)(fill));
 #else
     vec a = FN(splat)(fill);
@@ -238,7 +248,7 @@ INLINE vec FN(load_n)(const REAL *p, ptrdiff_t n, REAL fill)
 INLINE void FN(store_n)(REAL *p, ptrdiff_t n, vec a)
 {
 #ifdef LEVEL_V4
-    OP(mask_storeu)(p, (1u << n) - 1u, a);
+    OP(mask_storeu)(p, FN(first_lanes)(n), a);
 #else
     memcpy(p, &a, (size_t)n * sizeof(REAL));
 #endif
