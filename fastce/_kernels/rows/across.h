@@ -227,8 +227,6 @@ static void FN(lanes_below)(const Tile *tile, ptrdiff_t n, ptrdiff_t i, int firs
 }
 
 /* What becomes of the exps of each row of a tile. */
-typedef struct { REAL a[TILE], c[TILE], b[TILE]; } FN(Factors);
-
 typedef struct {
     REAL anchor[TILE], beta[TILE], even[TILE], share[TILE];
     FN(Factors) p, curve;

@@ -334,18 +334,20 @@ static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
 {
     const ptrdiff_t n = tile->n_classes;
     const int takes = FN(takes_runs)(tile);
+    FN(Factors) factors;
+    if (tile->formula->kind == LOG_SOFTMAX) {
+        for (ptrdiff_t i = 0; i < tile->n_rows; i++) FN(write_log_run)(tile, rows, i, 0, n);
+        return;
+    }
+    FN(set_factors)(rows, rows->alpha, tile->n_rows, &factors);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        if (tile->formula->kind == LOG_SOFTMAX) {
-            FN(write_log_run)(tile, rows, i, 0, n);
-            continue;
-        }
         if (tile->formula->by_element) {
             FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i));
             continue;
         }
         REAL *scratch = FN(scratch_row)(tile, i);
         const FN(Output) g = FN(output_of_row)(tile, i, 0, takes, scratch);
-        const FN(Factor) factor = FN(factor)(rows->alpha[i], rows->all[i], rows->all_low[i]);
+        const FN(Factor) factor = FN(factor_of_row)(&factors, i);
         if (rows->label[i] < 0) memset(g.at, 0, (size_t)n * format_size(g.format));
         else FN(write_run)(tile, rows, i, 0, n, FN(staged_row)(tile, i), g, NULL, &factor);
         if (!takes) FN(put_run)(tile, i, 0, n, scratch);

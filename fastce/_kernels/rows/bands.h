@@ -117,22 +117,21 @@ static void FN(sweep_across)(const Tile *tile, Rows *rows)
 /* What becomes of the rows of a tile. Returns whether none is ignored. */
 static int FN(begin_scaling)(const Tile *tile, const Rows *rows, FN(Scaling) *s)
 {
+    if (tile->formula->kind != LOG_SOFTMAX) FN(set_factors)(rows, rows->alpha, tile->n_rows, &s->p);
+    if (tile->hess) FN(set_factors)(rows, rows->curve, tile->n_rows, &s->curve);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES_F64) {
         FN(store_narrow)(s->anchor + i, load_f64(rows->anchor + i));
         if (tile->formula->kind == LOG_SOFTMAX) {
             FN(store_narrow)(s->log_sum + i, load_f64(rows->log_sum + i));
             continue;
         }
-        const vec_f64 all = load_f64(rows->all + i), all_low = load_f64(rows->all_low + i);
-        FN(factors)(load_f64(rows->alpha + i), all, all_low, s->p.a + i, s->p.c + i, s->p.b + i);
         FN(store_narrow)(s->beta + i, load_f64(rows->beta + i));
         if (tile->formula->has_terms) {
             FN(store_narrow)(s->even + i, load_f64(rows->even + i));
             FN(store_narrow)(s->share + i, load_f64(rows->share + i));
         }
         if (!tile->hess) continue;
-        FN(factors)(load_f64(rows->curve + i), all, all_low, s->curve.a + i, s->curve.c + i, s->curve.b + i);
-        FN(store_narrow)(s->p_scale + i, 1 / all);
+        FN(store_narrow)(s->p_scale + i, 1 / load_f64(rows->all + i));
         FN(store_narrow)(s->lead + i, load_f64(rows->lead + i));
         FN(store_narrow)(s->excess + i, load_f64(rows->excess + i));
         FN(store_narrow)(s->hess_target + i, load_f64(rows->hess_target + i));

@@ -65,16 +65,13 @@ INLINE double FN(chunk_sum)(Run x, REAL *e, ptrdiff_t n, FN(Exps) exps, ptrdiff_
                             double *error)
 {
     const ptrdiff_t group = 4 * LANES, full = n - n % group;
-    const int few = n <= 4 * group; /* asking for the target each time costs less than a branch mispredicted */
     vec m = FN(splat)(-INFINITY), *most = largest ? &m : NULL;
-    y = y >= 0 && y < n ? y : -1;
     sum_vec sum = {{0}, {0}};
     for (ptrdiff_t j = 0; j < full; j += group) {
         FN(ask_for)(source.logits + j * source.logits_step, AHEAD_ROWS, group * source.logits_step, 0);
         if (source.grad) FN(ask_for)(source.grad + j * source.grad_step, AHEAD_ROWS, group * source.grad_step, 1);
         if (source.q) FN(ask_for)(source.q + j * source.q_step, AHEAD_ROWS, group * source.q_step, 0);
-        if (few || (y >= j && y < j + group))
-            FN(add_group)(&sum, most, x, j, e, group, &exps, 1, y - j);
+        if ((size_t)(y - j) < (size_t)group) FN(add_group)(&sum, most, x, j, e, group, &exps, 1, y - j);
         else FN(add_group)(&sum, most, x, j, e, group, &exps, 0, 0);
     }
     if (full < n) FN(add_group)(&sum, most, x, full, e, n - full, &exps, 1, y - full);

@@ -266,6 +266,17 @@ INLINE void FN(factors)(vec_f64 f, vec_f64 s, vec_f64 s_low, REAL *a, REAL *c, R
     FN(store_narrow)(b, power);
 }
 
+/* Those of all rows of a tile. */
+typedef struct { REAL a[TILE], c[TILE], b[TILE]; } FN(Factors);
+
+INLINE void FN(set_factors)(const Rows *rows, const double *f, ptrdiff_t n_rows, FN(Factors) *p)
+{
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES_F64)
+        FN(factors)(load_f64(f + i), load_f64(rows->all + i), load_f64(rows->all_low + i), p->a + i, p->c + i, p->b + i);
+}
+
+INLINE FN(Factor) FN(factor_of_row)(const FN(Factors) *p, ptrdiff_t i) { return (FN(Factor)){p->a[i], p->c[i], p->b[i]}; }
+
 INLINE FN(Factor) FN(factor)(double f, double s, double s_low)
 {
     REAL a[LANES_COUNT], c[LANES_COUNT], b[LANES_COUNT];
