@@ -23,7 +23,7 @@
 #include "rows/plain.h"
 #include "rows/two_classes.h"
 #include "rows/anchored.h"
-#include "rows/log_sums.h"
+#include "rows/without_target.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
 #include "rows/hinge.h"
@@ -56,7 +56,7 @@
 #include "rows/plain.h"
 #include "rows/two_classes.h"
 #include "rows/anchored.h"
-#include "rows/log_sums.h"
+#include "rows/without_target.h"
 #include "rows/hinge.h"
 #include "rows/hinge_along.h"
 #include "rows/hinge_across.h"
@@ -262,7 +262,12 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
         if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
         return;
     }
-    if (across && takes_maximum(tile) && tile->n_classes * item <= FEW_BYTES) {
+    const int few = across && tile->n_classes * item <= FEW_BYTES;
+    if (few && tile->formula->kind == SOFTMAX) {
+        IN_PRECISION_OF(tile, softmax_of_few, tile);
+        return;
+    }
+    if (few && takes_maximum(tile)) {
         IN_PRECISION_OF(tile, sweep_log_sums, tile, rows);
         finish_log_sums(tile, rows, 1);
     } else {

@@ -53,14 +53,22 @@ INLINE vec FN(losses_of_two)(ptrdiff_t i, int plain, const FN(TwoClasses) *a, Ro
     return FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), NULL, plain, i, rows);
 }
 
+/* 1 + e, e without its factor. */
+INLINE FN(Sum) FN(sum_of_two)(vec e, vec e_low)
+{
+    const REAL unscaled = 1 / ANCHOR_UNIT;
+    const vec all = 1 + e * unscaled;
+    return (FN(Sum)){all, (e * unscaled - (all - 1)) + e_low * unscaled};
+}
+
 INLINE void FN(write_two)(REAL *x, ptrdiff_t i, int plain, FN(Sum) alpha, const FN(TwoClasses) *a)
 {
     const REAL unscaled = 1 / ANCHOR_UNIT;
     const vec e = FN(load)(a->e + i), e_low = FN(load)(a->e_low + i);
     const FN(mask) below = FN(not_less)((vec){0}, FN(load)(a->gap + i));
-    const vec all = 1 + e * unscaled, all_low = (e * unscaled - (all - 1)) + e_low * unscaled;
+    const FN(Sum) all = FN(sum_of_two)(e, e_low);
     const FN(Sum) others = {FN(select)(below, e, FN(splat)(ANCHOR_UNIT)), FN(keep)(below, e_low)};
-    const FN(Sum) p = FN(quotient)(others, (FN(Sum)){all, all_low}, 1 / all);
+    const FN(Sum) p = FN(quotient)(others, all, 1 / all.high);
     const vec high = alpha.high * unscaled, low = alpha.low * unscaled;
     const vec g = FN(fma)(p.high, high, FN(fma)(p.low, high, p.high * low));
     ivec y;
@@ -71,6 +79,16 @@ INLINE void FN(write_two)(REAL *x, ptrdiff_t i, int plain, FN(Sum) alpha, const 
     FN(store)(x + TILE + i, plain ? g1 : FN(keep)(used, g1));
 }
 
+INLINE void FN(ask_for_two)(const Tile *tile)
+{
+    const FN(Ahead) first = FN(ahead)(tile, 2);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+        const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
+        FN(ask_for)(ahead.in.at, 0, 2 * ahead.in.step, 0);
+        if (tile->grad) FN(ask_for)(ahead.out.at, 0, 2 * ahead.out.step, 1);
+    }
+}
+
 /* See anchored_rows. */
 INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a, Rows *rows, ptrdiff_t *extreme)
 {
@@ -79,12 +97,7 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
     REAL *x = (REAL *)tile->scratch;
     FN(Alphas) alphas;
     vec finite = {0};
-    const FN(Ahead) first = FN(ahead)(tile, 2);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        FN(ask_for)(ahead.in.at, 0, 2 * ahead.in.step, 0);
-        if (with_grad) FN(ask_for)(ahead.out.at, 0, 2 * ahead.out.step, 1);
-    }
+    FN(ask_for_two)(tile);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, a);
     if (with_grad) FN(find_alphas)(rows, plain ? 1 : tile->n_rows, normalizer, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
