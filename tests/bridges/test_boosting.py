@@ -341,6 +341,24 @@ def test_catboost_rows_are_the_derivatives_of_the_loss(gamma):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_catboost_derivatives_of_sure_rows_have_their_digits(gamma, label):
+    skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    for margin in (10.0, 30.0, 40.0, 90.0):
+        x = np.array([margin, 0.0, 1.0])
+        objective = bridge.SoftmaxObjective(3, gamma=gamma, curvature="exact")
+        first, second = objective.calc_ders_multi(x, label, 1.0)
+        exact = reference.softmax_derivatives(
+            x[None], np.array([label]), None, None, "whole", 1.0, -np.inf, gamma, 0.0
+        )
+        np.testing.assert_allclose(-first, exact[0][0].astype(float), rtol=1e-14)
+        np.testing.assert_allclose(-np.diag(second), exact[1][0].astype(float), rtol=1e-14)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("label", [-1.0, 3.0, 1.5, np.nan])
 def test_catboost_labels_are_classes(label):
     skipping("catboost")
