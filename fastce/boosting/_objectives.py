@@ -167,20 +167,8 @@ class Softmax(Objective):
     def _derivatives(
         self, margins: ArrayLike, target: ArrayLike, weight: ArrayLike | None
     ) -> tuple[NDArray, NDArray]:
-        x = np.asarray(margins)
-        if x.ndim == 1:
-            x = x.reshape((-1, self.n_classes), order=self._order)
-        if x.ndim != 2 or x.shape[1] != self.n_classes:
-            raise ValueError(
-                f"the margins have shape {x.shape}; expected (rows, {self.n_classes}): "
-                f"is the library's number of classes {self.n_classes}, too?"
-            )
-        if self._soft_labels is None:
-            y = np.asarray(target)
-            if y.size == x.size:  # a matrix, perhaps given row by row
-                y = y.reshape(x.shape)
-        else:
-            y = self._soft_labels
+        x = _rows(margins, self.n_classes)
+        y = _targets(target, x) if self._soft_labels is None else self._soft_labels
         grad, hess = self._arrays(x.shape, self._order)
         _kernels.boosting.softmax_derivatives(
             x, y, _weights(weight), self.class_weight, *self._way(), self._floor,
@@ -235,6 +223,24 @@ class Logistic(Objective):
         return grad, hess
 
 
+def _rows(margins: ArrayLike, n_classes: int | None = None) -> NDArray:
+    """Margins of several classes. Libraries that know of one class hand out a vector."""
+    x = np.asarray(margins)
+    if x.ndim != 2 or x.shape[1] != (n_classes or max(x.shape[1], 2)):
+        expected = n_classes or "at least 2"
+        raise ValueError(
+            f"the margins have shape {x.shape}; expected (rows, {expected}): "
+            f"is the library's number of classes {expected}, too?"
+        )
+    return x
+
+
+def _targets(target: ArrayLike, x: NDArray) -> NDArray:
+    """Labels as they are, or a matrix of probabilities, perhaps given row by row."""
+    y = np.asarray(target)
+    return y.reshape(x.shape) if y.size == x.size else y
+
+
 def _weights(weight: ArrayLike | None) -> NDArray | None:
     """None for no weights, which some libraries tell by an empty array."""
     if weight is None:
@@ -248,10 +254,11 @@ def _weights(weight: ArrayLike | None) -> NDArray | None:
 
 def softmax_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | None) -> float:
     """Mean cross-entropy of rows of margins; `target` holds labels, of any dtype, or probabilities."""
-    x, y = np.asarray(margins), np.asarray(target)
-    if y.size == x.size:
-        return fastce.cross_entropy(x, y.reshape(x.shape), sample_weight=_weights(weight))
-    labels = _class_indices(y, x.shape[-1])
+    x = _rows(margins)
+    y = _targets(target, x)
+    if y.ndim == 2:
+        return fastce.cross_entropy(x, y, sample_weight=_weights(weight))
+    labels = _class_indices(y, x.shape[1])
     return fastce.cross_entropy(x, labels, sample_weight=_weights(weight), ignore_index=None)
 
 

@@ -531,5 +531,12 @@ def test_metrics_refuse_the_labels_that_objectives_do(bridge, label):
 def test_margins_of_another_number_of_classes(bridge):
     with pytest.raises(ValueError, match=r"the margins have shape \(4, 5\); expected \(rows, 3\)"):
         bridge.SoftmaxObjective(3)(np.zeros(4), np.zeros((4, 5), np.float32))
+    for rows in (399, 400):  # where three of them make a row of margins, and where not
+        y, margins = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+        with pytest.raises(ValueError, match=rf"shape \({rows},\); expected \(rows, 3\): is the library's"):
+            bridge.SoftmaxObjective(3)(y, margins)
+        for x in (margins, margins[:, None]):
+            with pytest.raises(ValueError, match=r"expected \(rows, at least 2\): is the library's number"):
+                bridge.softmax_loss(y, x)
     with pytest.raises(ValueError, match="expected \\(N, 3\\) floats"):
         bridge.SoftmaxObjective(3).with_soft_labels(np.zeros((4, 2)))
