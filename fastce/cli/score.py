@@ -86,12 +86,14 @@ def run(args: argparse.Namespace) -> None:
                 used = labels != args.ignore_index
                 kept.append((scores.logprob[used], scores.rank[used], scores.top_logprobs[used, 0]))
             progress(source.nbytes * (first + len(labels)) // max(source.n_rows, 1))
-    print_summary(list(totals.lines(args.bytes)), source.nbytes, time.perf_counter() - start)
-    if plot and totals.n:
-        from fastce.cli.score_plot import draw
+    try:
+        print_summary(list(totals.lines(args.bytes)), source.nbytes, time.perf_counter() - start)
+    finally:  # where nobody reads the summary, too
+        if plot and totals.n:
+            from fastce.cli.score_plot import draw
 
-        with _replacing(plot) as path:
-            draw(*map(np.concatenate, zip(*kept, strict=True)), path, " ".join(map(str, args.files)))
+            with _replacing(plot) as path:
+                draw(*map(np.concatenate, zip(*kept, strict=True)), path, " ".join(map(str, args.files)))
 
 
 def print_summary(lines: list[tuple[str, str]], n_bytes: int, seconds: float) -> None:

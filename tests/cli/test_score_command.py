@@ -1,6 +1,7 @@
 """``python -m fastce score``: what it prints and writes, from every kind of file, and its one-line errors."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -214,6 +215,37 @@ def test_a_process_that_is_ended_leaves_nothing(problem, tmp_path):
     here = {**os.environ, "PYTHONPATH": str(Path(fastce.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=here, check=False).returncode == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.npy", "tokens.npy"]
+
+
+def run_fastce(stdout, *arguments, **variables):
+    here = {**os.environ, "PYTHONPATH": str(Path(fastce.__file__).parents[1]), **variables}
+    command = [sys.executable, "-m", "fastce", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=here, check=False, text=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has another error for a closed pipe")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_nobody_reads(problem, tmp_path, unbuffered):
+    """Files are written all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ("score", "logits.npy", "tokens.npy", "--output", "out.csv", "--plot", "plot.png")
+    for given in (arguments, ("info",)):
+        ended = run_fastce(writer, *given, PYTHONUNBUFFERED=unbuffered)
+        assert (ended.returncode, ended.stderr) == (1, "")
+    os.close(writer)
+    assert (tmp_path / "out.csv").read_text().count("\n") == 301
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(problem, unbuffered):
+    for given in (("score", "logits.npy", "tokens.npy"), ("info",)):
+        with open("/dev/full", "w") as full:
+            ended = run_fastce(full, *given, PYTHONUNBUFFERED=unbuffered)
+        assert ended.returncode == 1
+        assert ended.stderr == f"fastce: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}\n"
 
 
 def test_errors(problem, capsys):
