@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -220,11 +221,15 @@ def _scores(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside the one that is wanted, which takes its place when all went well."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    """A file beside the one that is wanted, which takes its place, and its mode, when all went well."""
+    target = Path(os.path.realpath(path))  # a link stays one
+    beside = target.with_name(f".{os.getpid()}.{target.name}")
     try:
+        beside.touch()
+        if target.exists():
+            shutil.copymode(target, beside)
         yield beside
-        beside.replace(path)
+        beside.replace(target)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:

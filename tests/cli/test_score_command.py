@@ -169,6 +169,21 @@ def test_output(problem, capsys, suffix):
         np.testing.assert_array_equal(found[name].astype(a.dtype), a)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links and modes of POSIX")
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "csv", "png"])
+def test_output_keeps_links_and_modes(problem, capsys, tmp_path, suffix):
+    (tmp_path / "there").mkdir()
+    private, link = tmp_path / "there" / f"private.{suffix}", tmp_path / f"link.{suffix}"
+    private.touch()
+    private.chmod(0o600)
+    link.symlink_to(private)
+    summary(capsys, "logits.npy", "tokens.npy", "--plot" if suffix == "png" else "--output", link)
+    assert link.is_symlink()
+    assert private.stat().st_size > 1000
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert list(private.parent.iterdir()) == [private]
+
+
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "csv"])
 def test_output_of_no_rows(problem, capsys, suffix):
     np.save("logits.npy", problem[0][:0])
