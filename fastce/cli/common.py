@@ -42,6 +42,12 @@ def wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None
     return path
 
 
+def check_only(only: str, names: list[str]) -> None:
+    """Raise `UserError` where the text of ``--only`` is in no name."""
+    if not any(only in name for name in names):
+        raise UserError(f"--only is {only}; expected a part of one of: {'; '.join(dict.fromkeys(names))}")
+
+
 def console() -> "Console":
     """Return a console for stdout: the terminal's width, or `PIPE_WIDTH` in a pipe."""
     from rich.console import Console

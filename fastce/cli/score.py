@@ -16,6 +16,7 @@ import numpy as np
 
 import fastce
 from fastce import inference
+from fastce._kernels.entry.arrays import float_array
 from fastce.cli.common import PICTURES, UserError, require, three_digits, time_text, wanted
 from fastce.cli.files import Array, open_array, read_tokens
 from fastce.inference.scoring import perplexity_of
@@ -135,9 +136,9 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
     if len(args.files) != (1 if args.hidden else 2):
         expected = "TOKENS beside --hidden and --head" if args.hidden else "LOGITS and TOKENS"
         raise UserError(f"{len(args.files)} files given; expected {expected}")
-    source = open_array(args.hidden or args.files[0])
-    head = open_array(args.head).whole() if args.head else None
-    bias = open_array(args.bias).whole() if args.bias else None
+    source = _floats(args.hidden or args.files[0])
+    head = _floats(args.head).whole() if args.head else None
+    bias = _floats(args.bias).whole() if args.bias else None
     tokens = read_tokens(args.files[-1])
     if len(source.shape) < 2:
         raise UserError(
@@ -171,6 +172,15 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
                 f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
             )
     return source, head, bias, tokens
+
+
+def _floats(name: str) -> Array:
+    array = open_array(name)
+    try:
+        float_array(np.empty(0, array.dtype), name)
+    except TypeError as error:
+        raise UserError(str(error)) from None
+    return array
 
 
 def _scores(

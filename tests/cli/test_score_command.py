@@ -14,6 +14,7 @@ import pytest
 
 import fastce
 from fastce.cli import main
+from fastce.cli.common import UserError, check_only
 from fastce.inference import score, token_logprobs
 
 pytestmark = pytest.mark.once
@@ -208,6 +209,27 @@ def test_plot(problem, capsys):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+def test_plot_of_infinite_losses(problem, capsys, tmp_path):
+    x, y = problem
+    x[5, y[5]] = -np.inf
+    np.save("logits.npy", x)
+    summary(capsys, "logits.npy", "tokens.npy", "--plot", "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", ["x", "0", "-1", "1.5", "9" * 5000])
+def test_numbers_of_options(capsys, number):
+    with pytest.raises(SystemExit):
+        main(["score", "logits.npy", "tokens.npy", "--bytes", number])
+    assert f"argument --bytes: '{number}' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_only_of_no_name():
+    with pytest.raises(UserError, match="--only is xyz; expected a part of one of: data; more data"):
+        check_only("xyz", ["data", "more data"])
+    check_only("more", ["data", "more data"])
+
+
 def test_what_breaks_off_leaves_nothing(problem, capsys, monkeypatch, tmp_path):
     def fail(*arguments, **options):
         raise KeyboardInterrupt
@@ -296,8 +318,10 @@ def test_errors(problem, capsys):
         (("x.npz:c", "tokens.npy"), "has no key 'c'; it has a, b"),
         (("x.npz", "tokens.npy"), "name one with FILE:key; it has a, b"),
         (("short.npy", "tokens.npy"), "ends early"),
-        (("strings.npy", "tokens.npy"), "expected at least two axes"),
-        (("complex.npy", "tokens.npy"), "complex128"),
+        (("strings.npy", "tokens.npy"), "strings.npy has dtype <U1; expected float32"),
+        (("tokens.npy", "tokens.npy"), "expected at least two axes"),
+        (("complex.npy", "tokens.npy"), "complex.npy has dtype complex128; expected float32"),
+        (("--hidden", "logits.npy", "--head", "complex.npy", "tokens.npy"), "complex.npy has dtype"),
         (("no.safetensors:a", "tokens.npy"), "no safetensors file"),
         *(
             ((f"{name}.safetensors", "tokens.npy"), "its header does not tell of arrays")
