@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import fastce
 from fastce import _kernels
-from fastce._kernels.entry import advice, options
+from fastce._kernels.entry import advice, arrays, options
 
 #: The kernel's way to a Hessian, and the factor of U p (1 - p) in it, for C classes.
 CURVATURES = {
@@ -47,9 +47,9 @@ def class_weights(given: Mapping[int, float] | ArrayLike | None, n_classes: int)
         for label, weight in given.items():
             if label not in range(n_classes):
                 raise ValueError(f"class_weight names class {label!r}; expected classes in [0, {n_classes})")
-            weights[int(label)] = weight
+            weights[int(label)] = options.number_of(weight, f"class_weight[{label!r}]", "a number")
     else:
-        weights = np.array(given, np.float64)
+        weights = np.array(arrays.float_array(given, "class_weight"), np.float64)
         if weights.shape != (n_classes,):
             raise ValueError(f"class_weight has shape {weights.shape}; expected ({n_classes},)")
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
@@ -63,10 +63,9 @@ class Objective:
     n_classes: int
 
     def __init__(self, gamma: float, label_smoothing: float, curvature: str | None) -> None:
-        if curvature is not None and curvature not in CURVATURES:
-            raise ValueError(
-                f"curvature is {curvature!r}; expected None or one of {', '.join(map(repr, CURVATURES))}"
-            )
+        if curvature is not None and not (isinstance(curvature, str) and curvature in CURVATURES):
+            known = ", ".join(map(repr, CURVATURES))
+            raise ValueError(f"curvature is {advice.shown(curvature)}; expected None or one of {known}")
         self.gamma = checked_number(gamma, "gamma")
         self.label_smoothing = checked_number(label_smoothing, "label_smoothing", 1)
         self.curvature = curvature
@@ -161,26 +160,14 @@ class Softmax(Objective):
                 f"expected (N, {self.n_classes}) floats"
             )
         copy = type(self).__new__(type(self))
-        copy.__setstate__(self.__getstate__() | {"_soft_labels": soft})
+        copy.__setstate__(self.__getstate__() | {"_soft_labels": _checked_soft(soft)})
         return copy
 
     def _derivatives(
         self, margins: ArrayLike, target: ArrayLike, weight: ArrayLike | None
     ) -> tuple[NDArray, NDArray]:
-        x = np.asarray(margins)
-        if x.ndim == 1:
-            x = x.reshape((-1, self.n_classes), order=self._order)
-        if x.ndim != 2 or x.shape[1] != self.n_classes:
-            raise ValueError(
-                f"the margins have shape {x.shape}; expected (rows, {self.n_classes}): "
-                f"is the library's number of classes {self.n_classes}, too?"
-            )
-        if self._soft_labels is None:
-            y = np.asarray(target)
-            if y.size == x.size:  # a matrix, perhaps given row by row
-                y = y.reshape(x.shape)
-        else:
-            y = self._soft_labels
+        x = _rows(margins, self.n_classes)
+        y = _targets(target, x) if self._soft_labels is None else self._soft_labels
         grad, hess = self._arrays(x.shape, self._order)
         _kernels.boosting.softmax_derivatives(
             x, y, _weights(weight), self.class_weight, *self._way(), self._floor,
@@ -235,6 +222,35 @@ class Logistic(Objective):
         return grad, hess
 
 
+def _rows(margins: ArrayLike, n_classes: int | None = None) -> NDArray:
+    """Margins of several classes. Libraries that know of one class hand out a vector."""
+    x = np.asarray(margins)
+    if x.ndim != 2 or x.shape[1] != (n_classes or max(x.shape[1], 2)):
+        expected = n_classes or "at least 2"
+        raise ValueError(
+            f"the margins have shape {x.shape}; expected (rows, {expected}): "
+            f"is the library's number of classes {expected}, too?"
+        )
+    return x
+
+
+def _targets(target: ArrayLike, x: NDArray) -> NDArray:
+    """Labels as they are, or a matrix of probabilities, perhaps given row by row."""
+    y = np.asarray(target)
+    return _checked_soft(y.reshape(x.shape)) if y.size == x.size else y
+
+
+def _checked_soft(labels: NDArray) -> NDArray:
+    """Soft labels. Two reads make sure of them, and no array of their size."""
+    with np.errstate(invalid="ignore"):
+        if labels.min(initial=0) >= 0 and labels.max(initial=0) < math.inf:
+            return labels
+    place = np.argwhere(~((labels >= 0) & (labels < math.inf)))[0].tolist()
+    raise ValueError(
+        f"label {labels[tuple(place)]} at {place}; expected a number that is finite and not negative"
+    )
+
+
 def _weights(weight: ArrayLike | None) -> NDArray | None:
     """None for no weights, which some libraries tell by an empty array."""
     if weight is None:
@@ -248,10 +264,11 @@ def _weights(weight: ArrayLike | None) -> NDArray | None:
 
 def softmax_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | None) -> float:
     """Mean cross-entropy of rows of margins; `target` holds labels, of any dtype, or probabilities."""
-    x, y = np.asarray(margins), np.asarray(target)
-    if y.size == x.size:
-        return fastce.cross_entropy(x, y.reshape(x.shape), sample_weight=_weights(weight))
-    labels = _class_indices(y, x.shape[-1])
+    x = _rows(margins)
+    y = _targets(target, x)
+    if y.ndim == 2:
+        return fastce.cross_entropy(x, y, sample_weight=_weights(weight))
+    labels = _class_indices(y, x.shape[1])
     return fastce.cross_entropy(x, labels, sample_weight=_weights(weight), ignore_index=None)
 
 
@@ -267,10 +284,25 @@ def logistic_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | Non
 def class_shares(y: ArrayLike, n_classes: int, sample_weight: ArrayLike | None) -> NDArray:
     """The share of each class in all rows, or in their weight."""
     labels = _class_indices(np.asarray(y), n_classes)
-    shares = np.bincount(labels, _weights(sample_weight), n_classes).astype(np.float64)
-    if not (total := shares.sum()):
+    return _shares(np.bincount(labels, _weights(sample_weight), n_classes))
+
+
+def positive_share(y: ArrayLike, sample_weight: ArrayLike | None) -> float:
+    """The share of class 1, of labels in [0, 1]."""
+    labels, weight = np.asarray(y, np.float64).reshape(-1), _weights(sample_weight)
+    if (bad := ~((labels >= 0) & (labels <= 1))).any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"label {labels[row]} at row {row}; expected a number in [0, 1]: more than 2 need n_classes"
+        )
+    weight = np.ones(labels.shape) if weight is None else weight
+    return float(_shares(np.array([weight @ (1 - labels), weight @ labels]))[1])
+
+
+def _shares(weights: NDArray) -> NDArray:
+    if not (total := weights.sum()):
         raise ValueError("y is empty, or all rows weigh 0; expected at least one row that counts")
-    return shares / total
+    return weights / total
 
 
 def _class_indices(labels: NDArray, n_classes: int) -> NDArray:
@@ -290,15 +322,15 @@ def predict_proba(raw: ArrayLike) -> NDArray:
 
     Parameters
     ----------
-    raw : (N, C) or (N,) array of floats
+    raw : (N, C) or (N,) array
         Margins of C classes, or one for class 1 against class 0.
 
     Returns
     -------
     (N, C) or (N, 2) array
-        Of the margins' dtype.
+        Of the margins' dtype, float64 for integers.
     """
-    x = np.asarray(raw)
+    x = arrays.float_array(raw, "raw")
     if x.ndim == 2 and x.shape[1] > 1:
         return fastce.softmax(x, axis=1)
     both = np.zeros((x.size, 2), x.dtype)

@@ -146,24 +146,27 @@ class SoftmaxObjective(_objectives.Softmax):
         if self.class_weight is not None:
             q = q * self.class_weight
         u = q * weight
-        p = fastce.softmax(np.asarray(approx), axis=0)
+        x = np.asarray(approx)
+        p, log_p = fastce.softmax(x, axis=0), fastce.log_softmax(x, axis=0)
+        rest = -np.expm1(log_p)  # 1 - p would cancel in a sure row
         if self.gamma:
-            rest, log_p = 1 - p, fastce.log_softmax(np.asarray(approx), axis=0)
             above = np.maximum(rest, 1e-300)
             slope = rest**self.gamma * (1 - self.gamma * p * log_p / above)
             bend = -(2 + log_p) + (self.gamma - 1) * p * log_p / above
             v = u * self.gamma * p * rest**self.gamma / above * bend
             u = u * slope
         total = u.sum()
-        first = u - p * total
+        first = u * rest - p * (total - u)
         name = self.curvature or self._default_curvature()
+        diagonal = -(np.abs(first) if name == "abs" else self._way()[1] * total * p * rest)
+        second = np.zeros((p.size, p.size))
         if name in ("exact", "gauss-newton"):
-            second = np.outer(p * total, p) - np.diag(p * total)
-            if name == "exact" and self.curvature and self.gamma:
-                second += v.sum() * np.outer(p, p) - np.outer(p, v) - np.outer(v, p) + np.diag(v)
-        else:
-            diagonal = np.abs(first) if name == "abs" else self._way()[1] * total * p * (1 - p)
-            second = -np.diag(diagonal)
+            second = np.outer(p * total, p)
+        if name == "exact" and self.curvature and self.gamma:
+            others = v.sum() - v
+            second += np.outer(p, p) * (others - v[:, None]) - np.outer(p, v * rest) - np.outer(v * rest, p)
+            diagonal += p**2 * others + rest**2 * v
+        np.fill_diagonal(second, diagonal)
         return first, second
 
 

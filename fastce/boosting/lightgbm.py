@@ -114,13 +114,12 @@ def init_score(
     Raises
     ------
     IndexError, ValueError
-        With `n_classes`: a label that is no class; no rows, or none that weighs anything.
+        A label that is no class, or not in [0, 1] without `n_classes`; no rows, or none that weighs anything.
     """
     labels = np.asarray(y)
     least = 1e-15  # LightGBM's kEpsilon
     if n_classes is None:
-        share = np.average(labels > 0, weights=sample_weight)
-        share = min(max(share, least), 1 - least)
+        share = min(max(_objectives.positive_share(labels, sample_weight), least), 1 - least)
         return np.full(labels.shape, np.log(share / (1 - share)))
     start = np.log(np.maximum(_objectives.class_shares(labels, n_classes, sample_weight), least))
     scores = np.empty((len(labels), n_classes), order="F")

@@ -119,10 +119,10 @@ def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: Arr
     Raises
     ------
     IndexError, ValueError
-        With `n_classes`: a label that is no class; no rows, or none that weighs anything.
+        A label that is no class, or not in [0, 1] without `n_classes`; no rows, or none that weighs anything.
     """
     if n_classes is None:
-        return float(np.average(np.asarray(y, np.float64), weights=sample_weight))
+        return _objectives.positive_share(y, sample_weight)
     margin = np.log(_objectives.class_shares(y, n_classes, sample_weight) + 1e-6)  # XGBoost's kRtEps
     return (margin - margin.mean()).tolist()
 

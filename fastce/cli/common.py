@@ -34,9 +34,18 @@ def wanted(option: str, name: str | None, endings: Iterable[str]) -> Path | None
     path = Path(name)
     if path.suffix not in endings:
         raise UserError(f"{option} is {name}; expected a file ending in {', '.join(endings)}")
-    if path.is_dir() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    folder = Path(os.path.realpath(path)).parent
+    if path.is_dir() or not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise UserError(f"{option} is {name}; expected a file in a folder that can be written to")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"{option} is {name}, which is read-only; expected a file that can be written to")
     return path
+
+
+def check_only(only: str, names: list[str]) -> None:
+    """Raise `UserError` where the text of ``--only`` is in no name."""
+    if not any(only in name for name in names):
+        raise UserError(f"--only is {only}; expected a part of one of: {'; '.join(dict.fromkeys(names))}")
 
 
 def console() -> "Console":

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 import fastce
-from fastce.cli.common import new_table, require, still_live, three_digits, time_text
+from fastce.cli.common import check_only, new_table, require, still_live, three_digits, time_text
 from fastce.linear import objective
 
 SOLVERS = ("lbfgs", "newton-cg", "newton-cholesky")
@@ -230,6 +230,7 @@ def _peak(name: str = "VmHWM") -> int:
 def show_estimators(terminal: Console, rounds: int, n_threads: int, only: str, quick: bool) -> None:
     """Print a line for each case and library, and the ratios of all."""
     require("sklearn", "sklearn", "scipy")
+    check_only(only, [case.name for case in cases(quick)])
     fastce.set_num_threads(n_threads)
     table = new_table(
         ("data", "C", "fitted by"),

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import numpy as np
 
 import fastce
 from fastce import inference
+from fastce._kernels.entry.arrays import float_array
 from fastce.cli.common import PICTURES, UserError, require, three_digits, time_text, wanted
 from fastce.cli.files import Array, open_array, read_tokens
 from fastce.inference.scoring import perplexity_of
@@ -86,12 +88,14 @@ def run(args: argparse.Namespace) -> None:
                 used = labels != args.ignore_index
                 kept.append((scores.logprob[used], scores.rank[used], scores.top_logprobs[used, 0]))
             progress(source.nbytes * (first + len(labels)) // max(source.n_rows, 1))
-    print_summary(list(totals.lines(args.bytes)), source.nbytes, time.perf_counter() - start)
-    if plot and totals.n:
-        from fastce.cli.score_plot import draw
+    try:
+        print_summary(list(totals.lines(args.bytes)), source.nbytes, time.perf_counter() - start)
+    finally:  # where nobody reads the summary, too
+        if plot and totals.n:
+            from fastce.cli.score_plot import draw
 
-        with _replacing(plot) as path:
-            draw(*map(np.concatenate, zip(*kept, strict=True)), path, " ".join(map(str, args.files)))
+            with _replacing(plot) as path:
+                draw(*map(np.concatenate, zip(*kept, strict=True)), path, " ".join(map(str, args.files)))
 
 
 def print_summary(lines: list[tuple[str, str]], n_bytes: int, seconds: float) -> None:
@@ -132,9 +136,9 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
     if len(args.files) != (1 if args.hidden else 2):
         expected = "TOKENS beside --hidden and --head" if args.hidden else "LOGITS and TOKENS"
         raise UserError(f"{len(args.files)} files given; expected {expected}")
-    source = open_array(args.hidden or args.files[0])
-    head = open_array(args.head).whole() if args.head else None
-    bias = open_array(args.bias).whole() if args.bias else None
+    source = _floats(args.hidden or args.files[0])
+    head = _floats(args.head).whole() if args.head else None
+    bias = _floats(args.bias).whole() if args.bias else None
     tokens = read_tokens(args.files[-1])
     if len(source.shape) < 2:
         raise UserError(
@@ -168,6 +172,15 @@ def _arrays(args: argparse.Namespace) -> tuple[Array, np.ndarray | None, np.ndar
                 f"[0, {n_classes}) or {args.ignore_index}: use --ignore-index"
             )
     return source, head, bias, tokens
+
+
+def _floats(name: str) -> Array:
+    array = open_array(name)
+    try:
+        float_array(np.empty(0, array.dtype), name)
+    except TypeError as error:
+        raise UserError(str(error)) from None
+    return array
 
 
 def _scores(
@@ -218,11 +231,15 @@ def _scores(
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside the one that is wanted, which takes its place when all went well."""
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    """A file beside the one that is wanted, which takes its place, and its mode, when all went well."""
+    target = Path(os.path.realpath(path))  # a link stays one
+    beside = target.with_name(f".{os.getpid()}.{target.name}")
     try:
+        beside.touch()
+        if target.exists():
+            shutil.copymode(target, beside)
         yield beside
-        beside.replace(path)
+        beside.replace(target)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:

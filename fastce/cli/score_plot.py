@@ -56,7 +56,8 @@ def _draw_losses(axes: plt.Axes, loss: np.ndarray) -> None:
 def _draw_running(axes: plt.Axes, loss: np.ndarray) -> None:
     n = np.arange(1, loss.size + 1)
     mean = np.cumsum(loss) / n
-    error = np.sqrt(np.maximum(np.cumsum(loss**2) / n - mean**2, 0) / np.maximum(n - 1, 1))
+    with np.errstate(invalid="ignore"):  # from an infinite loss on there is no error
+        error = np.sqrt(np.maximum(np.cumsum(loss**2) / n - mean**2, 0) / np.maximum(n - 1, 1))
     shown = np.unique(np.geomspace(min(10, loss.size), loss.size, 400).astype(int)) - 1
     with np.errstate(over="ignore"):
         middle, low, high = (np.exp(a[shown]) for a in (mean, mean - error, mean + error))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fastce
 import fastce.torch as ours
-from fastce.cli.common import new_table, still_live, three_digits, time_text
+from fastce.cli.common import check_only, new_table, still_live, three_digits, time_text
 from fastce.cli.timing import interleaved
 
 SHAPES = {(65536, 10): 2.5, (8192, 1000): 3.0, (1024, 32000): 5.0, (4, 21, 512, 512): 4.0}
@@ -22,6 +22,7 @@ SMALL_CALLS, SMALL_ROUNDS = 50, 20
 
 def show_torch(terminal: Console, rounds: int, n_threads: int, only: str) -> None:
     """Print each step's time, PyTorch's, and how many times it that is."""
+    check_only(only, [name for name, _, _ in _steps(rounds)])
     torch.set_num_threads(n_threads)
     fastce.set_num_threads(n_threads)
     table = new_table(

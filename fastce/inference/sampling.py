@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry import advice
+from fastce._kernels.entry import advice, options
 
 
 class Sample(NamedTuple):
@@ -145,11 +145,15 @@ def sample(
     >>> np.exp(np.unique(drawn.logprobs)).round(4)
     array([0.2689, 0.7311])
     """
-    shape = () if size is None else tuple(size) if isinstance(size, (tuple, list)) else (size,)
-    if not all(hasattr(n, "__index__") and n >= 0 for n in shape):
+    sizes = () if size is None else size if isinstance(size, (tuple, list)) else (size,)
+    shape = tuple(options.checked_index(n, "size", "an int or a tuple of ints") for n in sizes)
+    if min(shape, default=0) < 0:
         raise ValueError(f"size is {advice.shown(size)}; expected an int of at least 0, or a tuple of them")
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        expected = "a numpy.random.Generator, an int of at least 0, or None"
+        raise type(error)(f"rng is {advice.shown(rng)}; expected {expected}") from None
     return Sample(
-        *_kernels.scoring.sample(
-            logits, temperature, top_k, top_p, min_p, shape, np.random.default_rng(rng), axis, n_threads
-        )
+        *_kernels.scoring.sample(logits, temperature, top_k, top_p, min_p, shape, generator, axis, n_threads)
     )

@@ -13,6 +13,7 @@ from fastce._kernels.entry import arrays
 from fastce.linear import arguments, products
 from fastce.losses import cross_entropy
 
+MEAN_OPTIONS = ("axis", "sample_weight", "temperature", "softcap", "ignore_index", "n_threads")
 LARGEST_LOSS = math.log(np.finfo(np.float64).max)
 
 
@@ -229,7 +230,7 @@ def perplexity(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> float:
     >>> round(perplexity(np.zeros((3, 8)), [1, 2, 3]), 6)
     8.0
     """
-    return perplexity_of(_mean_loss(logits, tokens, **options))
+    return perplexity_of(_mean_loss("perplexity", logits, tokens, options))
 
 
 def perplexity_of(loss: float) -> float:
@@ -257,27 +258,11 @@ def bits_per_token(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> floa
     >>> bits_per_token(np.zeros((3, 8)), [1, 2, 3])
     3.0
     """
-    return _mean_loss(logits, tokens, **options) / math.log(2)
+    return _mean_loss("bits_per_token", logits, tokens, options) / math.log(2)
 
 
-def _mean_loss(
-    logits: ArrayLike,
-    tokens: ArrayLike,
-    *,
-    axis: int = -1,
-    sample_weight: ArrayLike | None = None,
-    temperature: float = 1.0,
-    softcap: float | None = None,
-    ignore_index: int | None = -100,
-    n_threads: int | None = None,
-) -> float:
-    return cross_entropy(
-        logits,
-        tokens,
-        axis=axis,
-        sample_weight=sample_weight,
-        temperature=temperature,
-        softcap=softcap,
-        ignore_index=ignore_index,
-        n_threads=n_threads,
-    )
+def _mean_loss(name: str, logits: ArrayLike, tokens: ArrayLike, options: dict[str, Any]) -> float:
+    for option in options:
+        if option not in MEAN_OPTIONS:  # others of cross_entropy make no mean loss of tokens
+            raise TypeError(f"{name} has no option {option!r}; expected {', '.join(MEAN_OPTIONS)}")
+    return cross_entropy(logits, tokens, **options)

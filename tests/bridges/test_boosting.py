@@ -341,6 +341,24 @@ def test_catboost_rows_are_the_derivatives_of_the_loss(gamma):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_catboost_derivatives_of_sure_rows_have_their_digits(gamma, label):
+    skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    for margin in (10.0, 30.0, 40.0, 90.0):
+        x = np.array([margin, 0.0, 1.0])
+        objective = bridge.SoftmaxObjective(3, gamma=gamma, curvature="exact")
+        first, second = objective.calc_ders_multi(x, label, 1.0)
+        exact = reference.softmax_derivatives(
+            x[None], np.array([label]), None, None, "whole", 1.0, -np.inf, gamma, 0.0
+        )
+        np.testing.assert_allclose(-first, exact[0][0].astype(float), rtol=1e-14)
+        np.testing.assert_allclose(-np.diag(second), exact[1][0].astype(float), rtol=1e-14)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("label", [-1.0, 3.0, 1.5, np.nan])
 def test_catboost_labels_are_classes(label):
     skipping("catboost")
@@ -479,6 +497,7 @@ def test_objectives_copy_and_show_their_options(bridge):
         ({"gamma": 10**5000}, "gamma is an int without a repr; expected a number that is finite"),
         ({"label_smoothing": 1.5}, r"label_smoothing is 1.5; expected a number in \[0, 1\]"),
         ({"curvature": "flat"}, "curvature is 'flat'; expected None or one of 'exact'"),
+        ({"curvature": ["abs"]}, r"curvature is \['abs'\]; expected None or one of 'exact'"),
         ({"class_weight": [1, 2]}, r"class_weight has shape \(2,\); expected \(3,\)"),
         ({"class_weight": {5: 1.0}}, r"class_weight names class 5; expected classes in \[0, 3\)"),
         ({"class_weight": "balanced"}, "numpy.bincount"),
@@ -496,8 +515,66 @@ def test_starts_of_labels_that_are_no_classes(bridge, label):
     start = getattr(bridge, "base_score", None) or bridge.init_score
     with pytest.raises(IndexError, match=rf"label {label}(\.0)? at row 2; expected a class, a whole number"):
         start([0, 1, label], 3)
-    with pytest.raises(ValueError, match="all rows weigh 0"):
-        start([0, 1], 3, sample_weight=[0, 0])
+    for n_classes in (3, None):
+        with pytest.raises(ValueError, match="all rows weigh 0"):
+            start([0, 1], n_classes, sample_weight=[0, 0])
+        with pytest.raises(ValueError, match="y is empty"):
+            start([], n_classes)
+    if label != 0.5:
+        with pytest.raises(ValueError, match=rf"label {label}(\.0)? at row 2; expected a number in \[0, 1\]"):
+            start([0, 1, label])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("weight", [None, [1.0, 2.0, 0.0, 1.0]])
+def test_starts_of_two_classes(bridge, weight):
+    """The share of class 1, of which a soft label is a part."""
+    y = np.array([0, 1, 1, 0.5])
+    share = np.average(y, weights=weight)
+    if "xgboost" in bridge.__name__:
+        assert bridge.base_score(y, sample_weight=weight) == pytest.approx(share, rel=1e-15)
+    else:
+        start = bridge.init_score(y, sample_weight=weight)
+        np.testing.assert_allclose(start, np.full(4, np.log(share / (1 - share))), rtol=1e-14)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("label", [-0.5, np.nan, np.inf])
+def test_soft_labels_that_are_no_shares(bridge, label):
+    soft, margins = np.full((4, 3), 1 / 3, np.float32), np.zeros((4, 3), np.float32)
+    soft[2, 1] = label
+    message = rf"label {label} at \[2, 1\]; expected a number that is finite and not negative"
+    for call in (
+        lambda: bridge.SoftmaxObjective(3).with_soft_labels(soft),
+        lambda: bridge.SoftmaxObjective(3)(soft, margins),
+        lambda: bridge.SoftmaxObjective(3)(soft.reshape(-1), margins),
+        lambda: bridge.softmax_loss(soft, margins),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ({1: "a"}, r"class_weight\[1\] is 'a'; expected a number"),
+        (["a", "b", "c"], "class_weight has dtype <U1; expected float32"),
+        ([1j, 1, 1], "class_weight has dtype complex128; expected float32"),
+    ],
+)
+def test_class_weights_that_are_no_numbers(bridge, weight, message):
+    with pytest.raises(TypeError, match=message):
+        bridge.SoftmaxObjective(3, class_weight=weight)
+
+
+@pytest.mark.once
+def test_probabilities_of_integers(bridge):
+    for margins in ([1, 2], [[1, 2, 3]], [True, False]):
+        found = bridge.predict_proba(np.array(margins))
+        assert (found == bridge.predict_proba(np.array(margins, float))).all()
+    with pytest.raises(TypeError, match="raw has dtype <U1; expected float32"):
+        bridge.predict_proba(np.array(["a"]))
 
 
 @pytest.mark.once
@@ -513,5 +590,12 @@ def test_metrics_refuse_the_labels_that_objectives_do(bridge, label):
 def test_margins_of_another_number_of_classes(bridge):
     with pytest.raises(ValueError, match=r"the margins have shape \(4, 5\); expected \(rows, 3\)"):
         bridge.SoftmaxObjective(3)(np.zeros(4), np.zeros((4, 5), np.float32))
+    for rows in (399, 400):  # where three of them make a row of margins, and where not
+        y, margins = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+        with pytest.raises(ValueError, match=rf"shape \({rows},\); expected \(rows, 3\): is the library's"):
+            bridge.SoftmaxObjective(3)(y, margins)
+        for x in (margins, margins[:, None]):
+            with pytest.raises(ValueError, match=r"expected \(rows, at least 2\): is the library's number"):
+                bridge.softmax_loss(y, x)
     with pytest.raises(ValueError, match="expected \\(N, 3\\) floats"):
         bridge.SoftmaxObjective(3).with_soft_labels(np.zeros((4, 2)))

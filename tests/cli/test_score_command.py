@@ -1,6 +1,7 @@
 """``python -m fastce score``: what it prints and writes, from every kind of file, and its one-line errors."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 import fastce
 from fastce.cli import main
+from fastce.cli.common import UserError, check_only
 from fastce.inference import score, token_logprobs
 
 pytestmark = pytest.mark.once
@@ -168,6 +170,21 @@ def test_output(problem, capsys, suffix):
         np.testing.assert_array_equal(found[name].astype(a.dtype), a)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links and modes of POSIX")
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "csv", "png"])
+def test_output_keeps_links_and_modes(problem, capsys, tmp_path, suffix):
+    (tmp_path / "there").mkdir()
+    private, link = tmp_path / "there" / f"private.{suffix}", tmp_path / f"link.{suffix}"
+    private.touch()
+    private.chmod(0o600)
+    link.symlink_to(private)
+    summary(capsys, "logits.npy", "tokens.npy", "--plot" if suffix == "png" else "--output", link)
+    assert link.is_symlink()
+    assert private.stat().st_size > 1000
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert list(private.parent.iterdir()) == [private]
+
+
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "csv"])
 def test_output_of_no_rows(problem, capsys, suffix):
     np.save("logits.npy", problem[0][:0])
@@ -192,6 +209,27 @@ def test_plot(problem, capsys):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+def test_plot_of_infinite_losses(problem, capsys, tmp_path):
+    x, y = problem
+    x[5, y[5]] = -np.inf
+    np.save("logits.npy", x)
+    summary(capsys, "logits.npy", "tokens.npy", "--plot", "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("number", ["x", "0", "-1", "1.5", "9" * 5000])
+def test_numbers_of_options(capsys, number):
+    with pytest.raises(SystemExit):
+        main(["score", "logits.npy", "tokens.npy", "--bytes", number])
+    assert f"argument --bytes: '{number}' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_only_of_no_name():
+    with pytest.raises(UserError, match="--only is xyz; expected a part of one of: data; more data"):
+        check_only("xyz", ["data", "more data"])
+    check_only("more", ["data", "more data"])
+
+
 def test_what_breaks_off_leaves_nothing(problem, capsys, monkeypatch, tmp_path):
     def fail(*arguments, **options):
         raise KeyboardInterrupt
@@ -214,6 +252,37 @@ def test_a_process_that_is_ended_leaves_nothing(problem, tmp_path):
     here = {**os.environ, "PYTHONPATH": str(Path(fastce.__file__).parents[1])}
     assert subprocess.run([sys.executable, "-c", code], env=here, check=False).returncode == 143
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.npy", "tokens.npy"]
+
+
+def run_fastce(stdout, *arguments, **variables):
+    here = {**os.environ, "PYTHONPATH": str(Path(fastce.__file__).parents[1]), **variables}
+    command = [sys.executable, "-m", "fastce", *arguments]
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, env=here, check=False, text=True)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has another error for a closed pipe")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_pipe_that_nobody_reads(problem, tmp_path, unbuffered):
+    """Files are written all the same."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ("score", "logits.npy", "tokens.npy", "--output", "out.csv", "--plot", "plot.png")
+    for given in (arguments, ("info",)):
+        ended = run_fastce(writer, *given, PYTHONUNBUFFERED=unbuffered)
+        assert (ended.returncode, ended.stderr) == (1, "")
+    os.close(writer)
+    assert (tmp_path / "out.csv").read_text().count("\n") == 301
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_one_line(problem, unbuffered):
+    for given in (("score", "logits.npy", "tokens.npy"), ("info",)):
+        with open("/dev/full", "w") as full:
+            ended = run_fastce(full, *given, PYTHONUNBUFFERED=unbuffered)
+        assert ended.returncode == 1
+        assert ended.stderr == f"fastce: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}\n"
 
 
 def test_errors(problem, capsys):
@@ -249,8 +318,10 @@ def test_errors(problem, capsys):
         (("x.npz:c", "tokens.npy"), "has no key 'c'; it has a, b"),
         (("x.npz", "tokens.npy"), "name one with FILE:key; it has a, b"),
         (("short.npy", "tokens.npy"), "ends early"),
-        (("strings.npy", "tokens.npy"), "expected at least two axes"),
-        (("complex.npy", "tokens.npy"), "complex128"),
+        (("strings.npy", "tokens.npy"), "strings.npy has dtype <U1; expected float32"),
+        (("tokens.npy", "tokens.npy"), "expected at least two axes"),
+        (("complex.npy", "tokens.npy"), "complex.npy has dtype complex128; expected float32"),
+        (("--hidden", "logits.npy", "--head", "complex.npy", "tokens.npy"), "complex.npy has dtype"),
         (("no.safetensors:a", "tokens.npy"), "no safetensors file"),
         *(
             ((f"{name}.safetensors", "tokens.npy"), "its header does not tell of arrays")

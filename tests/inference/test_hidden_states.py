@@ -90,3 +90,6 @@ def test_means():
     assert np.isnan(perplexity(x[:0], y[:0]))
     assert perplexity(np.array([[0.0, 1e4]]), [0]) == np.inf
     assert 1e308 < perplexity(np.array([[0.0, 709.5]]), [0]) < np.inf
+    for function in (perplexity, bits_per_token):
+        with pytest.raises(TypeError, match=f"{function.__name__} has no option 'top_k'; expected axis, "):
+            function(x, y, top_k=1)

@@ -190,6 +190,11 @@ def test_shapes_and_generators():
         ({"top_p": 1.5}, ValueError, "top_p is 1.5"),
         ({"min_p": -0.1}, ValueError, "min_p is -0.1"),
         ({"size": -1}, ValueError, "size is -1"),
+        ({"size": True}, TypeError, "size is True; expected an int or a tuple of ints"),
+        ({"size": (2, 1.5)}, TypeError, "size is 1.5; expected an int or a tuple of ints"),
+        ({"size": np.array([2, 3])}, TypeError, r"size is array\(\[2, 3\]\); expected an int or"),
+        ({"rng": "abc"}, TypeError, "rng is 'abc'; expected a numpy.random.Generator, an int"),
+        ({"rng": -1}, ValueError, "rng is -1; expected a numpy.random.Generator, an int of at least 0"),
         ({"axis": 2}, np.exceptions.AxisError, "out of bounds"),
     ],
 )
