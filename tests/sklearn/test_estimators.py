@@ -115,6 +115,18 @@ def test_a_sample_of_many_rows_leads_to_the_same_minimum(rng):
     assert ours.n_iter_[0] <= 8
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_sample_does_not_lead_back_from_coefficients_that_are_better(rng):
+    X = rng.normal(size=(20000, 4))
+    y = (X @ rng.normal(size=(4, 3)) + rng.gumbel(size=(20000, 3))).argmax(axis=1)
+    model = LogisticRegression(tol=1e-8, max_iter=1, warm_start=True)
+    values = [value(model.fit(X, y), X, y, 1.0) for _ in range(10)]
+    assert values == sorted(values, reverse=True)
+    assert model.n_iter_[0] == 0
+    theirs = linear_model.LogisticRegression(tol=1e-8, solver="newton-cg").fit(X, y)
+    np.testing.assert_allclose(model.coef_, theirs.coef_, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_all_logits_may_rise_together(rng, dtype):
     X = rng.normal(size=(2000, 10)).astype(dtype)
