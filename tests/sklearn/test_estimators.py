@@ -296,6 +296,23 @@ def test_rounding_errors_of_float32_are_no_steps():
     assert value(narrow, X, y, 1) <= value(exact, X, y, 1) * (1 + 1e-7)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((400, 4), np.array), ((9000, 4), np.array), ((4000, 410), np.array), ((400, 600), sparse.csr_array)],
+)
+def test_columns_whose_squares_float32_does_not_have(rng, shape, kind):
+    """In the Hessian, that of a sample, X'X and the diagonal."""
+    X = rng.normal(size=shape).astype(np.float32)
+    z = X @ rng.normal(size=(shape[1], 3)) / shape[1] ** 0.5
+    y = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+    scale = 2.0**66
+    large = LogisticRegression(C=scale**-2, fit_intercept=False)
+    large.fit(kind(X * np.float32(scale)), y)  # or it warns
+    exact = LogisticRegression(tol=1e-6, fit_intercept=False).fit(kind(X), y)
+    large.coef_ = large.coef_.astype(np.float64) * scale
+    assert value(large, X, y, 1.0) <= value(exact, X, y, 1.0) * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("C", [1, 100, np.inf])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_more_columns_than_rows(classes, C):
