@@ -102,9 +102,11 @@ class LogisticRegression(_LogisticRegression):
         if len(self.classes_) < 2:
             raise ValueError(f"y has the classes {self.classes_.tolist()}; expected at least 2")
         counts = np.bincount(index, np.concatenate(counts), len(self.classes_))
-        class_weight = compute_class_weight(
-            self.class_weight, classes=self.classes_, y=self.classes_, sample_weight=counts
-        )
+        with np.errstate(divide="ignore"):
+            class_weight = compute_class_weight(
+                self.class_weight, classes=self.classes_, y=self.classes_, sample_weight=counts
+            )
+        class_weight[counts == 0] = 0  # "balanced" has infinity for a class whose rows weigh nothing
         if not (counts * class_weight).any():
             raise ValueError("weights of all rows are 0; expected at least one that is not")
         terms = Terms(self.classes_, class_weight, float(counts @ class_weight), self.fit_intercept)

@@ -100,6 +100,16 @@ def test_coefficients(n_classes, kind, options, rng):
     np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * tol * np.abs(expected.coef_).max())
 
 
+def test_a_class_whose_rows_weigh_nothing():
+    X, y = data(3)
+    weight = (y != 2).astype(float)
+    given = {k: weight.sum() / 3 / np.count_nonzero(y == k) for k in (0, 1)}
+    models = [LogisticRegression(class_weight=of) for of in ("balanced", given)]
+    balanced, same = (model.fit(lazily(X), y, weight) for model in models)
+    np.testing.assert_allclose(balanced.coef_, same.coef_, atol=1e-8)
+    assert np.abs(same.coef_[0]).max() > 0.1
+
+
 def test_bits_depend_on_the_chunks_alone():
     X, y = data(4)
     lazy = lazily(X, (37, 12))
