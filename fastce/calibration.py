@@ -121,8 +121,9 @@ def fit_temperature(
             "no row counts: target is empty or all of it is ignored or weighs 0; expected at least one"
         )
     inverse, at_end = 1.0, False
-    if rows.size > 16 * _FEW:
-        inverse, at_end = _minimum(rows.sample(rows.size // _FEW), 1.0)
+    step = rows.size // _FEW
+    if 16 <= step <= max(rows.shape, default=0):  # a few long rows have no sample
+        inverse, at_end = _minimum(rows.sample(step), 1.0)
     inverse, at_end = _minimum(rows, 1.0 if at_end else inverse)
     if at_end:
         _warn_of_bound(1 / inverse)

@@ -47,6 +47,15 @@ def test_a_sample_of_the_rows_changes_nothing(rng, monkeypatch):
         calibration.fit_temperature(z, y)
 
 
+@pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
+def test_few_rows_have_no_sample(rng, monkeypatch, shape):
+    z, y = rng.normal(size=(*shape, 100)), np.full(shape, 1)
+    z[..., 1] = 1.5
+    whole = calibration.fit_temperature(z, y)
+    monkeypatch.setattr(calibration, "_FEW", 4)
+    assert calibration.fit_temperature(z, y) == whole
+
+
 def test_ends_of_the_range():
     x = np.eye(4) * 3
     with pytest.warns(RuntimeWarning, match="every target has the largest logit"):

@@ -156,14 +156,17 @@ def joined(parts: list[Part], labels: Labels) -> Rows:
 
 
 def _weighted(rows: Rows, labels: Labels) -> NDArray:
-    """Losses of the rows that count."""
-    return labels.weights() * rows.loss[labels.live.reshape(-1)]
+    """Losses of the rows that count; an infinite one of no weight is 0, as in the kernels."""
+    weight, loss = labels.weights(), rows.loss[labels.live.reshape(-1)]
+    return np.where((weight == 0) & (loss == np.inf), 0, weight * loss)
 
 
+@np.errstate(all="ignore")
 def sum_of_losses(rows: Rows, labels: Labels) -> float:
     return float(_weighted(rows, labels).sum())
 
 
+@np.errstate(all="ignore")
 def losses(rows: Rows, labels: Labels, dtype: Any) -> NDArray:
     out = np.zeros(np.shape(labels.target), dtype)
     out[labels.live] = _weighted(rows, labels)
@@ -202,12 +205,12 @@ def gradient(
     return out.reshape(np.shape(x))
 
 
+@np.errstate(all="ignore")
 def scores(rows: Rows, labels: Labels, top_k: int, dtype: Any) -> inference.TokenLogprobs:
     """What `fastce.inference.token_logprobs` has of whole rows."""
     live, shape = labels.live.reshape(-1), np.shape(labels.target)
     logits, largest = (_wide(a, labels) for a in (rows.top_logits[:, :top_k], rows.largest))
-    with np.errstate(invalid="ignore"):
-        top = logits - largest[:, None] - rows.log_sum[:, None]
+    top = logits - largest[:, None] - rows.log_sum[:, None]
     given = (live & ~np.isnan(rows.loss))[:, None]
     tokens = np.where(given, rows.top_tokens[:, :top_k], -1)
     top = np.where(given, top, np.where(live, np.nan, 0)[:, None])

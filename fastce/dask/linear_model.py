@@ -26,7 +26,7 @@ from fastce.sklearn._preconditioners import (
     Problem,
     of_hessian,
 )
-from fastce.sklearn._solver import PER_COEFFICIENT, SAMPLED, descend, limited_blas
+from fastce.sklearn._solver import PER_COEFFICIENT, SAMPLED, descend, given, limited_blas
 
 __all__ = ["LogisticRegression"]
 
@@ -102,9 +102,11 @@ class LogisticRegression(_LogisticRegression):
         if len(self.classes_) < 2:
             raise ValueError(f"y has the classes {self.classes_.tolist()}; expected at least 2")
         counts = np.bincount(index, np.concatenate(counts), len(self.classes_))
-        class_weight = compute_class_weight(
-            self.class_weight, classes=self.classes_, y=self.classes_, sample_weight=counts
-        )
+        with np.errstate(divide="ignore"):
+            class_weight = compute_class_weight(
+                self.class_weight, classes=self.classes_, y=self.classes_, sample_weight=counts
+            )
+        class_weight[counts == 0] = 0  # "balanced" has infinity for a class whose rows weigh nothing
         if not (counts * class_weight).any():
             raise ValueError("weights of all rows are 0; expected at least one that is not")
         terms = Terms(self.classes_, class_weight, float(counts @ class_weight), self.fit_intercept)
@@ -120,18 +122,19 @@ class LogisticRegression(_LogisticRegression):
         coef = np.zeros(shape)
         if self.warm_start and hasattr(self, "coef_"):
             coef = np.column_stack([self.coef_, self.intercept_] if self.fit_intercept else [self.coef_])
-        start = coef
+        starts = [coef]
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
         with limited_blas(part.X, coef.size):
             if part.X.shape[0] >= PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
-                coef = descend(part.objective, coef, part.best, self.tol, self.max_iter, None).coef
+                found = descend(part.objective, [coef], part.best, self.tol, self.max_iter, None).coef
+                starts = [*given(coef), found]
             preconditioner, patience = part.best, PATIENCE
             if coef.size <= WHOLE and part.X.shape[0] * coef.size**2 <= EXACT_LATE:
                 preconditioner, patience = lambda w, _: of_hessian(part.objective, w), 4
             options = preconditioner, self.tol, self.max_iter, None, patience
-            solution = descend(f, coef, *options)
+            solution = descend(f, starts, *options)
             if not solution.converged and solution.n_iter < self.max_iter:  # the sample has led astray
-                solution = descend(f, start, *options)
+                solution = descend(f, [coef], *options)
             coef, loss, n_iter, converged = solution
         if self.verbose:
             print(f"fastce: {n_iter} iterations, loss {loss:.10g}")

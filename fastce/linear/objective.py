@@ -230,12 +230,25 @@ class Objective:
 
     def hessian(self, coef: ArrayLike) -> NDArray:
         """The whole Hessian, (size, size): classes by features on both sides, in C order."""
+        return self._in_range(self._hessian, coef)
+
+    def hessian_diagonal(self, coef: ArrayLike) -> NDArray:
+        """The diagonal of the Hessian, in the form of `coef`."""
+        return self._in_range(self._hessian_diagonal, coef)
+
+    def _in_range(self, function: Any, coef: ArrayLike) -> NDArray:
+        """In float64 where squares of features are beyond the range of float32."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            result = function(coef, self.dtype)
+            return result if np.isfinite(result).all() else function(coef, np.dtype(np.float64))
+
+    def _hessian(self, coef: ArrayLike, dtype: Any) -> NDArray:
         n_rows, n_columns = self.shape
         whole = np.zeros((n_rows, n_columns, n_rows, n_columns))
         diagonal = np.zeros((n_rows, n_columns, n_columns))
         others = 1 - np.eye(self.n_classes, dtype=self.dtype)
         for _, x, p, s in self._probabilities(*self._split(coef), self.size):
-            x = self._extended(x, self.dtype) * np.sqrt(np.abs(s))
+            x = self._extended(x, dtype) * np.sqrt(np.abs(s))
             sign = np.sign(s) if s.min(initial=0) < 0 else None
             for k, h in enumerate((p * (p @ others)).T[:n_rows]):  # p (1 - p), whose 1 - p has all digits
                 diagonal[k] += _squares(x * np.sqrt(h)[:, None], sign)
@@ -246,12 +259,12 @@ class Objective:
         np.einsum("ii->i", whole)[...] += self.l2 * self._penalised().ravel()
         return whole
 
-    def hessian_diagonal(self, coef: ArrayLike) -> NDArray:
-        """The diagonal of the Hessian, in the form of `coef`."""
+    def _hessian_diagonal(self, coef: ArrayLike, dtype: Any) -> NDArray:
         diagonal = self.l2 * self._penalised()
         for _, x, p, s in self._probabilities(*self._split(coef)):
             h = s * (p[:, :1] * p[:, 1:] if self.binary else p * (1 - p))
-            diagonal[:, : self.n_features] += blocks.transposed_product(h, blocks.squared(x))
+            squares = blocks.squared(x.astype(dtype, copy=False))
+            diagonal[:, : self.n_features] += blocks.transposed_product(h.astype(dtype, copy=False), squares)
             if self.fit_intercept:
                 diagonal[:, -1] += h.sum(axis=0, dtype=np.float64)
         return diagonal.reshape(np.shape(coef))

@@ -182,6 +182,9 @@ class Problem:
         n_columns, weighted = X.shape[1], X.multiply(root).tocsr() if sparse.issparse(X) else X * root
         whole = np.empty((n_columns + self.options[1],) * 2)
         product = weighted.T @ weighted  # of which NumPy has BLAS make one half
+        if not np.isfinite(product.sum()):  # float32 has no such squares
+            weighted = weighted.astype(np.float64)
+            product = weighted.T @ weighted
         whole[:n_columns, :n_columns] = product.toarray() if sparse.issparse(X) else product
         if self.options[1]:
             whole[n_columns, :n_columns] = whole[:n_columns, n_columns] = (weighted.T @ root)[:, 0]

@@ -10,13 +10,19 @@ from sklearn.utils.validation import check_is_fitted
 
 import fastce
 
-__all__ = ["Probabilities", "of_all_classes"]
+__all__ = ["Probabilities", "as_floats", "of_all_classes"]
+
+
+def as_floats(logits: Any) -> NDArray:
+    """Logits in a precision that the kernels have: integers and long doubles in float64."""
+    logits = np.asarray(logits)
+    known = logits.dtype.kind == "f" and logits.dtype.itemsize <= 8
+    return logits if known else logits.astype(np.float64)
 
 
 def of_all_classes(logits: NDArray) -> NDArray:
     """Logits (N, C) of such, or of a single column, that of class 1, where class 0 has 0."""
-    if logits.dtype.kind != "f":
-        logits = logits.astype(np.float64)
+    logits = as_floats(logits)
     if logits.ndim == 2 and logits.shape[1] > 1:
         return logits
     column = logits.reshape(-1)

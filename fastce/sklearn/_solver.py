@@ -7,7 +7,7 @@ A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner, of `_precon
    first step ignores the scale of the variables that one would transform; its Newton-CG and trust-region
    methods take none either.
 B. Where rows are many, a sample of them is solved first, and a sample of that before it: the last steps
-   begin within the sample's noise of the solution.
+   begin within the sample's noise of the solution; or at the coefficients given, where these are better.
 C. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
    preconditioner expects less of one than GAIN of the objective: scikit-learn's last step often leads
    well below tol, and its objective is not to be lower. Once |gradient| <= tol no preconditioner is made
@@ -153,21 +153,26 @@ def _minimum(
     f, n_rows = problem.objective, problem.n_used
     many = n_rows >= SAMPLED * PER_COEFFICIENT * f.size and not sparse.issparse(problem.X)
     if many and (part := problem.sample(n_rows // SAMPLED)):
-        found = _minimum(part, coef, tol, max_iter, None).coef
-        solution = descend(f, found, part.best, tol, max_iter, callback)
+        starts = [*given(coef), _minimum(part, coef, tol, max_iter, None).coef]
+        solution = descend(f, starts, part.best, tol, max_iter, callback)
         if solution.converged or solution.n_iter == max_iter:
             return solution  # else the sample has led astray
     if f.size <= WHOLE and (work := problem.X.shape[0] * f.size**2) <= EXACT:
         patience = 1 if work <= EXACT_AT_ONCE else EARLY
-        return descend(f, coef, lambda w, _: of_hessian(f, w), tol, max_iter, callback, patience)
+        return descend(f, [coef], lambda w, _: of_hessian(f, w), tol, max_iter, callback, patience)
     enough = SHARE * f.size / (2 * n_rows) if problem.n_rows > n_rows else 0.0
-    return descend(f, coef, problem.best, tol, max_iter, callback, enough=enough)
+    return descend(f, [coef], problem.best, tol, max_iter, callback, enough=enough)
+
+
+def given(coef: NDArray) -> list[NDArray]:
+    """Coefficients that may be better than a sample's minimum, which zeros never are."""
+    return [coef] if coef.any() else []
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a step that leads nowhere is refused
 def descend(
     f: Any,
-    coef: NDArray,
+    starts: list[NDArray],
     preconditioner: Callable[[NDArray, int], Preconditioner],
     tol: float,
     max_iter: int,
@@ -175,10 +180,10 @@ def descend(
     patience: int = PATIENCE,
     enough: float = 0.0,
 ) -> Solution:
-    """As `minimize`; the preconditioner is made again, where the steps have led, each `patience` of them.
-    Steps that are expected to gain no more than `enough` are not taken."""
-    w = np.array(coef, np.float64).ravel()
-    loss, g = f.loss_and_grad(w)
+    """As `minimize`, from the best of `starts` on; the preconditioner is made again, where the steps have
+    led, each `patience` of them. Steps that are expected to gain no more than `enough` are not taken."""
+    vectors = [np.array(coef, np.float64).ravel() for coef in starts]
+    w, loss, g = min(((w, *f.loss_and_grad(w)) for w in vectors), key=lambda start: start[1])
     noise, settled, solve = NOISE[f.dtype], 0, None
     pairs: list[tuple[NDArray, NDArray, float]] = []
     most = 0 if patience == 1 else MEMORY

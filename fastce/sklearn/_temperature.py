@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
@@ -20,7 +21,7 @@ from sklearn.utils.validation import (
 )
 
 from fastce.calibration import fit_temperature
-from fastce.sklearn._probabilities import Probabilities, of_all_classes
+from fastce.sklearn._probabilities import Probabilities, as_floats, of_all_classes
 
 __all__ = ["TemperatureScaling"]
 
@@ -137,9 +138,9 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
-        label = np.searchsorted(self.classes_, y)
-        known = label < len(self.classes_)
-        known[known] = self.classes_[label[known]] == y[known]
+        order = np.argsort(self.classes_)  # which a classifier may have in any
+        label = order.take(np.searchsorted(self.classes_, y, sorter=order), mode="clip")
+        known = self.classes_[label] == y
         if not known.all():
             raise ValueError(
                 f"y[{int(known.argmin())}] is {y[known.argmin()]!r}; "
@@ -164,15 +165,18 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
             source = "decision_function" if hasattr(estimator, "decision_function") else "log_proba"
         with np.errstate(divide="ignore"):  # logarithms of 0
             if source == "decision_function":
-                z = of_all_classes(np.asarray(estimator.decision_function(X)))
+                z = of_all_classes(estimator.decision_function(X))
             elif hasattr(estimator, "predict_log_proba"):
-                z = np.asarray(estimator.predict_log_proba(X))
+                z = as_floats(estimator.predict_log_proba(X))
             else:
-                z = np.log(np.asarray(estimator.predict_proba(X)))
-        if z.ndim != 2 or z.shape[1] != len(self.classes_):
+                z = np.log(as_floats(estimator.predict_proba(X)))
+        last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        n_classes, shape = len(self.classes_), getattr(last, "decision_function_shape", None)
+        of_pairs = shape == "ovo" and source == "decision_function" and n_classes > 2  # 3 have 3 pairs
+        if z.ndim != 2 or z.shape[1] != n_classes or of_pairs:
             raise ValueError(
-                f"the classifier's logits have shape {z.shape}; expected a column for each of its "
-                f"{len(self.classes_)} classes: of a support vector classifier, "
+                f"the classifier's logits{' of pairs of classes' if of_pairs else ''} have shape {z.shape}; "
+                f"expected a column for each of its {n_classes} classes: of a support vector classifier, "
                 "decision_function_shape='ovr'"
             )
         return z

@@ -85,6 +85,29 @@ def test_reduced(rng, chunks, reduction):
     np.testing.assert_allclose(grad, gradient, rtol=EXACT)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "options", [{"sample_weight": [0.0, 1, 1]}, {"weight": [1.0, 1, 0, 1]}, {"sample_weight": [0.0, 1, 0]}]
+)
+def test_infinite_losses_without_weight(reduction, options):
+    x, y = np.array([[0, 1, -np.inf, 2], [1, 2, 3, 4], [np.nan, 1, 2, 3]]), np.array([2, 1, 1])
+    for n in (2, 3):  # without the row that has no probabilities, and with it
+        given = {name: np.array(v[:n] if name == "sample_weight" else v) for name, v in options.items()}
+        lazy = bridge.cross_entropy_and_grad(
+            da.from_array(x[:n], chunks=(2, 2)), y[:n], reduction=reduction, **given
+        )
+        expected = fastce.cross_entropy_and_grad(x[:n], y[:n], reduction=reduction, **given)
+        for actual, value in zip(dask.compute(*lazy), expected, strict=True):
+            np.testing.assert_allclose(actual, value, rtol=EXACT)
+
+
+def test_losses_beyond_float32():
+    x, y = np.array([[3e38, -3e38, 0, 0]], np.float32), np.array([1])
+    lazy = da.from_array(x, chunks=(1, 2))
+    assert bridge.cross_entropy(lazy, y, reduction="none").compute() == np.inf  # without a warning
+    assert bridge.token_logprobs(lazy, y).logprob.compute() == -np.inf
+
+
 @pytest.mark.parametrize("chunks", [(40, 9), (7, 9), *CHUNKS])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", OPTIONS)

@@ -16,6 +16,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.naive_bayes import GaussianNB
+from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -113,6 +114,18 @@ def test_a_sample_of_many_rows_leads_to_the_same_minimum(rng):
     theirs = linear_model.LogisticRegression(tol=1e-8, solver="newton-cholesky").fit(X, y)
     np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-6)
     assert ours.n_iter_[0] <= 8
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_sample_does_not_lead_back_from_coefficients_that_are_better(rng):
+    X = rng.normal(size=(20000, 4))
+    y = (X @ rng.normal(size=(4, 3)) + rng.gumbel(size=(20000, 3))).argmax(axis=1)
+    model = LogisticRegression(tol=1e-8, max_iter=1, warm_start=True)
+    values = [value(model.fit(X, y), X, y, 1.0) for _ in range(10)]
+    assert values == sorted(values, reverse=True)
+    assert model.n_iter_[0] == 0
+    theirs = linear_model.LogisticRegression(tol=1e-8, solver="newton-cg").fit(X, y)
+    np.testing.assert_allclose(model.coef_, theirs.coef_, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -284,6 +297,23 @@ def test_rounding_errors_of_float32_are_no_steps():
     assert value(narrow, X, y, 1) <= value(exact, X, y, 1) * (1 + 1e-7)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((400, 4), np.array), ((9000, 4), np.array), ((4000, 410), np.array), ((400, 600), sparse.csr_array)],
+)
+def test_columns_whose_squares_float32_does_not_have(rng, shape, kind):
+    """In the Hessian, that of a sample, X'X and the diagonal."""
+    X = rng.normal(size=shape).astype(np.float32)
+    z = X @ rng.normal(size=(shape[1], 3)) / shape[1] ** 0.5
+    y = (z + rng.gumbel(size=z.shape)).argmax(axis=1)
+    scale = 2.0**66
+    large = LogisticRegression(C=scale**-2, fit_intercept=False)
+    large.fit(kind(X * np.float32(scale)), y)  # or it warns
+    exact = LogisticRegression(tol=1e-6, fit_intercept=False).fit(kind(X), y)
+    large.coef_ = large.coef_.astype(np.float64) * scale
+    assert value(large, X, y, 1.0) <= value(exact, X, y, 1.0) * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("C", [1, 100, np.inf])
 @pytest.mark.parametrize("classes", [2, 5])
 def test_more_columns_than_rows(classes, C):
@@ -377,6 +407,39 @@ def test_temperature_of_logits_that_are_integers_or_one_column():
     np.testing.assert_allclose(model.predict_proba(X)[:, 1], p, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:every target has the largest logit")
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", [LogisticRegression, linear_model.LogisticRegression])
+def test_probabilities_of_long_doubles_are_float64(kind, classes):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < classes], y[y < classes]
+    wide, model = X.astype(np.longdouble), LogisticRegression(C=0.01).fit(X, y)
+    for method in ("predict_proba", "predict_log_proba"):
+        p = getattr(model, method)(wide)
+        assert p.dtype == np.float64
+        np.testing.assert_allclose(p, getattr(model, method)(X), rtol=1e-12)
+    for logits in ("decision_function", "log_proba"):
+        scaled = TemperatureScaling(kind(C=0.01).fit(X, y), logits=logits)
+        temperature = scaled.fit(X, y).temperature_
+        np.testing.assert_allclose(scaled.fit(wide, y).temperature_, temperature, rtol=1e-8)
+
+
+class Unsorted(Votes):
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)[[2, 0, 1]]
+        return self
+
+
+def test_temperature_of_a_classifier_whose_classes_are_in_any_order():
+    X, y = load_iris(return_X_y=True)
+    sorted_ = TemperatureScaling(Votes().fit(X, y)).fit(X, y)
+    names = np.array(["c", "a", "b"])[y]  # the columns' order
+    model = TemperatureScaling(Unsorted().fit(X, names)).fit(X, names)
+    assert model.temperature_ == sorted_.temperature_
+    with pytest.raises(ValueError, match=r"y\[1\] is .*'d'.*expected one of"):
+        model.fit(X, np.r_[names[:1], ["d"], names[2:]])
+
+
 def test_temperature_of_probabilities_of_0_does_not_warn():
     X, y = load_iris(return_X_y=True)
     forest = RandomForestClassifier(10, max_depth=3, random_state=0).fit(X, y)
@@ -389,6 +452,12 @@ def test_temperature_refuses():
     pairs = SVC(decision_function_shape="ovo").fit(*(a[:500] for a in load_digits(return_X_y=True)))
     with pytest.raises(ValueError, match=r"shape \(500, 45\); expected a column for each of its 10 classes"):
         TemperatureScaling(pairs).fit(*(a[:500] for a in load_digits(return_X_y=True)))
+    three = SVC(decision_function_shape="ovo").fit(X, y)
+    for classifier in (three, Pipeline([("last", three)])):
+        with pytest.raises(ValueError, match=r"of pairs of classes have shape \(150, 3\); .*='ovr'"):
+            TemperatureScaling(classifier).fit(X, y)
+    two = SVC(decision_function_shape="ovo").fit(X[50:], y[50:])
+    assert TemperatureScaling(two).fit(X[50:], y[50:]).temperature_ > 0
     with pytest.raises(ValueError, match="logits is 'margins'; expected 'auto'"):
         TemperatureScaling(logits="margins").fit(X, y)
     fitted = LogisticRegression().fit(X[y < 2], y[y < 2])
