@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +18,6 @@ def is_small(n_classes: int, n_features: int, memory: int) -> bool:
     """Whether kernels take a tile of rows at a time through everything: their sums fit in 16 MiB then."""
     few = n_classes * max(16, n_features) <= FEW_WEIGHTS and n_features <= FEW_FEATURES
     return few and memory >= 1 << 24
-
-
-def in_rows(a: NDArray) -> NDArray:
-    """An array (..., D) as (N, D), also where D is 0."""
-    return a.reshape(prod(a.shape[:-1]), a.shape[-1])
 
 
 def is_wide(a: Any) -> bool:

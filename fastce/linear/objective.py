@@ -169,7 +169,7 @@ class Objective:
         else:
             w = np.ascontiguousarray(w, self.dtype)
             grads = (None, of_w, of_bias)
-            blocks.run(self._rows, self._X, w, bias, None, grads, False, self.dtype, MEMORY, self.binary)
+            blocks.run(self._rows, self._X, w, bias, grads, False, self.dtype, MEMORY, self.binary)
         if with_grad and self.l2:
             of_w += self.l2 * w
         return self._rows.result() + self._penalty(w), grad

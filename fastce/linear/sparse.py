@@ -56,7 +56,6 @@ def run(
     x: Any,
     w: NDArray,
     bias: NDArray | None,
-    ignored: NDArray | None,
     grads: tuple[NDArray | None, NDArray | None],
     accumulate: bool,
     dtype: np.dtype,
@@ -70,7 +69,6 @@ def run(
     of_w, of_bias = grads
     with_grad = of_w is not None or of_bias is not None
     bias_sums = np.zeros(n_classes)
-    used = np.ones(n_rows, np.uint8) if ignored is None else (~ignored).astype(np.uint8)
     logits = products.array(n_rows, memory // 2)
     for first in range(0, n_rows, len(logits)):
         z = logits[: n_rows - first]
@@ -79,7 +77,9 @@ def run(
         if of_bias is not None:
             bias_sums += z[:, :n_classes].sum(axis=0, dtype=np.float64)
         if of_w is not None:
-            rows.add_sparse_grad(*products.entries, first, z, used[first:], products.sums)
+            ignored = rows.ignored(first, len(z))
+            used = np.ones(len(z), np.uint8) if ignored is None else (~ignored).view(np.uint8)
+            rows.add_sparse_grad(*products.entries, first, z, used, products.sums)
     for out, sums in ((of_w, products.sums.T), (of_bias, bias_sums)):
         if out is not None:
             out[...] = out + sums[products.columns] if accumulate else sums[products.columns]
