@@ -89,9 +89,7 @@ class _Run(Products):
             per_class = n_features
         if self.is_sparse:  # SciPy's products are new arrays, of contiguous ones
             per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(HELD_BYTES // item))
-        elif self.x.dtype != self.dtype or (
-            self.with_grad and self.rows.has_ignored and not self.is_copied
-        ):
+        elif self.x.dtype != self.dtype or (self.with_grad and self.rows.has_ignored and not self.is_copied):
             per_row += n_features  # converted, or without those that do not count
         per_row += ceil((row_bytes(self.x, self.of_x) + self.rows.row_bytes) / item)
         if self.of_x is not None:
@@ -101,6 +99,16 @@ class _Run(Products):
         shape, per_row = (n_rows, n_features, self.n_classes), (per_row, per_row + in_parts)
         blocks = plan(shape, item, *per_row, per_class, most, self.with_grad, memory)
         return blocks._replace(n_held=2) if self.first_column else blocks
+
+    def _most_entries(self, memory: int) -> int:
+        """Of a block of sparse rows that is converted, or copied without the ignored rows; 0: any number."""
+        if not self.is_sparse:
+            return 0
+        item = self.x.data.itemsize
+        per_entry = self.dtype.itemsize * (self.x.dtype != self.dtype)
+        per_entry += 4 * (self.x.indices.itemsize > 4)  # SciPy makes int32 of indices where it can
+        per_entry += (item + 1) * (self.with_grad and self.rows.has_ignored)
+        return max(1, memory // 4 // per_entry) if per_entry else 0
 
     def run(self, memory: int) -> None:
         n_rows = self.x.shape[0]
@@ -112,10 +120,11 @@ class _Run(Products):
         if narrow is not None and 2 * narrow.size * self.dtype.itemsize <= memory:
             self.of_w = narrow.astype(self.dtype) if self.accumulate else np.zeros(narrow.shape, self.dtype)
             memory -= self.of_w.nbytes
-        blocks = self._plan(memory)
+        most = self._most_entries(memory)
+        blocks = self._plan(memory - memory // 4 if most else memory)
         self.hold(blocks, self.is_widened or self.of_w is not None)
-        for first in range(0, n_rows, blocks.n_rows):
-            self._block(slice(first, min(first + blocks.n_rows, n_rows)))
+        for block in sparse.cut(self.x, blocks.n_rows, most):
+            self._block(block)
         if self.of_bias is not None:
             self.of_bias[...] = self.bias_sum + self.of_bias if self.accumulate else self.bias_sum
         if n_rows == 0 and self.of_w is not None and not self.accumulate:
@@ -182,11 +191,12 @@ class _Run(Products):
 
 def _without(x: Any, rows: NDArray, in_place: bool) -> Any:
     """Features with 0 in some rows: what these hold is not used."""
+    if hasattr(x, "tocsr"):
+        data = x.data.copy()
+        data[np.repeat(rows, np.diff(x.indptr))] = 0
+        return type(x)((data, x.indices, x.indptr), shape=x.shape)
     x = x if in_place else x.copy()
-    if isinstance(x, np.ndarray):
-        x[rows] = 0
-    else:
-        x.data[np.repeat(rows, np.diff(x.indptr))] = 0
+    x[rows] = 0
     return x
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastce import _kernels
 from fastce._kernels.entry.gathered import row_bytes
+from fastce.linear import sparse
 from fastce.linear.arguments import Layer
 
 LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more...
@@ -108,7 +109,9 @@ class Products:
 
     def features(self, block: slice) -> Any:
         """Those of a block, in the dtype that is computed in."""
-        return self.x[block] if self.is_sparse else self.x[block].astype(self.dtype, copy=False)
+        if self.is_sparse:
+            return sparse.rows_of(self.x, block)
+        return self.x[block].astype(self.dtype, copy=False)
 
     def whole_logits(self, x: Any) -> NDArray:
         """Those of all classes."""
