@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry import arrays
-from fastce._kernels.entry.gathered import Gathered, rows_of
+from fastce._kernels.entry import advice, arrays
+from fastce._kernels.entry.gathered import rows_of, where_they_are
 from fastce.linear import arguments, blocks
 from fastce.linear.arguments import MEMORY
 
@@ -219,10 +220,19 @@ class _Call:
 
     def grads(self, wrt: tuple[str, ...], out: Any, accumulate: bool) -> LinearGrad:
         """The arrays to write into."""
-        wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        wrt = (wrt,) if isinstance(wrt, str) else wrt
+        if not isinstance(wrt, Iterable):
+            raise TypeError(f"wrt is {advice.shown(wrt)}; expected names out of {', '.join(NAMES)}")
+        wrt = tuple(wrt)
         for name in wrt:
             if name not in NAMES:
                 raise ValueError(f"wrt has {name!r}; expected names out of {', '.join(NAMES)}")
+        if not (out is None or (isinstance(out, (tuple, list)) and len(out) == len(NAMES))):
+            given = f" of {len(out)}" if isinstance(out, (tuple, list)) else ""
+            raise TypeError(
+                f"out is a {type(out).__name__}{given}; expected a LinearGrad, or a tuple of three arrays or "
+                f"None, for {', '.join(NAMES)}"
+            )
         given = LinearGrad(None, None, None) if out is None else LinearGrad(*out)
         if self.is_sparse and "input" in wrt:
             if wrt != NAMES or given.input is not None:
@@ -267,7 +277,7 @@ class _Call:
         of_x = None if grad.input is None else rows_of(grad.input, grad.input.ndim - 1)
         rows.check()
         if self._is_small(x.shape[0] * rows.row_bytes):
-            x, of_x = (a.array if isinstance(a, Gathered) else a for a in (x, of_x))
+            x, of_x = where_they_are(x), where_they_are(of_x)
             rows.of_dense(x, self.w, self.bias, of_x, *grad[1:], accumulate, False, self.memory)
         else:
             flat = (of_x, *grad[1:])

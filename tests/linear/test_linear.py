@@ -349,6 +349,13 @@ def test_refusals():
         f(x, w, y, memory="much")
     with pytest.raises(ValueError, match="wrt has 'weights'"):
         g(x, w, y, wrt=("weights",))
+    for wrt in (None, 5):
+        with pytest.raises(TypeError, match=f"wrt is {wrt}; expected names out of input, linear_weight"):
+            g(x, w, y, wrt=wrt)
+    for out, given in (((x, w), "tuple of 2"), (5, "int"), (x, "ndarray")):
+        with pytest.raises(TypeError, match=f"out is a {given}; expected a LinearGrad"):
+            g(x, w, y, out=out)
+    assert f(x, w, y, memory=2**63) == f(x, w, y)
     with pytest.raises(ValueError, match="no classes"):
         f(x, np.empty((0, 6)), y)
     with pytest.raises(ValueError, match="accumulate is True without out"):

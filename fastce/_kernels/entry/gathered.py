@@ -33,6 +33,8 @@ class Gathered:
 
 def rows_of(a: NDArray, n_axes: int) -> NDArray | Gathered:
     """The first `n_axes` axes as one: a view, or what copies no more rows than it is asked for."""
+    if n_axes == 1:
+        return a
     lengths = a.shape[:n_axes]
     steps = [(n, step) for n, step in zip(lengths, a.strides, strict=False) if n != 1]
     if a.size == 0 or all(outer == n * inner for (_, outer), (n, inner) in pairwise(steps)):
@@ -40,6 +42,11 @@ def rows_of(a: NDArray, n_axes: int) -> NDArray | Gathered:
     return Gathered(a, n_axes)
 
 
+def where_they_are(rows: NDArray | Gathered | None) -> NDArray | None:
+    """Rows on the axes that they have in memory."""
+    return rows.array if type(rows) is Gathered else rows
+
+
 def row_bytes(*arrays: Any) -> int:
     """What a row takes in those of the arrays whose rows are gathered."""
-    return sum(a.row_bytes for a in arrays if isinstance(a, Gathered))
+    return sum([a.row_bytes for a in arrays if type(a) is Gathered])

@@ -55,7 +55,8 @@ cdef class LinearRows:
         if given_sample_weight is not None:
             sample_weight = as_floats(given_sample_weight, "sample_weight")
             self.named.append(("sample_weight", sample_weight))
-        self.virtual = np.broadcast_to(np.zeros((), dtype), shape)    # logits that nobody holds, for what is checked
+        # Logits that nobody holds, for what is checked.
+        self.virtual = np.ndarray(shape, dtype, bytes(8), 0, (0,) * (axis + 1))
         self.is_f64 = dtype == np.float64
         if n_classes == 0 and n_rows > 0:
             raise ValueError("linear_weight has no rows: there are no classes; expected at least one")
