@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
 from fastce._kernels.entry import arrays
+from fastce._kernels.entry.gathered import rows_of
 from fastce.linear import arguments, products
 from fastce.losses import cross_entropy
 
@@ -197,14 +198,15 @@ def score(
         raise ValueError(
             f"tokens has shape {y.shape}; expected {states.shape[:-1]}, that of hidden without its last axis"
         )
-    labels, options = y.reshape(-1), (top_k, -1, temperature, softcap, ignore_index, n_threads)
-    layer = layer._replace(x=arguments.in_rows(states))
-    parts = [
-        _kernels.scoring.token_logprobs(logits, labels[start : start + len(logits)], *options)
-        for start, logits in products.of_blocks(layer, n_threads)
-    ]
-    joined = (a[0] if len(a) == 1 else np.concatenate(a) for a in zip(*parts, strict=True))
-    return TokenLogprobs(*(a.reshape(y.shape + a.shape[1:]) for a in joined))
+    layer, labels = layer._replace(x=rows_of(states, y.ndim)), rows_of(y, y.ndim)
+    options = (top_k, -1, temperature, softcap, ignore_index, n_threads)
+    results = []
+    for rows, logits, of_rows in products.of_blocks(layer, labels, n_threads):
+        part = _kernels.scoring.token_logprobs(logits, of_rows, *options)
+        results = results or [np.empty((y.size, *a.shape[1:]), a.dtype) for a in part]
+        for result, a in zip(results, part, strict=True):
+            result[rows] = a
+    return TokenLogprobs(*(a.reshape(y.shape + a.shape[1:]) for a in results))
 
 
 def perplexity(logits: ArrayLike, tokens: ArrayLike, **options: Any) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +21,6 @@ def is_small(n_classes: int, n_features: int, memory: int) -> bool:
     return few and memory >= 1 << 24
 
 
-def in_rows(a: NDArray) -> NDArray:
-    """An array (..., D) as (N, D), also where D is 0."""
-    return a.reshape(prod(a.shape[:-1]), a.shape[-1])
-
-
 def is_wide(a: Any) -> bool:
     """Whether an array holds float64, in any byte order."""
     return a.dtype.kind == "f" and a.dtype.itemsize == 8
@@ -36,12 +31,13 @@ def as_csr(a: Any, name: str) -> Any:
     a = a.tocsr()
     if a.ndim != 2:
         raise ValueError(f"{name} is a sparse array of shape {a.shape}; expected (N, D)")
-    if a.nnz and not (a.indices.min() >= 0 and a.indices.max() < a.shape[1]):
-        raise ValueError(f"{name} has column indices outside of its shape {a.shape}")
     if len(a.indptr) != a.shape[0] + 1 or a.indptr[0] < 0 or np.diff(a.indptr).min(initial=0) < 0:
         raise ValueError(f"{name} has row pointers that do not ascend; expected a CSR array")
     if a.indptr[-1] > min(len(a.indices), len(a.data)):
         raise ValueError(f"{name} has row pointers beyond its entries; expected a CSR array")
+    indices = a.indices[: a.indptr[-1]]  # what is behind them is spare room
+    if indices.size and not (indices.min() >= 0 and indices.max() < a.shape[1]):
+        raise ValueError(f"{name} has column indices outside of its shape {a.shape}")
     data = arrays.float_array(a.data, name)
     return a if data is a.data else type(a)((data, a.indices, a.indptr), shape=a.shape)
 
@@ -60,7 +56,7 @@ def layer(x: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, memor
     """What a linear layer is made of, with features `x` that are checked; `name` is what they are called."""
     w = arrays.float_array(linear_weight, "linear_weight")
     bias = None if linear_bias is None else arrays.float_array(linear_bias, "linear_bias")
-    memory = options.checked_index(memory, "memory", "an int, a number of bytes")
+    memory = min(options.checked_index(memory, "memory", "an int, a number of bytes"), sys.maxsize)
     if x.ndim == 0:
         raise ValueError(f"{name} is a scalar; expected at least one axis, the features")
     if w.ndim != 2 or w.shape[1] != x.shape[-1]:

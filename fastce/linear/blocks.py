@@ -9,12 +9,13 @@ parts that stay in cache are quicker.
 
 from __future__ import annotations
 
-from math import isqrt
+from math import ceil, isqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastce._kernels.entry.gathered import Gathered, row_bytes
 from fastce.linear import sparse
 from fastce.linear.products import HELD_BYTES, SUMMED_BYTES, WIDE_BYTES, Blocks, Products, plan
 
@@ -25,8 +26,7 @@ def run(
     x: Any,
     w: NDArray,
     bias: NDArray | None,
-    ignored: NDArray | None,
-    grads: tuple[NDArray | None, NDArray | None, NDArray | None],
+    grads: tuple[NDArray | Gathered | None, NDArray | None, NDArray | None],
     accumulate: bool,
     dtype: np.dtype,
     memory: int,
@@ -39,11 +39,9 @@ def run(
     rows : LinearRows
         Targets and options, checked.
     x, w, bias
-        (N, D), (C, D) and (C,) of any dtypes; `x` may be a CSR array.
-    ignored : (N,) ndarray of bool, or None
-        Rows that do not count.
+        (N, D), (C, D) and (C,) of any dtypes; `x` may be a CSR array, or `Gathered`.
     grads
-        Of `x`, `w` and `bias`, each an array of its shape or None.
+        Of `x`, `w` and `bias`, each an array of its shape or None; that of `x` may be `Gathered`.
     accumulate : bool
         Add to what `grads` hold.
     dtype : dtype
@@ -53,10 +51,10 @@ def run(
     binary : bool
         Of two classes the logit of one is 0, that of the other the product with the only row of `w`.
     """
-    if not isinstance(x, np.ndarray) and sparse.has_room(x, w, dtype, memory):
-        sparse.run(rows, x, w, bias, ignored, grads[1:], accumulate, dtype, memory, binary)
+    if hasattr(x, "tocsr") and sparse.has_room(x, w, dtype, memory):
+        sparse.run(rows, x, w, bias, grads[1:], accumulate, dtype, memory, binary)
     else:
-        _Run(rows, x, w, bias, ignored, grads, accumulate, dtype, binary).run(memory)
+        _Run(rows, x, w, bias, grads, accumulate, dtype, binary).run(memory)
 
 
 class _Run(Products):
@@ -68,19 +66,21 @@ class _Run(Products):
         x: Any,
         w: NDArray,
         bias: NDArray | None,
-        ignored: NDArray | None,
-        grads: tuple[NDArray | None, NDArray | None, NDArray | None],
+        grads: tuple[NDArray | Gathered | None, NDArray | None, NDArray | None],
         accumulate: bool,
         dtype: np.dtype,
         binary: bool,
     ) -> None:
         super().__init__(x, w, bias, dtype, rows.n_threads or None, binary)
         self.rows, self.accumulate = rows, accumulate
-        self.ignored = ignored if ignored is not None and ignored.any() else None
         self.of_x, self.of_w, self.of_bias = grads
         self.with_grad = any(grad is not None for grad in grads)
         # Whether the gradient of the features is not where products are added up.
-        self.sums_input = self.of_x is not None and (accumulate or self.of_x.dtype != dtype)
+        self.sums_input = self.of_x is not None and (
+            accumulate or self.of_x.dtype != dtype or isinstance(self.of_x, Gathered)
+        )
+        # Whether those of a block are a copy, which may be changed.
+        self.is_copied = not self.is_sparse and (x.dtype != dtype or isinstance(x, Gathered))
 
     def _plan(self, memory: int) -> Blocks:
         n_rows, n_features = self.x.shape
@@ -89,8 +89,9 @@ class _Run(Products):
             per_class = n_features
         if self.is_sparse:  # SciPy's products are new arrays, of contiguous ones
             per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(HELD_BYTES // item))
-        elif self.x.dtype != self.dtype or (self.with_grad and self.ignored is not None):
+        elif self.x.dtype != self.dtype or (self.with_grad and self.rows.has_ignored and not self.is_copied):
             per_row += n_features  # converted, or without those that do not count
+        per_row += ceil((row_bytes(self.x, self.of_x) + self.rows.row_bytes) / item)
         if self.of_x is not None:
             per_row += n_features * (self.sums_input + self.is_widened)
             in_parts = n_features * (not self.is_widened)
@@ -98,6 +99,16 @@ class _Run(Products):
         shape, per_row = (n_rows, n_features, self.n_classes), (per_row, per_row + in_parts)
         blocks = plan(shape, item, *per_row, per_class, most, self.with_grad, memory)
         return blocks._replace(n_held=2) if self.first_column else blocks
+
+    def _most_entries(self, memory: int) -> int:
+        """Of a block of sparse rows that is converted, or copied without the ignored rows; 0: any number."""
+        if not self.is_sparse:
+            return 0
+        item = self.x.data.itemsize
+        per_entry = self.dtype.itemsize * (self.x.dtype != self.dtype)
+        per_entry += 4 * (self.x.indices.itemsize > 4)  # SciPy makes int32 of indices where it can
+        per_entry += (item + 1) * (self.with_grad and self.rows.has_ignored)
+        return max(1, memory // 4 // per_entry) if per_entry else 0
 
     def run(self, memory: int) -> None:
         n_rows = self.x.shape[0]
@@ -109,10 +120,11 @@ class _Run(Products):
         if narrow is not None and 2 * narrow.size * self.dtype.itemsize <= memory:
             self.of_w = narrow.astype(self.dtype) if self.accumulate else np.zeros(narrow.shape, self.dtype)
             memory -= self.of_w.nbytes
-        blocks = self._plan(memory)
+        most = self._most_entries(memory)
+        blocks = self._plan(memory - memory // 4 if most else memory)
         self.hold(blocks, self.is_widened or self.of_w is not None)
-        for first in range(0, n_rows, blocks.n_rows):
-            self._block(slice(first, min(first + blocks.n_rows, n_rows)))
+        for block in sparse.cut(self.x, blocks.n_rows, most):
+            self._block(block)
         if self.of_bias is not None:
             self.of_bias[...] = self.bias_sum + self.of_bias if self.accumulate else self.bias_sum
         if n_rows == 0 and self.of_w is not None and not self.accumulate:
@@ -135,8 +147,8 @@ class _Run(Products):
             rows.finish_parts(kept, z, first, self.with_grad)
         if not self.with_grad:
             return
-        without = None if self.ignored is None or not self.ignored[block].any() else self.ignored[block]
-        used = x if without is None else _without(x, without)
+        ignored = rows.ignored(first, n_rows)
+        used = x if ignored is None else _without(x, ignored, self.is_copied)
         total = None
         for classes, w in self.parts():
             g = self.logits(n_rows, classes)
@@ -177,13 +189,14 @@ class _Run(Products):
                 out[...] = product
 
 
-def _without(x: Any, rows: NDArray) -> Any:
+def _without(x: Any, rows: NDArray, in_place: bool) -> Any:
     """Features with 0 in some rows: what these hold is not used."""
-    x = x.copy()
-    if isinstance(x, np.ndarray):
-        x[rows] = 0
-    else:
-        x.data[np.repeat(rows, np.diff(x.indptr))] = 0
+    if hasattr(x, "tocsr"):
+        data = x.data.copy()
+        data[np.repeat(rows, np.diff(x.indptr))] = 0
+        return type(x)((data, x.indices, x.indptr), shape=x.shape)
+    x = x if in_place else x.copy()
+    x[rows] = 0
     return x
 
 

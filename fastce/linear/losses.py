@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import advice, arrays
+from fastce._kernels.entry.gathered import rows_of, where_they_are
 from fastce.linear import arguments, blocks
 from fastce.linear.arguments import MEMORY
 
@@ -196,7 +198,7 @@ def linear_cross_entropy_and_grad(
     options = weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
     rows = call.rows(target, *options, reduction, normalizer, n_threads)
     grad = call.grads(wrt, out, accumulate)
-    call.check_apart(grad, target, weight, sample_weight)
+    call.check_apart(grad, rows.named)
     return call.run(rows, grad, accumulate), grad
 
 
@@ -213,17 +215,24 @@ class _Call:
 
     def rows(self, target: ArrayLike, *options: Any) -> Any:
         """Targets and options, checked but for the labels; see `LinearRows`."""
-        self.ignore_index = options[2]
-        self.target = target
         shape = (*self.x.shape[:-1], len(self.w))
         return _kernels.kernels.LinearRows(shape, self.dtype, target, *options)
 
     def grads(self, wrt: tuple[str, ...], out: Any, accumulate: bool) -> LinearGrad:
         """The arrays to write into."""
-        wrt = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        wrt = (wrt,) if isinstance(wrt, str) else wrt
+        if not isinstance(wrt, Iterable):
+            raise TypeError(f"wrt is {advice.shown(wrt)}; expected names out of {', '.join(NAMES)}")
+        wrt = tuple(wrt)
         for name in wrt:
             if name not in NAMES:
                 raise ValueError(f"wrt has {name!r}; expected names out of {', '.join(NAMES)}")
+        if not (out is None or (isinstance(out, (tuple, list)) and len(out) == len(NAMES))):
+            given = f" of {len(out)}" if isinstance(out, (tuple, list)) else ""
+            raise TypeError(
+                f"out is a {type(out).__name__}{given}; expected a LinearGrad, or a tuple of three arrays or "
+                f"None, for {', '.join(NAMES)}"
+            )
         given = LinearGrad(None, None, None) if out is None else LinearGrad(*out)
         if self.is_sparse and "input" in wrt:
             if wrt != NAMES or given.input is not None:
@@ -250,12 +259,11 @@ class _Call:
                 grads.append(array)
         return LinearGrad(*grads)
 
-    def check_apart(self, grad: LinearGrad, *others: Any) -> None:
+    def check_apart(self, grad: LinearGrad, others: list[tuple[str, NDArray]]) -> None:
         """No array that is written shares memory with one that is read, or with another."""
         x = (self.x.data, self.x.indices, self.x.indptr) if self.is_sparse else (self.x,)
-        named = [*(("input", a) for a in x), ("linear_weight", self.w), ("linear_bias", self.bias)]
-        named += zip(("target", "weight", "sample_weight"), others, strict=True)
-        read = [(name, a) for name, a in named if isinstance(a, np.ndarray)]
+        read = [*(("input", a) for a in x), ("linear_weight", self.w), *others]
+        read += [] if self.bias is None else [("linear_bias", self.bias)]
         for name, array in zip(NAMES, grad, strict=True):
             if array is None:
                 continue
@@ -265,28 +273,22 @@ class _Call:
 
     def run(self, rows: Any, grad: LinearGrad, accumulate: bool) -> float | NDArray:
         """The loss; write the gradients."""
-        x = self.x if self.is_sparse else arguments.in_rows(self.x)
-        of_x = None if grad.input is None else arguments.in_rows(grad.input)
-        flat = LinearGrad(of_x, grad.linear_weight, grad.linear_bias)
-        copied = of_x is not None and not np.shares_memory(of_x, grad.input) and of_x.size
+        x = self.x if self.is_sparse else rows_of(self.x, self.x.ndim - 1)
+        of_x = None if grad.input is None else rows_of(grad.input, grad.input.ndim - 1)
         rows.check()
-        if self._is_small(x):
-            rows.of_dense(x, self.w, self.bias, *flat, accumulate, False, self.memory)
+        if self._is_small(x.shape[0] * rows.row_bytes):
+            x, of_x = where_they_are(x), where_they_are(of_x)
+            rows.of_dense(x, self.w, self.bias, of_x, *grad[1:], accumulate, False, self.memory)
         else:
-            blocks.run(rows, x, self.w, self.bias, self._ignored(), flat, accumulate, self.dtype, self.memory)
-        if copied:
-            grad.input[...] = of_x.reshape(grad.input.shape)
+            flat = (of_x, *grad[1:])
+            blocks.run(rows, x, self.w, self.bias, flat, accumulate, self.dtype, self.memory)
         return rows.result()
 
-    def _is_small(self, x: Any) -> bool:
+    def _is_small(self, gathered: int) -> bool:
+        """Whether kernels do it all, with so many bytes of targets and weights gathered at once."""
         return (
             not self.is_sparse
             and arguments.is_small(*self.w.shape, self.memory)
-            and arguments.is_wide(x) == (self.dtype == np.float64)
+            and arguments.is_wide(self.x) == (self.dtype == np.float64)
+            and gathered <= self.memory // 2
         )
-
-    def _ignored(self) -> NDArray | None:
-        target = np.asarray(self.target)
-        if self.ignore_index is None or target.dtype.kind not in "iu":
-            return None
-        return target.reshape(-1) == self.ignore_index

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import arrays, options
 from fastce.linear import arguments, blocks
 from fastce.linear.arguments import MEMORY, as_csr
 
@@ -112,6 +112,7 @@ class Objective:
         if self._X.ndim != 2:
             raise ValueError(f"X has shape {self._X.shape}; expected (N, D)")
         n_rows, self.n_features = self._X.shape
+        n_classes = options.checked_index(n_classes, "n_classes", "an int")
         self.dtype = np.dtype(np.float64 if arguments.is_wide(self._X) else np.float32)
         self.binary = n_classes == 2 if binary is None else bool(binary)
         if self.binary and n_classes != 2:
@@ -146,7 +147,7 @@ class Objective:
 
     def _split(self, coef: ArrayLike) -> tuple[NDArray, NDArray | None]:
         """Coefficients of the features, and the intercepts."""
-        whole = np.asarray(coef)
+        whole = arrays.float_array(coef, "coef")
         if whole.shape not in (self.shape, (self.size,)):
             raise ValueError(f"coef has shape {whole.shape}; expected {self.shape} or ({self.size},)")
         whole = whole.reshape(self.shape)
@@ -169,7 +170,7 @@ class Objective:
         else:
             w = np.ascontiguousarray(w, self.dtype)
             grads = (None, of_w, of_bias)
-            blocks.run(self._rows, self._X, w, bias, None, grads, False, self.dtype, MEMORY, self.binary)
+            blocks.run(self._rows, self._X, w, bias, grads, False, self.dtype, MEMORY, self.binary)
         if with_grad and self.l2:
             of_w += self.l2 * w
         return self._rows.result() + self._penalty(w), grad

@@ -8,13 +8,15 @@ its memory too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import isqrt
+from math import ceil, isqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastce import _kernels
+from fastce._kernels.entry.gathered import row_bytes
+from fastce.linear import sparse
 from fastce.linear.arguments import Layer
 
 LEAST_ROWS = 128  # of whole logits: the products of fewer are slower than one product more...
@@ -50,7 +52,7 @@ def plan(
     block and a class of a part take beside logits; for whole logits the latter are `most_beside` at most.
     `is_whole`: no row is in parts.
     """
-    n_rows, n_features, n_classes = shape
+    n_rows, n_features, n_classes = shape[0], shape[1], max(1, shape[2])
     beside = per_class * item
 
     def beside_at_once(most: int) -> int:
@@ -97,7 +99,7 @@ class Products:
         self.x, self.w, self.dtype, self.n_threads = x, w, dtype, n_threads
         self.bias = None if bias is None else bias.astype(dtype, copy=False)
         self.first_column, self.n_classes = int(binary), 2 if binary else len(w)
-        self.is_sparse, self.is_widened = not isinstance(x, np.ndarray), w.dtype != dtype
+        self.is_sparse, self.is_widened = hasattr(x, "tocsr"), w.dtype != dtype
 
     def hold(self, blocks: Blocks, has_beside: bool) -> None:
         """Take the memory of a block and, for what is beside its logits, of a part."""
@@ -107,7 +109,9 @@ class Products:
 
     def features(self, block: slice) -> Any:
         """Those of a block, in the dtype that is computed in."""
-        return self.x[block] if self.is_sparse else self.x[block].astype(self.dtype, copy=False)
+        if self.is_sparse:
+            return sparse.rows_of(self.x, block)
+        return self.x[block].astype(self.dtype, copy=False)
 
     def whole_logits(self, x: Any) -> NDArray:
         """Those of all classes."""
@@ -146,11 +150,11 @@ class Products:
             z += self.bias[classes]
 
 
-def of_blocks(layer: Layer, n_threads: int | None) -> Iterator[tuple[int, NDArray]]:
-    """Yield the first row and the logits of one block of whole rows after the other, in the same memory."""
+def of_blocks(layer: Layer, tokens: Any, n_threads: int | None) -> Iterator[tuple[slice, NDArray, NDArray]]:
+    """Yield one block of whole rows after the other: which, their logits, in the same memory, and tokens."""
     products = Products(*layer[:4], n_threads)
     (n_rows, n_features), item = layer.x.shape, layer.dtype.itemsize
-    per_row = n_features * (layer.x.dtype != layer.dtype)
+    per_row = n_features * (layer.x.dtype != layer.dtype) + ceil(row_bytes(layer.x, tokens) / item)
     per_class = n_features * products.is_widened
     shape = n_rows, n_features, products.n_classes
     blocks = plan(shape, item, per_row, 0, per_class, WIDE_BYTES, False, layer.memory, is_whole=True)
@@ -158,4 +162,5 @@ def of_blocks(layer: Layer, n_threads: int | None) -> Iterator[tuple[int, NDArra
     for first in range(0, max(n_rows, 1), blocks.n_rows):  # an empty block, where there are no rows
         with np.errstate(all="ignore"):
             z = products.whole_logits(products.features(slice(first, first + blocks.n_rows)))
-        yield first, z
+        rows = slice(first, first + len(z))
+        yield rows, z, tokens[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,27 @@ def has_room(x: Any, w: NDArray, dtype: np.dtype, memory: int) -> bool:
     return x.shape[1] * _padded(max(2, len(w)), dtype) * (dtype.itemsize + 8) <= memory // 2
 
 
+def rows_of(x: Any, rows: slice) -> Any:
+    """Some rows of a CSR array, whose entries stay where they are."""
+    starts = x.indptr[rows.start : rows.stop + 1]
+    entries = slice(starts[0], starts[-1])
+    parts = (x.data[entries], x.indices[entries], starts - starts[0])
+    return type(x)(parts, shape=(len(starts) - 1, x.shape[1]))
+
+
+def cut(x: Any, n_rows: int, most: int) -> Iterator[slice]:
+    """Cut rows into blocks of at most n, which have at most so many entries, if not 0, or are one row."""
+    first = 0
+    while first < x.shape[0]:
+        end = min(first + n_rows, x.shape[0])
+        if most:
+            last = min(int(x.indptr[first]) + most, int(x.indptr[-1]))
+            fitting = np.searchsorted(x.indptr, x.indptr.dtype.type(last), side="right") - 1
+            end = min(end, max(int(fitting), first + 1))
+        yield slice(first, end)
+        first = end
+
+
 class _Products:
     """Products of CSR rows with weights the other way round, a block of rows at a time, and back.
 
@@ -29,10 +51,10 @@ class _Products:
 
     def __init__(self, x: Any, n_classes: int, dtype: np.dtype, binary: bool) -> None:
         index_type = np.int32 if x.indices.dtype == x.indptr.dtype == np.int32 else np.int64
-        self.entries = (
-            np.ascontiguousarray(x.indptr, index_type),
-            np.ascontiguousarray(x.indices, index_type),
-            np.ascontiguousarray(x.data, dtype),
+        self.x, self.whole = x, (x.indptr, x.indices, x.data)
+        self.dtypes = tuple(map(np.dtype, (index_type, index_type, dtype)))
+        self.is_read_as_is = all(
+            a.dtype == kind and a.flags.c_contiguous for a, kind in zip(self.whole, self.dtypes, strict=True)
         )
         self.shape, self.dtype = (x.shape[1], _padded(n_classes, dtype)), dtype
         self.columns = slice(int(binary), n_classes)
@@ -45,10 +67,22 @@ class _Products:
             biases[self.columns] = bias
         return weights, biases
 
-    def array(self, n_rows: int, room: int) -> NDArray:
-        """For logits of a block of rows in `room` bytes."""
-        n_block = room // (self.shape[1] * self.dtype.itemsize)
-        return np.empty((max(1, min(n_rows, n_block)), self.shape[1]), self.dtype)
+    def array(self, room: int) -> NDArray:
+        """For logits of a block of rows in `room` bytes, half of it for entries that are converted."""
+        row = self.shape[1] * self.dtype.itemsize
+        n_block = room // row if self.is_read_as_is else room // 2 // (row + self.dtypes[0].itemsize)
+        self.most = 0 if self.is_read_as_is else max(1, room // 2 // sum(t.itemsize for t in self.dtypes[1:]))
+        return np.empty((max(1, min(self.x.shape[0], n_block)), self.shape[1]), self.dtype)
+
+    def blocks(self, n_rows: int) -> Iterator[tuple[slice, tuple[NDArray, NDArray, NDArray, int]]]:
+        """Which rows; their row starts, columns and numbers, as kernels read them, and the first."""
+        for block in cut(self.x, n_rows, self.most):
+            if self.is_read_as_is:
+                yield block, (*self.whole, block.start)
+            else:
+                x = rows_of(self.x, block)
+                parts = zip((x.indptr, x.indices, x.data), self.dtypes, strict=True)
+                yield block, (*(np.ascontiguousarray(a, kind) for a, kind in parts), 0)
 
 
 def run(
@@ -56,7 +90,6 @@ def run(
     x: Any,
     w: NDArray,
     bias: NDArray | None,
-    ignored: NDArray | None,
     grads: tuple[NDArray | None, NDArray | None],
     accumulate: bool,
     dtype: np.dtype,
@@ -64,22 +97,23 @@ def run(
     binary: bool,
 ) -> None:
     """Add the losses of CSR features `x` to `rows`, and write the other gradients: `blocks.run`."""
-    n_rows, n_classes = x.shape[0], 2 if binary else len(w)
+    n_classes = 2 if binary else len(w)
     products = _Products(x, n_classes, dtype, binary)
     weights = products.weights(w, bias)
     of_w, of_bias = grads
     with_grad = of_w is not None or of_bias is not None
     bias_sums = np.zeros(n_classes)
-    used = np.ones(n_rows, np.uint8) if ignored is None else (~ignored).astype(np.uint8)
-    logits = products.array(n_rows, memory // 2)
-    for first in range(0, n_rows, len(logits)):
-        z = logits[: n_rows - first]
-        rows.sparse_logits(*products.entries, first, *weights, z)
+    logits = products.array(memory // 2)
+    for block, entries in products.blocks(len(logits)):
+        first, z = block.start, logits[: block.stop - block.start]
+        rows.sparse_logits(*entries, *weights, z)
         rows.of_block(z[:, :n_classes], first, with_grad)
         if of_bias is not None:
             bias_sums += z[:, :n_classes].sum(axis=0, dtype=np.float64)
         if of_w is not None:
-            rows.add_sparse_grad(*products.entries, first, z, used[first:], products.sums)
+            ignored = rows.ignored(first, len(z))
+            used = np.ones(len(z), np.uint8) if ignored is None else (~ignored).view(np.uint8)
+            rows.add_sparse_grad(*entries, z, used, products.sums)
     for out, sums in ((of_w, products.sums.T), (of_bias, bias_sums)):
         if out is not None:
             out[...] = out + sums[products.columns] if accumulate else sums[products.columns]
@@ -97,19 +131,19 @@ def hessian_product(
     binary: bool,
 ) -> None:
     """The Hessian of the mean times weights and bias of a direction: `blocks.hessian_product`."""
-    n_rows, n_classes = x.shape[0], 2 if binary else len(coef[0])
+    n_classes = 2 if binary else len(coef[0])
     products = _Products(x, n_classes, dtype, binary)
     weights, others = products.weights(*coef), products.weights(*direction)
-    bias_sums, used = np.zeros(n_classes), np.ones(n_rows, np.uint8)
-    logits = products.array(n_rows, memory // 4)
+    logits = products.array(memory // 4)
     product = np.zeros_like(logits)
-    for first in range(0, n_rows, len(logits)):
-        z, t = logits[: n_rows - first], product[: n_rows - first]
-        rows.sparse_logits(*products.entries, first, *weights, z)
-        rows.sparse_logits(*products.entries, first, *others, t)
-        rows.hessian_rows(z[:, :n_classes], t[:, :n_classes], first, binary)
+    bias_sums, used = np.zeros(n_classes), np.ones(len(logits), np.uint8)
+    for block, entries in products.blocks(len(logits)):
+        z, t = (a[: block.stop - block.start] for a in (logits, product))
+        rows.sparse_logits(*entries, *weights, z)
+        rows.sparse_logits(*entries, *others, t)
+        rows.hessian_rows(z[:, :n_classes], t[:, :n_classes], block.start, binary)
         bias_sums += t[:, :n_classes].sum(axis=0, dtype=np.float64)
-        rows.add_sparse_grad(*products.entries, first, t, used[first:], products.sums)
+        rows.add_sparse_grad(*entries, t, used, products.sums)
     of_w[...] = products.sums[:, products.columns].T
     if of_bias is not None:
         of_bias[...] = bias_sums[products.columns]

@@ -78,15 +78,18 @@ class RowLosses(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         *made_of, target, weight, sample_weight = ctx.saved_tensors
         of_logits, memory = ctx.options
+        needs = list(ctx.needs_input_grad[5:])
         with torch.no_grad():
             factor = factor.to(torch.promote_types(made_of[0].dtype, torch.float32))
             sample_weight = factor if sample_weight is None else factor * sample_weight
-            _, *grads = _losses.linear_cross_entropy(
+            way = _losses if _plain.is_eager(factor) else _operators  # which take batches of factors, too
+            _, *grads = way.linear_cross_entropy(
                 *made_of,
                 *(target, weight, sample_weight),
                 *(*of_logits, "sum", None, memory, torch.float64),
-                list(ctx.needs_input_grad[5:]),
+                needs,
             )
+        grads = [grad if need else None for grad, need in zip(grads, needs, strict=True)]
         if torch.is_grad_enabled():
             again = NoSecondDerivative.apply
             grads = [grad if grad is None else again(grad, *made_of) for grad in grads]

@@ -110,6 +110,8 @@ def logsumexp(
     ------
     IndexError, TypeError
         As :func:`softmax`.
+    RuntimeError
+        `out` is given, and it or the input requires a gradient, as in PyTorch.
 
     Examples
     --------
@@ -150,6 +152,11 @@ def _softmax(
 def _logsumexp(input: Tensor, dim: int | tuple[int, ...], keepdim: bool, out: Tensor | None) -> Tensor:
     """That of any tensor there is."""
     check_tensors(logsumexp, {"input": input, "out": out})
+    if out is not None and (_is_wanted(input) or _is_wanted(out)):
+        raise RuntimeError(
+            "out is given and a tensor requires a gradient, which PyTorch's functions do not write into out "
+            "either; expected no out, or torch.no_grad()"
+        )
     if input.is_complex():
         return torch.logsumexp(input, dim, keepdim, out=out)
     if not input.is_floating_point():

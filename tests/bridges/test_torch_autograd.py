@@ -98,6 +98,16 @@ def test_logsumexp_over_several_dimensions(x):
         ft.logsumexp(x, (0, -2))
 
 
+def test_logsumexp_writes_into_no_graph(x):
+    out = torch.empty(6, dtype=torch.float64)
+    for given, to in ((x, out), (x.detach(), torch.empty_like(out, requires_grad=True))):
+        with pytest.raises(RuntimeError, match=r"out is given.*requires a gradient"):
+            ft.logsumexp(given, 1, out=to)
+    with torch.no_grad():
+        assert ft.logsumexp(x, 1, out=out) is out
+    assert not out.requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(7,), (9, 4), (3, 5, 2, 4)], ids=str)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -392,6 +402,19 @@ def test_row_losses_of_a_linear_layer_may_be_written_over(x, y):
     twice = torch.autograd.grad(loss.mul_(2).sum(), x)[0]
     once = torch.autograd.grad(F.cross_entropy(x @ w.T, y, reduction="sum"), x)[0]
     torch.testing.assert_close(twice, 2 * once)
+
+
+@pytest.mark.parametrize("bias", [None, torch.ones(5, dtype=torch.float64)])
+def test_many_gradients_of_row_losses_of_a_linear_layer_in_one_backward(bias, x, y):
+    w = torch.randn(5, 5, dtype=torch.float64)
+
+    def losses(x, w):
+        return ft.linear_cross_entropy(x, w, y, linear_bias=bias, reduction="none", sample_weight=weights)
+
+    weights = torch.rand(6, dtype=torch.float64)
+    found = torch.autograd.functional.jacobian(losses, (x, w), vectorize=True)
+    expected = torch.autograd.functional.jacobian(losses, (x, w))
+    torch.testing.assert_close(found, expected)
 
 
 def test_logits_may_be_written_over(x, y):

@@ -9,6 +9,7 @@ from conftest import DTYPES, FLOATS, bits
 
 import fastce
 from fastce import reference
+from fastce.inference import score
 from fastce.linear import arguments
 
 WAYS = {"kernels": 1 << 16, "blas": 0}
@@ -284,6 +285,17 @@ def test_no_rows(way):
     assert fastce.linear_cross_entropy(np.empty((0, 4)), w, [], reduction="sum") == 0
 
 
+def test_no_classes_and_no_rows(way):
+    x = w = np.empty((0, 4))
+    for y in (np.empty(0, int), np.empty((0, 0))):
+        loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, reduction="sum")
+        assert loss == 0
+        assert (grad.input.shape, grad.linear_weight.shape) == ((0, 4), (0, 4))
+    assert score(x, w, np.empty(0, int)).logprob.shape == (0,)
+    with pytest.raises(ValueError, match="no classes"):
+        score(np.empty((3, 4)), w, np.full(3, -100))
+
+
 def test_no_features(way):
     bias, y = np.arange(5.0), np.array([[0, 4], [2, 1]])
     x, w = np.ones((2, 2, 0)), np.ones((5, 0))
@@ -301,6 +313,20 @@ def test_labels_are_checked_before_anything_is_written(way):
     with pytest.raises(IndexError, match=r"target\[150\] is 4; expected a class index in \[0, 4\)"):
         fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b, out=out)
     assert all((a == 7).all() for a in out)
+
+
+@pytest.mark.parametrize("kind", ["array", "memoryview", "tensor"])
+@pytest.mark.parametrize("name", ["target", "weight", "sample_weight"])
+def test_out_is_apart_from_all_that_is_read(name, kind):
+    x, w, _, y = problem((30, 6, 6))
+    shared = {"target": np.zeros((30, 6)), "weight": np.zeros(6), "sample_weight": np.zeros(30)}[name]
+    given = memoryview(shared) if kind == "memoryview" else shared
+    if kind == "tensor":
+        given = pytest.importorskip("torch").from_numpy(shared)
+    grads = (shared[::-1], None, None) if name == "target" else (None, None, shared[:6])
+    arguments = {"target": y, "linear_bias": np.zeros(6)} | {name: given}
+    with pytest.raises(ValueError, match=rf"out\.\w+ overlaps {name} in memory"):
+        fastce.linear_cross_entropy_and_grad(x, w, out=grads, **arguments)
 
 
 def test_refusals():
@@ -323,6 +349,13 @@ def test_refusals():
         f(x, w, y, memory="much")
     with pytest.raises(ValueError, match="wrt has 'weights'"):
         g(x, w, y, wrt=("weights",))
+    for wrt in (None, 5):
+        with pytest.raises(TypeError, match=f"wrt is {wrt}; expected names out of input, linear_weight"):
+            g(x, w, y, wrt=wrt)
+    for out, given in (((x, w), "tuple of 2"), (5, "int"), (x, "ndarray")):
+        with pytest.raises(TypeError, match=f"out is a {given}; expected a LinearGrad"):
+            g(x, w, y, out=out)
+    assert f(x, w, y, memory=2**63) == f(x, w, y)
     with pytest.raises(ValueError, match="no classes"):
         f(x, np.empty((0, 6)), y)
     with pytest.raises(ValueError, match="accumulate is True without out"):

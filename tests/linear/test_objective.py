@@ -146,6 +146,10 @@ def test_refusals():
         objective(x, y, 2)
     with pytest.raises(ValueError, match=r"coef has shape \(3, 9\); expected \(3, 10\) or \(30,\)"):
         objective(x, y, 3).loss(np.zeros((3, 9)))
+    with pytest.raises(TypeError, match="coef has dtype complex128"):
+        objective(x, y, 3).loss(np.zeros((3, 10), complex))
+    with pytest.raises(TypeError, match=r"n_classes is 3\.0; expected an int"):
+        objective(x, y, 3.0)
     with pytest.raises(ValueError, match="binary is True with 3 classes"):
         objective(x, y, 3, binary=True)
     with pytest.raises(ValueError, match=r"X has shape \(400,\)"):

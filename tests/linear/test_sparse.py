@@ -1,5 +1,7 @@
 """linear_cross_entropy of sparse features: the dense answer, formats, bits, what is refused."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from conftest import FLOATS, bits
@@ -119,3 +121,39 @@ def test_refusals():
     beyond.indices[3] = 50
     with pytest.raises(ValueError, match="column indices outside"):
         fastce.linear_cross_entropy(beyond, w, y)
+
+
+def test_room_behind_the_entries_is_not_read(way):
+    x, w, b, y = problem()
+    roomy = sparse.csr_array(x)
+    roomy.indices = np.concatenate([x.indices, np.full(9, 10**6, x.indices.dtype)])
+    roomy.data = np.concatenate([x.data, np.full(9, np.nan)])
+    y[::3] = -100
+    loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b)
+    again, same = fastce.linear_cross_entropy_and_grad(roomy, w, y, linear_bias=b)
+    assert again == loss
+    assert bits(same.linear_weight) == bits(grad.linear_weight)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("shape", "density", "dtype", "memory"),
+    [
+        ((20_000, 1000, 2), 0.02, np.float32, 1 << 21),  # kernels, which convert a block at a time
+        ((2000, 100_000, 2), 0.01, np.float64, 1 << 22),  # SciPy's products of a few classes
+        ((2000, 100_000, 2), 0.01, np.float32, 1 << 22),
+    ],
+    ids=str,
+)
+def test_peak_memory(shape, density, dtype, memory):
+    """Beside arguments and results: `memory`, and 1 MiB that Python may take. Weights are float64."""
+    x, w, _, y = problem(np.float64, shape, density)
+    x, n_bytes = x.astype(dtype), x.data.nbytes
+    out = fastce.LinearGrad(None, np.empty_like(w), None)
+    for ignored in (False, True):
+        y[::7] = -100 if ignored else y[::7]
+        tracemalloc.start()
+        fastce.linear_cross_entropy_and_grad(x, w, y, out=out, memory=memory)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < memory + (1 << 20) < n_bytes

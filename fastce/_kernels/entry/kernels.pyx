@@ -26,6 +26,8 @@ G. Below SERIAL_WORK a call stays on its thread: others take 2 to 5 microseconds
 Refused: a thread pool of our own; dynamic schedules (they lose D); copying to a better layout.
 """
 
+from math import prod
+
 import numpy as np
 
 cimport numpy as cnp
@@ -35,6 +37,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
 
 from fastce._kernels.entry import advice
+from fastce._kernels.entry.gathered import row_bytes, rows_of
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F32,
     FORMAT_F64,

@@ -20,11 +20,14 @@ cdef class LinearRows:
     """Targets, weights and options of rows whose logits are products, (N, C) in all; N alone where there is one row."""
 
     cdef Problem p
-    cdef object target, weight, sample_weight, ignore_index, losses, virtual
+    cdef object given_target, target, sample_weight, ignore_index, losses, virtual
     cdef ClassWeight class_weight
     cdef int reduction
     cdef readonly int n_threads            # 0: as many as there are
-    cdef bint is_f64, has_normalizer
+    cdef bint is_f64, are_labels, has_normalizer
+    cdef readonly bint has_ignored         # after `check`
+    cdef readonly list named               # what was given, by name, as arrays
+    cdef readonly Py_ssize_t row_bytes     # that of_block gathers of a row
     cdef double normalizer
     cdef Pair total
     cdef readonly double denominator       # of the mean; 1 for a sum
@@ -34,6 +37,7 @@ cdef class LinearRows:
         cdef Problem *p = &self.p
         cdef bint are_labels = True
         cdef int axis = len(shape) - 1
+        cdef Py_ssize_t n_rows = prod(shape[:axis]), n_classes = shape[axis]
         begin_problem(p, CROSS_ENTROPY)
         set_options(&p.formula, label_smoothing, z_loss, temperature, softcap)
         self.reduction = reduction_of(given_reduction)
@@ -44,37 +48,36 @@ cdef class LinearRows:
             ignore_index = checked_index(ignore_index, "ignore_index", "an int or None")
         self.ignore_index = ignore_index
         target = as_targets(given_target, &are_labels)
+        self.given_target, self.named = target, [("target", target)]
         if given_weight is not None:
             self.class_weight = ClassWeight.of(given_weight)
+            self.named.append(("weight", self.class_weight.given))
         if given_sample_weight is not None:
-            self.sample_weight = as_floats(given_sample_weight, "sample_weight")
-        self.virtual = np.broadcast_to(np.zeros((), dtype), shape)    # logits that nobody holds, for what is checked
+            sample_weight = as_floats(given_sample_weight, "sample_weight")
+            self.named.append(("sample_weight", sample_weight))
+        # Logits that nobody holds, for what is checked.
+        self.virtual = np.ndarray(shape, dtype, bytes(8), 0, (0,) * (axis + 1))
         self.is_f64 = dtype == np.float64
-        if shape[axis] == 0 and self.virtual.size == 0 and np.prod(shape[:axis]) > 0:
+        if n_classes == 0 and n_rows > 0:
             raise ValueError("linear_weight has no rows: there are no classes; expected at least one")
         if are_labels:
             check_batch_shape(target, "target", self.virtual, axis)
-            target = target.reshape(-1)
+            set_labels(&p.labels, target, ignore_index, n_classes)
         else:
             check_distributions(target, self.virtual, ignore_index)
-            target = target.reshape(-1, shape[axis])
             p.formula.has_terms = True
-        self.target = target
-        add_logits(p, self.virtual.reshape(-1, shape[axis]), 1)
-        if are_labels:
-            set_labels(&p.labels, target, ignore_index, p.n_classes)
-            add_operand(p, TARGETS, target, -1)
-        else:
-            add_operand(p, Q, target, 1)
+        self.are_labels = are_labels
+        self.target = rows_of(target, axis)
+        add_logits(p, self.virtual.reshape(n_rows, n_classes), 1)
         if self.class_weight is not None:
-            self.class_weight.add_to(&p.formula, self.virtual, p.n_classes)
-        if self.sample_weight is not None:
-            if format_of(self.sample_weight) > FORMAT_F32:
+            self.class_weight.add_to(&p.formula, self.virtual, n_classes)
+        if given_sample_weight is not None:
+            if format_of(sample_weight) > FORMAT_F32:
                 with np.errstate(invalid="ignore"):
-                    self.sample_weight = self.sample_weight.astype(np.float32)
-            check_batch_shape(self.sample_weight, "sample_weight", self.virtual, axis)
-            self.sample_weight = self.sample_weight.reshape(-1)
-            add_weights(p, self.sample_weight)
+                    sample_weight = sample_weight.astype(np.float32)
+            check_batch_shape(sample_weight, "sample_weight", self.virtual, axis)
+            self.sample_weight = rows_of(sample_weight, axis)
+        self.row_bytes = row_bytes(self.target, self.sample_weight)
         if self.reduction == NONE:
             self.losses = np.empty(shape[:axis], np.float64 if self.is_f64 else np.float32)
             add_losses(p, self.losses.reshape(-1))
@@ -95,16 +98,27 @@ cdef class LinearRows:
     def check(self):
         """All labels, and the denominator of the mean, before anything is written."""
         cdef Partials partials
-        cdef Problem p = self.p
+        cdef Problem p
+        cdef Pair weight = Pair(0, 0)
+        cdef Py_ssize_t n_rows = self.p.n_rows, n_used = 0, first
+        cdef Py_ssize_t n_block = CHECKED_ROWS if self.row_bytes else max(n_rows, 1)
+        cdef int block
         cdef Environment host = enter_environment()
         try:
-            self.lay_out_planes(&p)
-            p.sums_weights = is_weighted(&p) and self.reduction == MEAN and not self.has_normalizer
-            run_releasing_gil(&p, True, self.n_threads, &partials)
-            if total_bad(&p, &partials):
-                raise_bad_label(self.target, self.ignore_index, p.n_classes)
+            for first in range(0, n_rows, n_block):
+                p = self.p
+                rows = self.set_given(&p, first, min(n_block, n_rows - first))
+                self.lay_out_planes(&p)
+                p.sums_weights = is_weighted(&p) and self.reduction == MEAN and not self.has_normalizer
+                run_releasing_gil(&p, True, self.n_threads, &partials)
+                if total_bad(&p, &partials):
+                    raise_bad_label(self.given_target, self.ignore_index, p.n_classes)
+                for block in range(p.n_blocks):
+                    n_used += partials.counts[block].used
+                    add_pair(&weight, partials.weight[block])
+            self.has_ignored = n_used < n_rows
             if self.reduction == MEAN:
-                self.denominator = self.normalizer if self.has_normalizer else add_pairs(partials.weight, p.n_blocks)
+                self.denominator = self.normalizer if self.has_normalizer else weight.sum + weight.error
                 self.p.formula.normalizer = self.denominator
             self.total = Pair(0, 0)
         finally:
@@ -125,10 +139,29 @@ cdef class LinearRows:
     cdef int add_losses_of(self, const Problem *p, const Partials *partials) except -1:
         cdef int block
         if total_bad(p, partials):
-            raise_bad_label(self.target, self.ignore_index, p.n_classes)
+            raise_bad_label(self.given_target, self.ignore_index, p.n_classes)
         for block in range(p.n_blocks):
             add_pair(&self.total, partials.loss[block])
         return 0
+
+    def ignored(self, Py_ssize_t first, Py_ssize_t n_rows):
+        """Which of n rows from `first` on are ignored; None if none is."""
+        if not self.has_ignored:
+            return None
+        ignored = self.target[first:first + n_rows] == self.ignore_index
+        return ignored if ignored.any() else None
+
+    cdef object set_given(self, Problem *p, Py_ssize_t first, Py_ssize_t n_rows):
+        """Targets and weights of n rows from `first` on; returns the arrays, which have to live as long."""
+        cdef cnp.ndarray target = self.target[first:first + n_rows], sample_weight = None
+        p.n_rows = p.shape[0] = n_rows
+        add_operand(p, TARGETS if self.are_labels else Q, target, -1 if self.are_labels else 1)
+        if self.sample_weight is not None:
+            sample_weight = self.sample_weight[first:first + n_rows]
+            add_weights(p, sample_weight)
+        if p.data[LOSS]:
+            p.data[LOSS] += first * p.stride[LOSS][0]
+        return target, sample_weight
 
     def of_block(self, cnp.ndarray logits, Py_ssize_t first, bint with_grad):
         """Add the losses of rows from `first` on, whose logits these are; leave the gradient in their place."""
@@ -136,24 +169,19 @@ cdef class LinearRows:
         cdef Problem p = self.p
         cdef Environment host = enter_environment()
         try:
-            self.set_rows(&p, logits, first, with_grad)
+            rows = self.set_rows(&p, logits, first, with_grad)
             lay_out(&p)
             run_releasing_gil(&p, False, self.n_threads, &partials)
             self.add_losses_of(&p, &partials)
         finally:
             leave_environment(host)
 
-    cdef int set_rows(self, Problem *p, cnp.ndarray logits, Py_ssize_t first, bint with_grad) except -1:
-        """Of a block of rows from `first` on, whose logits these are; a gradient takes their place."""
-        cdef int array
-        p.n_rows = p.shape[0] = cnp.PyArray_DIM(logits, 0)
+    cdef object set_rows(self, Problem *p, cnp.ndarray logits, Py_ssize_t first, bint with_grad):
+        """A block of rows from `first` on, whose logits these are; a gradient takes their place. As `set_given`."""
         add_operand(p, LOGITS, logits, 1)
         if with_grad:
             add_operand(p, GRAD, logits, 1)
-        for array in range(N_ARRAYS):
-            if p.data[array] and array != LOGITS and array != GRAD:
-                p.data[array] += first * p.stride[array][0]
-        return 0
+        return self.set_given(p, first, cnp.PyArray_DIM(logits, 0))
 
     def begin_parts(self, logits, Py_ssize_t first):
         """For rows from `first` on whose logits come a part of the classes at a time: what is kept of them.
@@ -181,12 +209,13 @@ cdef class LinearRows:
                        bint with_grad) except -1:
         cdef Problem p = self.p
         cdef Rows *rows = <Rows *>cnp.PyArray_DATA(kept)
+        cdef object given
         cdef Py_ssize_t end = start + cnp.PyArray_DIM(logits, 1), number
         cdef Sums sums
         cdef int taken
         cdef Environment host = enter_environment()
         try:
-            self.set_rows(&p, logits, first, with_grad)
+            given = self.set_rows(&p, logits, first, with_grad)
             lay_out_parts(&p)
             p.data[LOGITS] -= start * p.layout[LOGITS].class_stride     # where class 0 would be
             if with_grad:
@@ -207,9 +236,13 @@ cdef class LinearRows:
 
     def of_dense(self, cnp.ndarray x, cnp.ndarray w, bias, input_grad, weight_grad, bias_grad, bint accumulate,
                  bint binary, Py_ssize_t memory):
-        """Add the losses of features x by weights w, (C, D), or (1, D) if binary; write the gradients not None."""
+        """Add the losses of features x by weights w, (C, D), or (1, D) if binary; write the gradients not None.
+
+        x and its gradient may have their rows on more axes than one.
+        """
         cdef Problem p = self.p
         cdef DenseCall call
+        rows = self.set_given(&p, 0, p.n_rows)
         call.with_hessian = False
         call.binary = binary
         call.accumulate = accumulate
@@ -261,9 +294,9 @@ cdef class LinearRows:
             layer.x = <char *>cnp.PyArray_DATA(x)
             layer.format = <Format>format_of(x)
             layer.swapped = is_swapped(x)
-            layer.row_stride = cnp.PyArray_STRIDE(x, 0)
-            layer.feature_stride = cnp.PyArray_STRIDE(x, 1)
-            layer.n_features = cnp.PyArray_DIM(x, 1)
+            layer.rows = grid_of(x)
+            layer.feature_stride = cnp.PyArray_STRIDE(x, layer.rows.n_axes)
+            layer.n_features = cnp.PyArray_DIM(x, layer.rows.n_axes)
             layer.n_columns = n_columns
             layer.padded = padded_features(layer.n_features, self.is_f64)
             packed = self.packed(w, bias, layer)
@@ -286,6 +319,7 @@ cdef class LinearRows:
             if input_grad is not None:
                 call.input_grad = <char *>cnp.PyArray_DATA(input_grad)
                 call.input_layout = layout_of(input_grad)
+                call.input_rows = grid_of(input_grad)
             call.plane_bytes = TILE * item
             call.row_bytes = TILE * layer.padded * item
             call.workspace_bytes = call.row_bytes * (2 if input_grad is not None else 1)

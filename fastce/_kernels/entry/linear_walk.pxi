@@ -6,11 +6,16 @@ from libc.string cimport memset
 
 cdef extern from "linear/linear.h" nogil:
     enum: LANES_F64
+    ctypedef struct Grid:
+        int n_axes
+        Py_ssize_t *length
+        Py_ssize_t *stride
     ctypedef struct Linear:
         const char *x
         Format format
         bint swapped
-        Py_ssize_t row_stride, feature_stride, n_features, padded, n_columns
+        Grid rows
+        Py_ssize_t feature_stride, n_features, padded, n_columns
         const void *w
         const void *bias
     ctypedef struct Features:
@@ -23,8 +28,8 @@ cdef extern from "linear/linear.h" nogil:
     void add_weight_grad(bint is_f64, const Linear *, const Features *, Py_ssize_t n_rows, const void *g,
                          double *sums) noexcept
     void add_bias_grad(bint is_f64, Py_ssize_t n_columns, Py_ssize_t n_rows, const void *g, double *sums) noexcept
-    void put_input_grad(bint is_f64, const Linear *, Py_ssize_t n_rows, const void *g, void *rows, const Layout *to,
-                        bint accumulate, char *array) noexcept
+    void put_input_grad(bint is_f64, const Linear *, Py_ssize_t first, Py_ssize_t n_rows, const void *g, void *rows,
+                        const Layout *to, const Grid *of_array, bint accumulate, char *array) noexcept
     void put_sums(bint is_f64, const Linear *, double *sums, Py_ssize_t n_blocks, const Layout *to, bint accumulate,
                   char *array) noexcept
     void put_bias_sums(Py_ssize_t n_columns, const double *sums, Py_ssize_t block_stride, Py_ssize_t n_blocks,
@@ -51,6 +56,7 @@ cdef enum:
     SPARSE_ROWS = 64                       # that a thread takes at a time
     SUM_BYTES = 1 << 22                    # of the weights' gradients of all blocks, if more than LEAST_BLOCKS
     LEAST_BLOCKS = 16
+    CHECKED_ROWS = 8192                    # at a time, where their targets or weights are gathered
     CLASS_FEATURES = 8                     # whose products take as long as the loss of a class
 
 # Numbers in a vector of this level.
@@ -65,6 +71,7 @@ cdef struct DenseCall:
     double *bias_sums
     char *input_grad
     Layout input_layout
+    Grid input_rows
     Py_ssize_t sum_size, bias_size         # doubles of a block
     char *workspace
     Py_ssize_t plane_bytes, row_bytes, workspace_bytes
@@ -107,8 +114,8 @@ cdef void run_dense_block(const Problem *p, const DenseCall *call, int block, ch
         if call.bias_sums:
             add_bias_grad(call.is_f64, call.l.n_columns, tile.n_rows, g, call.bias_sums + block * call.bias_size)
         if call.input_grad:
-            put_input_grad(call.is_f64, &call.l, tile.n_rows, g, input_grad, &call.input_layout, call.accumulate,
-                           call.input_grad + first * call.input_layout.row_stride)
+            put_input_grad(call.is_f64, &call.l, first, tile.n_rows, g, input_grad, &call.input_layout,
+                           &call.input_rows, call.accumulate, call.input_grad)
         if not call.with_hessian:
             end_tile(p, at, &tile, &rows, &sums)
     end_block(p, partials, block, &sums)
@@ -240,4 +247,15 @@ cdef Layout layout_of(cnp.ndarray a) except *:
     """Of an array of rows of classes or features, or of one number for each class."""
     cdef int last = cnp.PyArray_NDIM(a) - 1
     return Layout(<Format>format_of(a), is_swapped(a), cnp.PyArray_STRIDE(a, last),
-                  cnp.PyArray_STRIDE(a, 0) if last else 0)
+                  cnp.PyArray_STRIDE(a, last - 1) if last else 0)
+
+
+cdef Grid grid_of(cnp.ndarray a) except *:
+    """Of an array of rows, on at least one axis."""
+    cdef Grid grid
+    cdef int axis
+    grid.n_axes = cnp.PyArray_NDIM(a) - 1
+    for axis in range(grid.n_axes):
+        grid.length[axis] = cnp.PyArray_DIM(a, axis)
+        grid.stride[axis] = cnp.PyArray_STRIDE(a, axis)
+    return grid

@@ -5,12 +5,36 @@
 
 #include "rows/rows.h"
 
+enum { MAX_AXES = 64 };
+
+/* Where the rows of an array lie, whose axes before the last are any number, at least one: outermost first. */
+typedef struct {
+    int n_axes;
+    ptrdiff_t length[MAX_AXES], stride[MAX_AXES]; /* bytes */
+} Grid;
+
+/* Bytes from the first row to this one. */
+static ptrdiff_t offset_of(const Grid *g, ptrdiff_t row)
+{
+    ptrdiff_t offset = 0;
+    for (int k = g->n_axes - 1; k > 0; row /= g->length[k--]) offset += row % g->length[k] * g->stride[k];
+    return offset + row * g->stride[0];
+}
+
+/* How many of n rows, from this one on, are as far apart as neighbours of the innermost axis. */
+static ptrdiff_t evenly_apart(const Grid *g, ptrdiff_t row, ptrdiff_t n)
+{
+    const ptrdiff_t inner = g->length[g->n_axes - 1], left = inner - row % inner;
+    return g->n_axes == 1 || n < left ? n : left;
+}
+
 /* Features X and weights W of a call; `columns` of logits, which are the classes, or one of a binary loss. */
 typedef struct {
     const char *x;
     Format format;
     int swapped;
-    ptrdiff_t row_stride, feature_stride; /* bytes */
+    Grid rows;
+    ptrdiff_t feature_stride; /* bytes */
     ptrdiff_t n_features, padded;         /* padded: whole vectors of them */
     ptrdiff_t n_columns;
     const void *w;    /* n_columns x padded reals, 0 behind the features */
@@ -92,11 +116,16 @@ static void add_bias_grad(int is_f64, ptrdiff_t n_columns, ptrdiff_t n_rows, con
 }
 
 /* The gradient of a tile's features, to the array that it belongs in. */
-static void put_input_grad(int is_f64, const Linear *l, ptrdiff_t n_rows, const void *g, void *rows, const Layout *to,
-                           int accumulate, char *array)
+static void put_input_grad(int is_f64, const Linear *l, ptrdiff_t first, ptrdiff_t n_rows, const void *g, void *rows,
+                           const Layout *to, const Grid *of_array, int accumulate, char *array)
 {
+    const ptrdiff_t row_bytes = l->padded * (is_f64 ? 8 : 4);
     IN_PRECISION(is_f64, tile_input_grad, l, n_rows, g, rows);
-    IN_PRECISION(is_f64, put_rows, rows, l->padded, n_rows, l->n_features, to, accumulate, array);
+    for (ptrdiff_t i = 0, n; i < n_rows; i += n) {
+        n = evenly_apart(of_array, first + i, n_rows - i);
+        IN_PRECISION(is_f64, put_rows, (void *)((char *)rows + i * row_bytes), l->padded, n, l->n_features, to,
+                     accumulate, array + offset_of(of_array, first + i));
+    }
 }
 
 static void put_sums(int is_f64, const Linear *l, double *sums, ptrdiff_t n_blocks, const Layout *to, int accumulate,

@@ -38,23 +38,26 @@ INLINE vec FN(times_add)(REAL a, vec b, vec c) { return FN(fma)(FN(splat)(a), b,
 /* ---- Rows of features --------------------------------------------------------------------- */
 
 /* Whether rows of X can be used where they are: whole vectors, the last of which may overlap the one before. */
-INLINE int FN(is_direct)(const Linear *l)
+INLINE int FN(is_direct)(const Linear *l, const char *x, ptrdiff_t row_stride)
 {
     return l->format == REAL_FORMAT && !l->swapped && l->feature_stride == sizeof(REAL) && l->n_features >= LANES
-           && l->row_stride % (ptrdiff_t)sizeof(REAL) == 0 && (uintptr_t)l->x % sizeof(REAL) == 0;
+           && row_stride % (ptrdiff_t)sizeof(REAL) == 0 && (uintptr_t)x % sizeof(REAL) == 0;
 }
 
 static Features FN(features)(const Linear *l, ptrdiff_t first, ptrdiff_t n_rows, const int64_t *label, REAL *packed)
 {
-    const char *x = l->x + first * l->row_stride;
+    const char *x = l->x + offset_of(&l->rows, first);
+    const ptrdiff_t row_stride = l->rows.stride[l->rows.n_axes - 1];
     int any_ignored = 0;
     for (ptrdiff_t i = 0; i < n_rows; i++) any_ignored |= label[i] < 0;
-    if (!any_ignored && FN(is_direct)(l)) return (Features){x, l->row_stride / (ptrdiff_t)sizeof(REAL)};
+    if (!any_ignored && evenly_apart(&l->rows, first, n_rows) == n_rows && FN(is_direct)(l, x, row_stride))
+        return (Features){x, row_stride / (ptrdiff_t)sizeof(REAL)};
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         REAL *row = packed + i * l->padded;
         if (label[i] < 0) memset(row, 0, (size_t)l->padded * sizeof(REAL));
         else {
-            FN(fetch)(x + i * l->row_stride, l->format, l->swapped, l->feature_stride, l->n_features, row);
+            FN(fetch)(l->x + offset_of(&l->rows, first + i), l->format, l->swapped, l->feature_stride, l->n_features,
+                      row);
             memset(row + l->n_features, 0, (size_t)(l->padded - l->n_features) * sizeof(REAL));
         }
     }
