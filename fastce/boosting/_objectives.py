@@ -242,6 +242,8 @@ def _targets(target: ArrayLike, x: NDArray) -> NDArray:
 
 def _checked_soft(labels: NDArray) -> NDArray:
     """Soft labels. Two reads make sure of them, and no array of their size."""
+    if labels.dtype.kind not in "biuf":
+        raise TypeError(f"labels have dtype {labels.dtype}; expected numbers")
     with np.errstate(invalid="ignore"):
         if labels.min(initial=0) >= 0 and labels.max(initial=0) < math.inf:
             return labels
@@ -283,20 +285,34 @@ def logistic_loss(margins: ArrayLike, target: ArrayLike, weight: ArrayLike | Non
 
 def class_shares(y: ArrayLike, n_classes: int, sample_weight: ArrayLike | None) -> NDArray:
     """The share of each class in all rows, or in their weight."""
-    labels = _class_indices(np.asarray(y), n_classes)
-    return _shares(np.bincount(labels, _weights(sample_weight), n_classes))
+    labels = _class_indices(np.asarray(y).reshape(-1), n_classes)
+    return _shares(np.bincount(labels, _row_weights(sample_weight, labels.size), n_classes))
 
 
 def positive_share(y: ArrayLike, sample_weight: ArrayLike | None) -> float:
     """The share of class 1, of labels in [0, 1]."""
-    labels, weight = np.asarray(y, np.float64).reshape(-1), _weights(sample_weight)
+    labels = np.asarray(y, np.float64).reshape(-1)
     if (bad := ~((labels >= 0) & (labels <= 1))).any():
         row = int(bad.argmax())
         raise ValueError(
             f"label {labels[row]} at row {row}; expected a number in [0, 1]: more than 2 need n_classes"
         )
-    weight = np.ones(labels.shape) if weight is None else weight
+    weight = _row_weights(sample_weight, labels.size)
     return float(_shares(np.array([weight @ (1 - labels), weight @ labels]))[1])
+
+
+def _row_weights(sample_weight: ArrayLike | None, n_rows: int) -> NDArray:
+    if (weight := _weights(sample_weight)) is None:
+        return np.ones(n_rows)
+    weight = np.asarray(weight, np.float64).reshape(-1)
+    if weight.size != n_rows:
+        raise ValueError(f"sample_weight has {weight.size} numbers; expected {n_rows}, one for each label")
+    if (bad := ~((weight >= 0) & (weight < math.inf))).any():
+        row = int(bad.argmax())
+        raise ValueError(
+            f"sample_weight[{row}] is {weight[row]}; expected a number that is finite and not negative"
+        )
+    return weight
 
 
 def _shares(weights: NDArray) -> NDArray:

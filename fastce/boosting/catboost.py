@@ -141,6 +141,8 @@ class SoftmaxObjective(_objectives.Softmax):
                 raise IndexError(f"label {target}; expected a class, a whole number in [0, {self.n_classes})")
             q = np.zeros(self.n_classes)
             q[int(target)] = 1
+        else:
+            _objectives._checked_soft(q)
         if self.label_smoothing:
             q = (1 - self.label_smoothing) * q + self.label_smoothing / self.n_classes
         if self.class_weight is not None:
@@ -163,7 +165,7 @@ class SoftmaxObjective(_objectives.Softmax):
         if name in ("exact", "gauss-newton"):
             second = np.outer(p * total, p)
         if name == "exact" and self.curvature and self.gamma:
-            others = v.sum() - v
+            others = v @ (1 - np.eye(v.size))  # their sum would cancel in a sure row
             second += np.outer(p, p) * (others - v[:, None]) - np.outer(p, v * rest) - np.outer(v * rest, p)
             diagonal += p**2 * others + rest**2 * v
         np.fill_diagonal(second, diagonal)

@@ -342,20 +342,21 @@ def test_catboost_rows_are_the_derivatives_of_the_loss(gamma):
 
 @pytest.mark.once
 @pytest.mark.parametrize("label", [0, 1])
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_catboost_derivatives_of_sure_rows_have_their_digits(gamma, label):
+@pytest.mark.parametrize(("gamma", "smoothing"), [(0.0, 0.0), (2.0, 0.0), (1.0, 0.1)])
+def test_catboost_derivatives_of_sure_rows_have_their_digits(gamma, smoothing, label):
     skipping("catboost")
     from fastce.boosting import catboost as bridge
 
     for margin in (10.0, 30.0, 40.0, 90.0):
         x = np.array([margin, 0.0, 1.0])
-        objective = bridge.SoftmaxObjective(3, gamma=gamma, curvature="exact")
+        objective = bridge.SoftmaxObjective(3, gamma=gamma, label_smoothing=smoothing, curvature="exact")
         first, second = objective.calc_ders_multi(x, label, 1.0)
         exact = reference.softmax_derivatives(
-            x[None], np.array([label]), None, None, "whole", 1.0, -np.inf, gamma, 0.0
+            x[None], np.array([label]), None, None, "whole", 1.0, -np.inf, gamma, smoothing
         )
-        np.testing.assert_allclose(-first, exact[0][0].astype(float), rtol=1e-14)
-        np.testing.assert_allclose(-np.diag(second), exact[1][0].astype(float), rtol=1e-14)
+        rtol = 1e-13 if smoothing else 1e-14  # sums of terms of both signs
+        np.testing.assert_allclose(-first, exact[0][0].astype(float), rtol=rtol)
+        np.testing.assert_allclose(-np.diag(second), exact[1][0].astype(float), rtol=rtol)
 
 
 @pytest.mark.once
@@ -370,6 +371,8 @@ def test_catboost_labels_are_classes(label):
         bridge.softmax_loss.evaluate([np.zeros(2)] * 3, np.array([0, label]), None)
     with pytest.raises(ValueError, match="a row has 2 raw values; expected 3"):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(2), 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"label nan at \[1\]; expected a number that is finite"):
+        bridge.SoftLabelObjective(3).calc_ders_multi(np.zeros(3), [0.5, np.nan, 0.5], 1.0)
 
 
 # ---- What all share --------------------------------------------------------------------------------------
@@ -520,6 +523,13 @@ def test_starts_of_labels_that_are_no_classes(bridge, label):
             start([0, 1], n_classes, sample_weight=[0, 0])
         with pytest.raises(ValueError, match="y is empty"):
             start([], n_classes)
+        with pytest.raises(ValueError, match="sample_weight has 3 numbers; expected 2, one for each label"):
+            start([0, 1], n_classes, sample_weight=[1, 1, 1])
+        with pytest.raises(ValueError, match=r"sample_weight\[1\] is -1.0; expected a number that is finite"):
+            start([0, 1], n_classes, sample_weight=[2, -1])
+        column = start(np.array([[0], [1]]), n_classes, sample_weight=np.array([[1], [2]]))
+        plain = start([0, 1], n_classes, sample_weight=[1, 2])
+        np.testing.assert_array_equal(np.ravel(column), np.ravel(plain))
     if label != 0.5:
         with pytest.raises(ValueError, match=rf"label {label}(\.0)? at row 2; expected a number in \[0, 1\]"):
             start([0, 1, label])

@@ -1,6 +1,8 @@
 """What a call takes besides its arguments and its results."""
 
+import ctypes
 import json
+import mmap
 import subprocess
 import sys
 import tracemalloc
@@ -24,6 +26,34 @@ def extra(call, **more):
     finally:
         tracemalloc.stop()
     return most - before - sum(a.nbytes for a in results if isinstance(a, np.ndarray))
+
+
+def before_a_page(shape, dtype):
+    """An array that ends where memory that can't be read begins."""
+    page, size = mmap.PAGESIZE, int(np.prod(shape)) * dtype.itemsize
+    whole = -(-size // page) * page
+    memory = mmap.mmap(-1, whole + page)
+    end = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + whole
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(end), ctypes.c_size_t(page), 0) == 0
+    return np.frombuffer(memory, dtype, int(np.prod(shape)), whole - size).reshape(shape)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect")
+@pytest.mark.parametrize("n_classes", [1, 3, 7, 127, 130, 131, 135, 1025, 1031, 8195])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_nothing_is_read_or_written_behind_an_array(dtype, n_classes):
+    x, out = (before_a_page((3, n_classes), np.dtype(dtype)) for _ in range(2))
+    x[...] = np.linspace(-3, 3, x.size).reshape(x.shape)
+    y, copy = np.arange(3) % n_classes, x.copy()
+    for function in (fastce.softmax, fastce.log_softmax):
+        assert (function(x, axis=-1, out=out) == function(copy, axis=-1)).all()
+    assert (fastce.logsumexp(x, axis=-1) == fastce.logsumexp(copy, axis=-1)).all()
+    for options in ({}, {"label_smoothing": 0.1}, {"temperature": 2.0}, {"softcap": 10.0}):
+        assert fastce.cross_entropy(x, y, **options) == fastce.cross_entropy(copy, y, **options)
+        _, expected = fastce.cross_entropy_and_grad(copy, y, **options)
+        assert (fastce.cross_entropy_and_grad(x, y, out=out, **options)[1] == expected).all()
+    fastce.cross_entropy_and_grad(x, y, out=x)
+    assert (x == fastce.cross_entropy_and_grad(copy, y)[1]).all()
 
 
 @pytest.mark.parametrize("shape", [(20_000, 50), (50, 20_000)], ids=str)

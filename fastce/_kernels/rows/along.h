@@ -96,11 +96,11 @@ INLINE void FN(find_own_term)(const Tile *tile, Rows *rows, ptrdiff_t i)
     rows->own[i] = (label_share + (formula->even + formula->share * q_y)) * w;
 }
 
-/* Whether write_run writes to the gradient itself. Terms are for reals. */
+/* Whether write_run writes to the gradient itself: to halves no terms. */
 INLINE int FN(takes_runs)(const Tile *tile)
 {
-    const int only_reals = tile->formula->has_terms || tile->formula->by_element;
-    return FN(is_contiguous)(&tile->grad_layout) || (FN(is_run)(&tile->grad_layout) && !only_reals);
+    const Layout *to = &tile->grad_layout;
+    return !tile->formula->by_element && (FN(is_contiguous)(to) || (FN(is_run)(to) && !tile->formula->has_terms));
 }
 
 /* chunk_write of a run of row i, its loop once for each kind of terms and each format. */
@@ -228,8 +228,8 @@ INLINE REAL *FN(staged_row)(const Tile *tile, ptrdiff_t i)
     return (REAL *)(tile->grad + i * tile->grad_layout.row_stride);
 }
 
-/* n logits of row i, as the exps are taken of them: in the scratch where something else is, or where terms are taken of
- * them as well. */
+/* n logits of row i, as the exps are taken of them: where they are, or in the scratch if they are transformed, no run, or
+ * read by terms, which take reals. */
 INLINE Run FN(logits_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n, REAL *scratch)
 {
     const Layout *from = &tile->logits_layout;
@@ -339,12 +339,13 @@ static void FN(write_short_rows)(const Tile *tile, const Rows *rows)
         for (ptrdiff_t i = 0; i < tile->n_rows; i++) FN(write_log_run)(tile, rows, i, 0, n);
         return;
     }
+    if (tile->formula->by_element) {
+        for (ptrdiff_t i = 0; i < tile->n_rows; i++)
+            FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i));
+        return;
+    }
     FN(set_factors)(rows, rows->alpha, tile->n_rows, &factors);
     for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        if (tile->formula->by_element) {
-            FN(finish_run)(tile, rows, i, 0, n, FN(scratch_row)(tile, i));
-            continue;
-        }
         REAL *scratch = FN(scratch_row)(tile, i);
         const FN(Output) g = FN(output_of_row)(tile, i, 0, takes, scratch);
         const FN(Factor) factor = FN(factor_of_row)(&factors, i);

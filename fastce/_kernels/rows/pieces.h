@@ -180,7 +180,7 @@ static void FN(write_piece)(const Tile *tile, const Rows *rows, ptrdiff_t piece)
 {
     const ptrdiff_t length = piece_length(tile->n_classes);
     const ptrdiff_t end = FN(smaller)((piece + 1) * length, tile->n_classes);
-    const int by_element = tile->formula->by_element, takes = FN(takes_runs)(tile) && !by_element;
+    const int by_element = tile->formula->by_element, takes = FN(takes_runs)(tile);
     const REAL *staged = FN(staged_long_row)(tile);
     const FN(Exps) exps = FN(exps_of_row)(tile, rows);
     const FN(Factor) factor = FN(factor)(rows->alpha[0], rows->all[0], rows->all_low[0]);

@@ -131,7 +131,7 @@ INLINE void FN(stage_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, const FN(A
         const FN(Exps) near_exps = FN(near_exps)(exps);
         sum = FN(stage_lanes)(x + i, n_classes, &near_exps, ahead);
     } else sum = FN(stage_lanes)(x + i, n_classes, &exps, ahead);
-    FN(store)(a->sum + i, sum.high + (m - m)); /* NaN where that is infinite */
+    FN(store)(a->sum + i, sum.high); /* NaN where m is infinite, as all exps against it are */
     FN(store)(a->low + i, sum.low);
 }
 

@@ -299,7 +299,7 @@ INLINE REAL FN(number_of_run)(Run x, ptrdiff_t j)
     return FN(load_one)(x.at + j * (ptrdiff_t)format_size(x.format), x.format, 0);
 }
 
-/* A statement in which the format of a run is a constant. */
+/* A statement in which the format of a run, a variable that this sets, is a constant. */
 #undef FOR_FORMAT
 #ifdef HALVES_IN_REGISTERS
 #define FOR_FORMAT(run, statement) \
