@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import DTYPES, bits, nasty
+from conftest import DTYPES, HALVES, bits, nasty
 
 import fastce
 
@@ -84,6 +84,28 @@ def test_past_the_caches(shape, rng):
         whole = function(x, y, out=out)
         for rows in np.array_split(np.arange(len(x)), 3):
             assert bits(whole[rows]) == bits(function(x[rows], y[rows]))
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 129, 137, 1031, 8200])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_halves_are_computed_in_float32(dtype, n_classes):
+    """Losses are those of the widened logits, what is written is theirs rounded once, wherever rows begin."""
+    x, y = nasty(dtype, 40, n_classes)
+    wide, place = x.astype(np.float32), np.empty(x.size + 1, dtype)[1:].reshape(x.shape)
+    with np.errstate(all="ignore"):
+        for name, value in (("label_smoothing", 0.1), ("temperature", 1.7), ("softcap", 20.0), ("z_loss", 0)):
+            options = {name: value}
+            expected, gradient = fastce.cross_entropy_and_grad(wide, y, reduction="none", **options)
+            place[...] = x
+            loss, grad = fastce.cross_entropy_and_grad(place, y, reduction="none", out=place, **options)
+            np.testing.assert_array_equal(loss, expected)
+            np.testing.assert_array_equal(grad, gradient.astype(dtype))
+            np.testing.assert_array_equal(fastce.cross_entropy(x, y, reduction="none", **options), expected)
+        for function in (fastce.softmax, fastce.log_softmax):
+            place[...] = x
+            expected = function(wide, axis=1).astype(dtype)
+            np.testing.assert_array_equal(function(place, axis=1, out=place), expected)
+            np.testing.assert_array_equal(function(x, axis=1), expected)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
