@@ -47,7 +47,6 @@ INLINE const REAL *FN(q_run)(const Tile *tile, ptrdiff_t i, ptrdiff_t start, ptr
     return FN(numbers)(tile->q + i * tile->q_layout.row_stride, &tile->q_layout, start, n, (REAL *)tile->second);
 }
 
-/* Where the largest of n numbers, which is `most`, stands first. */
 INLINE ptrdiff_t FN(place_in_run)(REAL most, Run q, ptrdiff_t n)
 {
     ptrdiff_t j = 0;
@@ -56,6 +55,7 @@ INLINE ptrdiff_t FN(place_in_run)(REAL most, Run q, ptrdiff_t n)
     return j < n ? j : 0; /* nothing but NaN */
 }
 
+/* Where the largest of n numbers, which is `most`, stands first. */
 static ptrdiff_t FN(place_of)(REAL most, Run q, ptrdiff_t n) { FOR_FORMAT(q, return FN(place_in_run)(most, q, n)); }
 
 static const REAL *FN(all_terms)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t n, REAL *d)
@@ -176,7 +176,6 @@ static void FN(finish_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrd
     }
 }
 
-/* Logarithms of softmaxes of a run of row i. The logits are still in place, also where they are to be overwritten. */
 INLINE void FN(write_logs)(Run x, FN(Output) out, ptrdiff_t n, vec m, vec log_sum)
 {
     ptrdiff_t j = FN(before_streams)(out, n);
@@ -185,6 +184,7 @@ INLINE void FN(write_logs)(Run x, FN(Output) out, ptrdiff_t n, vec m, vec log_su
     if (j < n) FN(put_lanes)(out, j, n - j, (FN(load_run_n)(x, j, n - j, 0) - m) - log_sum);
 }
 
+/* Logarithms of softmaxes of a run of row i. The logits are still in place, also where they are to be overwritten. */
 static void FN(write_log_run)(const Tile *tile, const Rows *rows, ptrdiff_t i, ptrdiff_t start, ptrdiff_t n)
 {
     const Layout *from = &tile->logits_layout, *to = &tile->grad_layout;

@@ -155,18 +155,19 @@ static void FN(softmax_of_few)(const Tile *tile)
     const ptrdiff_t n_classes = tile->n_classes;
     const FN(Ahead) first = FN(ahead)(tile, n_classes);
     REAL *x = (REAL *)tile->scratch;
-    FN(TwoClasses) two;
-    FN(Anchored) a;
     FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, 0, n_classes, x);
-    if (n_classes == 2) FN(ask_for_two)(tile);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        if (n_classes == 2) FN(sweep_larger)(x, i, &two);
-        else FN(stage_exps)(x, n_classes, i, &ahead, &a);
-    }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        if (n_classes == 2) FN(write_shares_of_two)(x, i, &two);
-        else FN(divide_exps)(x, n_classes, i, &a);
+    if (n_classes == 2) {
+        FN(TwoClasses) two;
+        FN(ask_for_two)(tile);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &two);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(write_shares_of_two)(x, i, &two);
+    } else {
+        FN(Anchored) a;
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
+            const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
+            FN(stage_exps)(x, n_classes, i, &ahead, &a);
+        }
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(divide_exps)(x, n_classes, i, &a);
     }
     FN(put_plane)(tile, tile->grad, &tile->grad_layout, 0, n_classes, x);
 }
