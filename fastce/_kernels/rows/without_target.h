@@ -67,14 +67,13 @@ INLINE FN(Sum) FN(log_sums)(const FN(Anchored) *a, ptrdiff_t i)
 }
 
 /* As float64: m, log_s and their sum. */
-INLINE void FN(store_log_sums)(vec anchor, FN(Sum) log_s, ptrdiff_t i, Rows *rows)
+INLINE void FN(store_log_sums)(const REAL *anchor, FN(Sum) log_s, ptrdiff_t i, Rows *rows)
 {
-    REAL m_of[LANES_COUNT], high[LANES_COUNT], low[LANES_COUNT];
-    FN(store)(m_of, anchor);
+    REAL high[LANES_COUNT], low[LANES_COUNT];
     FN(store)(high, log_s.high);
     FN(store)(low, log_s.low);
     for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
-        const vec_f64 m = FN(load_wide)(m_of + k), whole = FN(load_wide)(high + k) + FN(load_wide)(low + k);
+        const vec_f64 m = FN(load_wide)(anchor + k), whole = FN(load_wide)(high + k) + FN(load_wide)(low + k);
         store_f64(rows->anchor + i + k, m);
         store_f64(rows->log_sum + i + k, whole);
         store_f64(rows->loss + i + k, m + whole);
@@ -92,8 +91,8 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
         FN(ask_for_two)(tile);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &two);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-            const vec m = FN(larger)(FN(load)(x + i), FN(load)(x + TILE + i));
-            FN(store_log_sums)(m, FN(log_sums_of_two)(&two, i), i, rows);
+            FN(store)(a.anchor + i, FN(larger)(FN(load)(x + i), FN(load)(x + TILE + i)));
+            FN(store_log_sums)(a.anchor + i, FN(log_sums_of_two)(&two, i), i, rows);
         }
         return;
     }
@@ -103,7 +102,7 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
         FN(sum_exps)(x, tile->n_classes, i, 1, 0, tile->grad != NULL, 0, &ahead, &a);
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
-        FN(store_log_sums)(FN(load)(a.anchor + i), FN(log_sums)(&a, i), i, rows);
+        FN(store_log_sums)(a.anchor + i, FN(log_sums)(&a, i), i, rows);
 }
 
 /* ---- Softmaxes ------------------------------------------------------------------------------ */
