@@ -48,16 +48,23 @@ INLINE int FN(knows_maxima)(const Tile *tile)
     return FN(is_single)(tile) || tile->formula->has_terms || tile->hess || tile->q;
 }
 
-INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally)
+/* The largest of m and n logits of each lane. A NaN is passed over here and met by the sums. */
+INLINE vec FN(largest_in_lanes)(const REAL *x, ptrdiff_t n, vec m)
 {
-    vec m = first ? FN(splat)(-INFINITY) : FN(load)(tally->max + i), m2 = FN(splat)(-INFINITY);
+    vec m2 = m;
     ptrdiff_t c = 0;
     for (; c + 2 <= n; c += 2) {
-        m = FN(larger)(FN(load)(x + c * TILE + i), m); /* a NaN is passed over here and met by lanes_sum */
-        m2 = FN(larger)(FN(load)(x + (c + 1) * TILE + i), m2);
+        m = FN(larger)(FN(load)(x + c * TILE), m);
+        m2 = FN(larger)(FN(load)(x + (c + 1) * TILE), m2);
     }
-    if (c < n) m = FN(larger)(FN(load)(x + c * TILE + i), m);
-    FN(store)(tally->max + i, FN(larger)(m, m2));
+    if (c < n) m = FN(larger)(FN(load)(x + c * TILE), m);
+    return FN(larger)(m, m2);
+}
+
+INLINE void FN(lanes_max)(const REAL *x, ptrdiff_t n, ptrdiff_t i, int first, FN(Tally) *tally)
+{
+    const vec m = first ? FN(splat)(-INFINITY) : FN(load)(tally->max + i);
+    FN(store)(tally->max + i, FN(largest_in_lanes)(x + i, n, m));
 }
 
 /* Adds the exps of all classes but the targets, whose logits are noted; stages the exps in place if asked to. */

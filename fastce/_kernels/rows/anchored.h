@@ -1,10 +1,10 @@
 /* Plain cross-entropy from labels across rows: each row against its target's own logit.
  *
- * Included once per REAL_BITS, after plain.h. With d_j = x_j - x_y and r = sum_{j != y} exp(d_j)
+ * Included once per REAL_BITS, after plain.h. With d_j = (x_j - x_y) / T and r = sum_{j != y} exp(d_j)
  *
- *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r),   alpha = w / normalizer
+ *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r)
  *
- * from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
+ * with alpha = w / (normalizer T), from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
  * vectors of rows that do not wait for one another. Every class but the target is treated alike, whichever is the
  * largest.
  *
@@ -54,12 +54,12 @@ INLINE FN(mask) FN(are_set)(const REAL *flags) { return FN(not_less)(FN(load)(fl
 /* ---- Sweep --------------------------------------------------------------------------------- */
 
 /* Exps against a logit, scaled as said above. gap: of the largest above it. */
-INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap)
+INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap, const FN(Units) *units)
 {
-    const vec k = FN(fma)(gap, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)) - TO_INTEGER;
-    FN(Exps) exps = FN(exps_against)(anchor, &FN(plain_units));
+    const vec k = FN(fma)(gap * units->inverse, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)) - TO_INTEGER;
+    FN(Exps) exps = FN(exps_against)(anchor, units);
     exps.bias += STEPS * (ANCHOR_SHIFT - EXP_SHIFT) - STEPS * k;
-    exps.lowest += gap + (ANCHOR_LOWEST - EXP_LOWEST);
+    exps.lowest += gap + (ANCHOR_LOWEST / EXP_LOWEST - 1) * units->lowest;
     return exps;
 }
 
@@ -88,20 +88,22 @@ INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps,
 }
 
 /* Where the sums of a vector of rows start from, in a loop of its own: sums have nothing to wait for. */
-INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, FN(Anchored) *a)
+INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, const FN(Units) *units,
+                             FN(Anchored) *a)
 {
     ivec y, here = {0};
     memcpy(&y, a->target + i, sizeof y);
     x += i;
-    vec x_y = few ? FN(load)(x) : FN(load)(a->x_y + i), most = few ? x_y : FN(larger)(FN(load)(x), x_y);
-    for (ptrdiff_t c = 1; c < n_classes; c++) {
+    vec x_y = few ? FN(load)(x) : FN(load)(a->x_y + i), most = x_y;
+    if (!few) most = FN(largest_in_lanes)(x, n_classes, x_y);
+    for (ptrdiff_t c = 1; few && c < n_classes; c++) {
         const vec x_c = FN(load)(x + c * TILE);
         here += 1;
-        if (few) x_y = FN(select)(FN(differ)(y, here), x_y, x_c);
-        most = FN(larger)(x_c, most); /* a NaN is passed over here and met by the sum */
+        x_y = FN(select)(FN(differ)(y, here), x_y, x_c);
+        most = FN(larger)(x_c, most);
     }
     const vec gap = most - x_y;
-    const FN(mask) near = FN(not_less)(FN(splat)(FAR_GAP), gap);
+    const FN(mask) near = FN(not_less)(FN(splat)(FAR_GAP), gap * units->inverse);
     FN(store)(a->x_y + i, x_y);
     FN(store)(a->anchor + i, FN(select)(near, x_y, most));
     FN(store)(a->near + i, FN(keep)(near, FN(splat)(1)));
@@ -109,19 +111,23 @@ INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, in
 }
 
 INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, int writes, int smoothed,
-                         const FN(Ahead) *ahead, FN(Anchored) *a)
+                         const FN(Ahead) *ahead, const FN(Units) *units, FN(Anchored) *a)
 {
     const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i), x_y = FN(load)(a->x_y + i);
     sum_vec all_gaps = {{0}, {0}}, *gaps = smoothed ? &all_gaps : NULL;
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
-    const FN(Exps) exps = FN(anchored_exps)(anchor, gap);
-    const FN(Sum) own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
-    FN(Sum) sum;
-    if (FN(are_near)(&exps)) {
-        const FN(Exps) near_exps = FN(near_exps)(exps);
-        sum = FN(sum_lanes)(x + i, n_classes, &near_exps, y, few, stage, writes, ahead, x_y, gaps);
-    } else sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, writes, ahead, x_y, gaps);
+    FN(Exps) exps = FN(anchored_exps)(anchor, gap, &FN(plain_units));
+    FN(Sum) own, sum;
+    if (units->inverse == 1 && FN(are_near)(&exps)) {
+        exps = FN(near_exps)(exps);
+        own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
+        sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, writes, ahead, x_y, gaps);
+    } else {
+        exps = FN(anchored_exps)(anchor, gap, units);
+        own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
+        sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, writes, ahead, x_y, gaps);
+    }
     if (smoothed) FN(store_sums)(a->gaps + i, a->gaps_low + i, all_gaps);
     FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
     FN(store)(a->low + i, sum.low);
@@ -137,14 +143,17 @@ INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int
 INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, const FN(Sum) *alpha, FN(Anchored) *a,
                       Rows *rows)
 {
-    const double even = tile->formula->even;
+    const Formula *f = tile->formula;
+    const Temperature *t = &f->temperature;
+    const double even = f->even * t->factor / t->divisor;
     const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->low + i)};
     const FN(Sum) own = {FN(load)(a->own + i), FN(load)(a->own_low + i)};
     const FN(mask) near = FN(are_set)(a->near + i);
     const FN(Sum) r = FN(joined)(FN(quotient)(sum, own, FN(load)(a->by_own + i)));
     const FN(Sum) log_s = FN(log1p_of_pair)(FN(select)(near, r.high, r.high - 1), r.low);
     const vec m = FN(load)(a->anchor + i), x_y = FN(load)(a->x_y + i), gap = m - x_y, back = gap - m;
-    const FN(Sum) gaps = {gap, (m - (gap - back)) - (x_y + back)}; /* TwoSum */
+    FN(Sum) gaps = {gap, (m - (gap - back)) - (x_y + back)}; /* TwoSum */
+    if (t->factor != t->divisor) gaps = FN(product)(gaps, FN(inverse)(t));
     for (ptrdiff_t k = i; smoothed && k < i + LANES; k++)
         a->gaps[k] = even * (REAL_BITS == 64 && isfinite(a->gaps[k]) ? a->gaps[k] + a->gaps_low[k] : a->gaps[k]);
     const vec finite = FN(finish_losses)(gaps, log_s, smoothed ? a->gaps + i : NULL, plain, i, rows);
@@ -155,17 +164,16 @@ INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, co
     const FN(mask) is_below = FN(not_less)(FN(absolute)(whole), FN(absolute)(peak));
     FN(store)(a->whole + i, whole);
     FN(store)(a->unit + i, unit);
-    const vec share = smoothed ? whole * FN(splat)((REAL)(even * (tile->n_classes - 1))) : (vec){0};
+    const vec share = smoothed ? whole * FN(splat)((REAL)(f->even * (tile->n_classes - 1))) : (vec){0};
     FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak) - share); /* NaN stays */
     return finite;
 }
 
 INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(Anchored) *a, Rows *rows)
 {
-    const double normalizer = tile->formula->normalizer;
     FN(Alphas) alphas;
     vec finite = {0};
-    if (tile->grad) FN(find_alphas)(rows, plain ? 1 : tile->n_rows, normalizer, &alphas);
+    if (tile->grad) FN(find_alphas)(tile->formula, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(Sum) alpha = {{0}, {0}};
         if (tile->grad) alpha = FN(alpha)(&alphas, plain ? 0 : i);
@@ -217,17 +225,18 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smo
     const int with_grad = tile->grad != NULL;
     const ptrdiff_t n_classes = tile->n_classes;
     const REAL even = smoothed ? (REAL)tile->formula->even : 0;
+    const FN(Units) units = *FN(units)(&tile->formula->temperature); /* a copy: stores do not change it */
     REAL *x = (REAL *)tile->scratch;
     for (ptrdiff_t i = 0; !few && i < FN(in_vectors)(tile->n_rows); i++) {
         REAL *at = x + FN(place_of_target)(a, i);
         a->x_y[i] = *at;
         *at = -INFINITY; /* out of the sum */
     }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, a);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_anchors)(x, n_classes, i, few, &units, a);
     const FN(Ahead) first = FN(ahead)(tile, n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        FN(sum_exps)(x, n_classes, i, few, with_grad, with_grad, smoothed, &ahead, a);
+        FN(sum_exps)(x, n_classes, i, few, with_grad, with_grad, smoothed, &ahead, &units, a);
     }
     const int finite = FN(anchored_epilogue)(tile, plain, smoothed, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)

@@ -11,6 +11,11 @@
 #define FASTCE_PLAIN_H
 #define LEAST_NORMALIZER 0x1p-20
 #define MOST_NORMALIZER 0x1p37
+/* What divides a gradient with respect to the logits as given. */
+INLINE double divisor_of_gradient(const Formula *f)
+{
+    return f->normalizer * (f->temperature.divisor / f->temperature.factor);
+}
 #define LESS_THAN_HALF (1 - 0x1p-20) /* an ULP: alpha as a sum is not rounded up to more than alpha is as a REAL */
 #endif
 
@@ -70,14 +75,30 @@ INLINE FN(Sum) FN(joined)(FN(Sum) a)
     return (FN(Sum)){high, a.low - (high - a.high)};
 }
 
-/* alpha = weight / normalizer of each row. */
+/* Logits' differences over a temperature. */
+INLINE FN(Sum) FN(inverse)(const Temperature *t)
+{
+    const double nearly = t->factor / t->divisor;
+    const vec_f64 lost = residual_f64(splat_f64(t->factor), splat_f64(nearly), splat_f64(t->divisor)) / t->divisor;
+    const REAL high = (REAL)nearly;
+    return (FN(Sum)){FN(splat)(high), FN(splat)((REAL)((nearly - high) + lost[0]))};
+}
+
+INLINE FN(Sum) FN(product)(FN(Sum) a, FN(Sum) b)
+{
+    const vec high = a.high * b.high;
+    return (FN(Sum)){high, FN(product_error)(a.high, b.high, high) + (a.high * b.low + a.low * b.high)};
+}
+
+/* alpha = weight / (normalizer T) of each row. */
 typedef struct { REAL high[TILE], low[TILE]; } FN(Alphas);
 
 /* All of a tile at once: what is written here in parts of a vector is read as a whole. */
-INLINE void FN(find_alphas)(const Rows *rows, ptrdiff_t n_rows, double normalizer, FN(Alphas) *alphas)
+INLINE void FN(find_alphas)(const Formula *f, const Rows *rows, ptrdiff_t n_rows, FN(Alphas) *alphas)
 {
+    const double divisor = divisor_of_gradient(f);
     for (ptrdiff_t i = 0; i < FN(in_vectors)(n_rows); i += LANES_F64) {
-        const vec_f64 alpha = load_f64(rows->weight + i) / normalizer;
+        const vec_f64 alpha = load_f64(rows->weight + i) / divisor;
         FN(store_narrow)(alphas->high + i, alpha);
         FN(store_narrow)(alphas->low + i, (alpha - FN(load_wide)(alphas->high + i)) * LESS_THAN_HALF);
     }

@@ -218,10 +218,10 @@ static void epilogue(const Tile *tile, Rows *rows)
  * more than leaves the loss against the target the largest term, nor by a share that is subnormal; few classes. */
 static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, int has_q)
 {
+    const double divisor = divisor_of_gradient(f);
     const int smoothed = f->has_terms && !f->class_weight && f->smoothing <= 0.5 && f->even >= 0x1p-126;
     return f->kind == CROSS_ENTROPY && !has_q && (!f->has_terms || smoothed) && !f->by_element && f->z_loss == 0
-           && f->temperature.divisor == 1 && n_classes * item <= FEW_BYTES
-           && f->normalizer >= LEAST_NORMALIZER && f->normalizer <= MOST_NORMALIZER;
+           && n_classes * item <= FEW_BYTES && divisor >= LEAST_NORMALIZER && divisor <= MOST_NORMALIZER;
 }
 
 /* Rows of extreme weights, in a tile of their own. */

@@ -1,6 +1,6 @@
 /* Plain cross-entropy of two classes from labels across rows: every lane of a vector holds a row.
  *
- * Included once per REAL_BITS, after plain.h. With d = x_other - x_y, exact as a sum of two REALs, and e = exp(-|d|)
+ * Included once per REAL_BITS, after plain.h. With d = (x_other - x_y) / T, a sum of two REALs, and e = exp(-|d|)
  *
  *     loss = w (max(d, 0) + log1p(e))        g_other = alpha (d > 0 ? 1 : e) / (1 + e)        g_y = -g_other
  *
@@ -29,18 +29,20 @@ INLINE FN(Sum) FN(exp_of_sum)(FN(Sum) d)
     return FN(exp_and_rest)((FN(Exp)){counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)});
 }
 
-INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, FN(TwoClasses) *a)
+INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, const Temperature *t, FN(TwoClasses) *a)
 {
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
     const uvec sign = (uvec)FN(splat)(-0.0f), flip = (uvec)y << (REAL_BITS - 1);
     const vec x0 = FN(load)(x + i), x1 = FN(load)(x + TILE + i), up = x1 - x0, back = up - x1;
     const vec up_low = (x1 - (up - back)) - (x0 + back); /* TwoSum */
-    const vec d = (vec)((uvec)up ^ flip), d_low = (vec)((uvec)up_low ^ flip);
-    const FN(mask) below = FN(not_less)((vec){0}, d);
-    const FN(Sum) e = FN(exp_of_sum)((FN(Sum)){(vec)((uvec)d | sign), (vec)((uvec)d_low ^ (~(uvec)d & sign))});
-    FN(store)(a->gap + i, FN(larger)((vec){0}, d));
-    FN(store)(a->gap_low + i, FN(select)(below, 0 * d, d_low)); /* infinity leaves a NaN */
+    FN(Sum) d = {(vec)((uvec)up ^ flip), (vec)((uvec)up_low ^ flip)};
+    if (t->factor != t->divisor) d = FN(product)(d, FN(inverse)(t));
+    const FN(mask) below = FN(not_less)((vec){0}, d.high);
+    const FN(Sum) e = FN(exp_of_sum)((FN(Sum)){(vec)((uvec)d.high | sign),
+                                               (vec)((uvec)d.low ^ (~(uvec)d.high & sign))});
+    FN(store)(a->gap + i, FN(larger)((vec){0}, d.high));
+    FN(store)(a->gap_low + i, FN(select)(below, 0 * d.high, d.low)); /* infinity leaves a NaN */
     FN(store)(a->e + i, e.high);
     FN(store)(a->e_low + i, e.low);
 }
@@ -93,13 +95,13 @@ INLINE void FN(ask_for_two)(const Tile *tile)
 INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a, Rows *rows, ptrdiff_t *extreme)
 {
     const int with_grad = tile->grad != NULL;
-    const double normalizer = tile->formula->normalizer;
+    const Formula *f = tile->formula;
     REAL *x = (REAL *)tile->scratch;
     FN(Alphas) alphas;
     vec finite = {0};
     FN(ask_for_two)(tile);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, a);
-    if (with_grad) FN(find_alphas)(rows, plain ? 1 : tile->n_rows, normalizer, &alphas);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, &f->temperature, a);
+    if (with_grad) FN(find_alphas)(f, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         finite += FN(losses_of_two)(i, plain, a, rows);
         if (with_grad) FN(write_two)(x, i, plain, FN(alpha)(&alphas, plain ? 0 : i), a);

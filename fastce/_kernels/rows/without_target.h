@@ -9,12 +9,12 @@
 
 /* ---- Of two: the larger logit is the target ------------------------------------------------- */
 
-INLINE void FN(sweep_larger)(const REAL *x, ptrdiff_t i, FN(TwoClasses) *a)
+INLINE void FN(sweep_larger)(const REAL *x, ptrdiff_t i, const Temperature *t, FN(TwoClasses) *a)
 {
     const FN(mask) is_first = FN(not_less)(FN(load)(x + i), FN(load)(x + TILE + i));
     const ivec first = {0}, y = (ivec)FN(select)(is_first, (vec)first, (vec)(first + 1));
     memcpy(a->target + i, &y, sizeof y);
-    FN(sweep_two)(x, i, a);
+    FN(sweep_two)(x, i, t, a);
 }
 
 INLINE FN(Sum) FN(log_sums_of_two)(const FN(TwoClasses) *a, ptrdiff_t i)
@@ -89,7 +89,7 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
     if (tile->n_classes == 2) {
         FN(TwoClasses) two;
         FN(ask_for_two)(tile);
-        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &two);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &tile->formula->temperature, &two);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
             FN(store)(a.anchor + i, FN(larger)(FN(load)(x + i), FN(load)(x + TILE + i)));
             FN(store_log_sums)(a.anchor + i, FN(log_sums_of_two)(&two, i), i, rows);
@@ -99,7 +99,7 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_largest)(x, tile->n_classes, i, &a);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        FN(sum_exps)(x, tile->n_classes, i, 1, 0, tile->grad != NULL, 0, &ahead, &a);
+        FN(sum_exps)(x, tile->n_classes, i, 1, 0, tile->grad != NULL, 0, &ahead, &FN(plain_units), &a);
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
         FN(store_log_sums)(a.anchor + i, FN(log_sums)(&a, i), i, rows);
@@ -122,9 +122,8 @@ INLINE FN(Sum) FN(stage_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exp
 
 INLINE void FN(stage_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, const FN(Ahead) *ahead, FN(Anchored) *a)
 {
-    vec m = FN(load)(x + i);
-    for (ptrdiff_t c = 1; c < n_classes; c++) m = FN(larger)(FN(load)(x + c * TILE + i), m);
-    const FN(Exps) exps = FN(anchored_exps)(m, (vec){0});
+    const vec m = FN(largest_in_lanes)(x + i, n_classes, FN(splat)(-INFINITY));
+    const FN(Exps) exps = FN(anchored_exps)(m, (vec){0}, &FN(plain_units));
     FN(Sum) sum;
     if (FN(are_near)(&exps)) {
         const FN(Exps) near_exps = FN(near_exps)(exps);
@@ -158,7 +157,7 @@ static void FN(softmax_of_few)(const Tile *tile)
     if (n_classes == 2) {
         FN(TwoClasses) two;
         FN(ask_for_two)(tile);
-        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &two);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &tile->formula->temperature, &two);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(write_shares_of_two)(x, i, &two);
     } else {
         FN(Anchored) a;
