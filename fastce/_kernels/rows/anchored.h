@@ -16,9 +16,6 @@
  *
  *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
  *
- * A label that is smoothed by no more than a half takes even = smoothing / C from every gradient but its own, which is
- * alpha (even (C - 1) - r / (1 + r)), and adds w even sum_j (x_y - x_j) to the loss.
- *
  * Largest errors of float32 losses that hill climbing finds, among 3 to 10 classes: 1.91 ULP (v3) at logits of
  * -0.40629184, -7.3330407, -1.6735141 and 1.75 ULP (baseline) at 5.9087324, 0.02673393, 4.5059867, -2.7993119,
  * 0.70783275, -0.6921279, -2.813828, the first one the target's.
@@ -46,14 +43,12 @@ typedef struct {
     REAL sum[TILE], low[TILE];                 /* of the staged exps but the target's, and what that lacks */
     REAL own[TILE], own_low[TILE], by_own[TILE]; /* the staged exp of the anchor; 1 / own */
     REAL unit[TILE], peak[TILE], whole[TILE];  /* what makes gradients of staged exps; -g_y; alpha */
-    double gaps[TILE], gaps_low[TILE];         /* sum of x_y - x_j, of smoothed labels */
 } FN(Anchored);
 
 INLINE FN(mask) FN(are_set)(const REAL *flags) { return FN(not_less)(FN(load)(flags), FN(splat)(1)); }
 
 /* ---- Sweep --------------------------------------------------------------------------------- */
 
-/* Exps against a logit, scaled as said above. gap: of the largest above it. */
 INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap, const FN(Units) *units)
 {
     const vec k = FN(fma)(gap * units->inverse, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)) - TO_INTEGER;
@@ -64,9 +59,9 @@ INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap, const FN(Units) *units)
 }
 
 /* The sum over a vector of rows but of their targets; stages the exps. few: the targets are not at -inf yet. writes:
- * memory to write to is asked for. gaps: to be summed, or NULL. */
+ * memory to write to is asked for. */
 INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, ivec y, int few, int stage, int writes,
-                             const FN(Ahead) *ahead, vec x_y, sum_vec *gaps)
+                             const FN(Ahead) *ahead)
 {
     FN(Sum) sum = {{0}, {0}};
     ivec here = {0};
@@ -78,13 +73,35 @@ INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps,
         const vec v = FN(value)(e);
         if (stage) FN(store)(x + c * TILE, v);
         FN(add_term)(&sum, v);
-        if (gaps) FN(add)(gaps, FN(keep)(others, x_y - logit));
 #ifndef HAS_FMA /* two roundings too many for a loss that may double them */
         sum.low += FN(lost)(e, v);
 #endif
     }
     const vec high = sum.high + sum.low; /* now low is less than an ULP */
     return (FN(Sum)){high, sum.low - (high - sum.high)};
+}
+
+/* The same against a logit, scaled as said above, with the exps of that and of the targets. gap: of the largest above it. */
+typedef struct { FN(Sum) others, anchor, target; } FN(Staged);
+
+INLINE FN(Staged) FN(stage_lanes)(REAL *x, ptrdiff_t n_classes, vec anchor, vec x_y, const FN(Exps) *exps, ivec y, int few,
+                                  int stage, int writes, const FN(Ahead) *ahead)
+{
+    const FN(Sum) own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, exps));
+    const FN(Sum) target = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, x_y, exps));
+    return (FN(Staged)){FN(sum_lanes)(x, n_classes, exps, y, few, stage, writes, ahead), own, target};
+}
+
+INLINE FN(Staged) FN(stage)(REAL *x, ptrdiff_t n_classes, vec anchor, vec gap, vec x_y, ivec y, int few, int stage,
+                            int writes, const FN(Ahead) *ahead, const FN(Units) *units)
+{
+    const FN(Exps) plain = FN(anchored_exps)(anchor, gap, &FN(plain_units));
+    if (units->inverse == 1 && FN(are_near)(&plain)) {
+        const FN(Exps) near_exps = FN(near_exps)(plain);
+        return FN(stage_lanes)(x, n_classes, anchor, x_y, &near_exps, y, few, stage, writes, ahead);
+    }
+    const FN(Exps) exps = FN(anchored_exps)(anchor, gap, units);
+    return FN(stage_lanes)(x, n_classes, anchor, x_y, &exps, y, few, stage, writes, ahead);
 }
 
 /* Where the sums of a vector of rows start from, in a loop of its own: sums have nothing to wait for. */
@@ -110,42 +127,26 @@ INLINE void FN(find_anchors)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, in
     FN(store)(a->gap + i, FN(keep)(near, gap));
 }
 
-INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, int writes, int smoothed,
+INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int stage, int writes,
                          const FN(Ahead) *ahead, const FN(Units) *units, FN(Anchored) *a)
 {
-    const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i), x_y = FN(load)(a->x_y + i);
-    sum_vec all_gaps = {{0}, {0}}, *gaps = smoothed ? &all_gaps : NULL;
+    const vec anchor = FN(load)(a->anchor + i), gap = FN(load)(a->gap + i);
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
-    FN(Exps) exps = FN(anchored_exps)(anchor, gap, &FN(plain_units));
-    FN(Sum) own, sum;
-    if (units->inverse == 1 && FN(are_near)(&exps)) {
-        exps = FN(near_exps)(exps);
-        own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
-        sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, writes, ahead, x_y, gaps);
-    } else {
-        exps = FN(anchored_exps)(anchor, gap, units);
-        own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
-        sum = FN(sum_lanes)(x + i, n_classes, &exps, y, few, stage, writes, ahead, x_y, gaps);
-    }
-    if (smoothed) FN(store_sums)(a->gaps + i, a->gaps_low + i, all_gaps);
-    FN(store)(a->sum + i, sum.high + (anchor - anchor)); /* NaN where that is infinite */
-    FN(store)(a->low + i, sum.low);
-    FN(store)(a->own + i, own.high);
-    FN(store)(a->own_low + i, own.low);
-    FN(store)(a->by_own + i, 1 / own.high);
+    const FN(Staged) staged = FN(stage)(x + i, n_classes, anchor, gap, anchor, y, few, stage, writes, ahead, units);
+    FN(store)(a->sum + i, staged.others.high + (anchor - anchor)); /* NaN where that is infinite */
+    FN(store)(a->low + i, staged.others.low);
+    FN(store)(a->own + i, staged.anchor.high);
+    FN(store)(a->own_low + i, staged.anchor.low);
+    FN(store)(a->by_own + i, 1 / staged.anchor.high);
 }
 
 /* ---- Epilogue ------------------------------------------------------------------------------ */
 
 /* From sums to r, log(1 + r) or of a far row log r, and the factors of a gradient: of staged exps, and -g_y, which is
  * alpha where the row is far or it was rounded to more than that. */
-INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, const FN(Sum) *alpha, FN(Anchored) *a,
-                      Rows *rows)
+INLINE vec FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows)
 {
-    const Formula *f = tile->formula;
-    const Temperature *t = &f->temperature;
-    const double even = f->even * t->factor / t->divisor;
     const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->low + i)};
     const FN(Sum) own = {FN(load)(a->own + i), FN(load)(a->own_low + i)};
     const FN(mask) near = FN(are_set)(a->near + i);
@@ -154,9 +155,7 @@ INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, co
     const vec m = FN(load)(a->anchor + i), x_y = FN(load)(a->x_y + i), gap = m - x_y, back = gap - m;
     FN(Sum) gaps = {gap, (m - (gap - back)) - (x_y + back)}; /* TwoSum */
     if (t->factor != t->divisor) gaps = FN(product)(gaps, FN(inverse)(t));
-    for (ptrdiff_t k = i; smoothed && k < i + LANES; k++)
-        a->gaps[k] = even * (REAL_BITS == 64 && isfinite(a->gaps[k]) ? a->gaps[k] + a->gaps_low[k] : a->gaps[k]);
-    const vec finite = FN(finish_losses)(gaps, log_s, smoothed ? a->gaps + i : NULL, plain, i, rows);
+    const vec finite = FN(finish_losses)(gaps, log_s, plain, i, rows);
     if (!alpha) return finite;
     const FN(Sum) all = FN(add_sums)((FN(Sum)){FN(keep)(near, own.high), FN(keep)(near, own.low)}, sum);
     const FN(Sum) units = FN(quotient)(*alpha, all, 1 / all.high);
@@ -164,12 +163,11 @@ INLINE vec FN(finish)(const Tile *tile, ptrdiff_t i, int plain, int smoothed, co
     const FN(mask) is_below = FN(not_less)(FN(absolute)(whole), FN(absolute)(peak));
     FN(store)(a->whole + i, whole);
     FN(store)(a->unit + i, unit);
-    const vec share = smoothed ? whole * FN(splat)((REAL)(f->even * (tile->n_classes - 1))) : (vec){0};
-    FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak) - share); /* NaN stays */
+    FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak)); /* NaN stays */
     return finite;
 }
 
-INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(Anchored) *a, Rows *rows)
+INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
 {
     FN(Alphas) alphas;
     vec finite = {0};
@@ -177,7 +175,7 @@ INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(A
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(Sum) alpha = {{0}, {0}};
         if (tile->grad) alpha = FN(alpha)(&alphas, plain ? 0 : i);
-        finite += FN(finish)(tile, i, plain, smoothed, tile->grad ? &alpha : NULL, a, rows);
+        finite += FN(finish)(&tile->formula->temperature, i, plain, tile->grad ? &alpha : NULL, a, rows);
     }
     return FN(are_finite)(finite);
 }
@@ -185,11 +183,11 @@ INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, int smoothed, FN(A
 /* ---- Write --------------------------------------------------------------------------------- */
 
 /* The gradient in place of the exps; of targets too if they are few. */
-INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain, REAL even,
+INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int plain,
                                const FN(Anchored) *a)
 {
     const vec unit = FN(load)(a->unit + i), top = FN(load)(a->sum + i), peak = FN(load)(a->peak + i), down = 0 - peak;
-    const vec alpha = FN(load)(a->whole + i), most = FN(absolute)(alpha), share = alpha * even;
+    const vec alpha = FN(load)(a->whole + i), most = FN(absolute)(alpha);
     const FN(mask) near = FN(are_set)(a->near + i);
     const int below = FN(every_lane)(near & FN(not_less)(most, FN(absolute)(top * unit)));
     ivec y, here = {0};
@@ -203,7 +201,6 @@ INLINE void FN(anchored_write)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int fe
             const FN(mask) is_one_of_some = near | FN(not_less)(top * (1 - REAL_EPSILON), e);
             g = FN(select)(is_one_of_some & FN(not_less)(most, FN(absolute)(g)), g, alpha + 0 * g);
         }
-        if (even != 0) g -= share;
         if (few) g = FN(select)(FN(differ)(y, here), g, down);
         FN(store)(x + c * TILE, plain ? g : FN(keep)(used, g));
     }
@@ -219,12 +216,10 @@ INLINE ptrdiff_t FN(place_of_target)(const FN(Anchored) *a, ptrdiff_t i)
 
 /* Losses, and gradients in the scratch, of all rows but the extreme; those are noted and counted. few: targets are
  * found by comparing. */
-INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smoothed, FN(Anchored) *a, Rows *rows,
-                                   ptrdiff_t *extreme)
+INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, FN(Anchored) *a, Rows *rows, ptrdiff_t *extreme)
 {
     const int with_grad = tile->grad != NULL;
     const ptrdiff_t n_classes = tile->n_classes;
-    const REAL even = smoothed ? (REAL)tile->formula->even : 0;
     const FN(Units) units = *FN(units)(&tile->formula->temperature); /* a copy: stores do not change it */
     REAL *x = (REAL *)tile->scratch;
     for (ptrdiff_t i = 0; !few && i < FN(in_vectors)(tile->n_rows); i++) {
@@ -236,28 +231,27 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, int smo
     const FN(Ahead) first = FN(ahead)(tile, n_classes);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        FN(sum_exps)(x, n_classes, i, few, with_grad, with_grad, smoothed, &ahead, &units, a);
+        FN(sum_exps)(x, n_classes, i, few, with_grad, with_grad, &ahead, &units, a);
     }
-    const int finite = FN(anchored_epilogue)(tile, plain, smoothed, a, rows);
+    const int finite = FN(anchored_epilogue)(tile, plain, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
-        FN(anchored_write)(x, n_classes, i, few, plain, even, a);
+        FN(anchored_write)(x, n_classes, i, few, plain, a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
         x[FN(place_of_target)(a, i)] = a->target[i] < 0 ? 0 : 0 - a->peak[i];
-    return plain && finite ? 0 : FN(find_extreme)(tile, rows, plain, extreme);
+    if (plain && finite) return 0;
+    return FN(find_extreme)(rows, tile->n_rows, plain ? rows->loss : rows->given, plain ? NULL : rows->weight, extreme);
 }
 
 static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
 {
     const ptrdiff_t n_classes = tile->n_classes;
-    const int smoothed = tile->formula->has_terms;
-    if (n_classes == 2 && !smoothed) return FN(tile_of_two)(tile, rows, extreme);
+    if (n_classes == 2) return FN(tile_of_two)(tile, rows, extreme);
     FN(Anchored) a;
     FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, 0, n_classes, (REAL *)tile->scratch);
     const int plain = FN(find_labels)(rows, tile->n_rows, a.target) && !rows->weighted;
-    if (smoothed) return FN(anchored_rows)(tile, 1, 0, 1, &a, rows, extreme);
-    if (plain && n_classes <= FEW_CLASSES) return FN(anchored_rows)(tile, 1, 1, 0, &a, rows, extreme);
-    if (plain) return FN(anchored_rows)(tile, 0, 1, 0, &a, rows, extreme);
-    return FN(anchored_rows)(tile, 0, 0, 0, &a, rows, extreme);
+    if (plain && n_classes <= FEW_CLASSES) return FN(anchored_rows)(tile, 1, 1, &a, rows, extreme);
+    if (plain) return FN(anchored_rows)(tile, 0, 1, &a, rows, extreme);
+    return FN(anchored_rows)(tile, 0, 0, &a, rows, extreme);
 }
 
 static void FN(put_anchored)(const Tile *tile)

@@ -27,6 +27,7 @@ INLINE double divisor_of_gradient(const Formula *f)
 #undef ANCHOR_LOWEST
 #undef MOST_WEIGHT
 #undef LEAST_WEIGHT
+#undef LEAST_LOSS
 #if REAL_BITS == 64
 #define ANCHOR_SHIFT 256
 #define ANCHOR_UNIT 0x1p256
@@ -40,6 +41,8 @@ INLINE double divisor_of_gradient(const Formula *f)
 #define MOST_WEIGHT 0x1p18
 #define LEAST_WEIGHT 0x1p-15
 #endif
+
+#define LEAST_LOSS (REAL_TINY * MOST_WEIGHT) /* that a weight may bring digits of */
 
 INLINE FN(Sum) FN(exp_and_rest)(FN(Exp) e)
 {
@@ -109,11 +112,10 @@ INLINE FN(Sum) FN(alpha)(const FN(Alphas) *alphas, ptrdiff_t i)
     return (FN(Sum)){FN(load)(alphas->high + i), FN(load)(alphas->low + i)};
 }
 
-/* Losses of a vector of rows, gap + log_s and `more` unless that is NULL, times their weights; without weights as
- * rows->given. A weight of 1 is as good as none, and in float64 a power of two scales a loss exactly: there a weighted
+/* Losses of a vector of rows, gap + log_s, times their weights; without weights as rows->given. A weight of 1 is as good as none, and in float64 a power of two scales a loss exactly: there a weighted
  * loss is the plain one times its weight. In float32 that would be a rounding too many, and the sum is made in float64.
  * Returns 0, or NaN in lanes that have no finite loss. */
-INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int plain, ptrdiff_t i, Rows *rows)
+INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i, Rows *rows)
 {
     const vec loss = gap.high + (log_s.high + gap.low);
     FN(store_as_f64)((plain ? rows->loss : rows->given) + i, loss);
@@ -130,10 +132,8 @@ INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int
             whole = FN(load_wide)(term[0] + k) + FN(load_wide)(term[2] + k);
             whole += FN(load_wide)(term[1] + k) + FN(load_wide)(term[3] + k);
         }
-        if (more) whole += load_f64(more + k);
-        if (more) store_f64(rows->given + i + k, whole);
         vec_f64 weighted = w * whole;
-        if (REAL_BITS == 32 && !more)
+        if (REAL_BITS == 32)
             weighted = select_f64(not_less_f64(w, one) & not_less_f64(one, w), as_plain, weighted);
         store_f64(rows->loss + i + k, keep_f64(are_used(rows, i + k), weighted));
     }
@@ -144,31 +144,32 @@ INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, const double *more, int
  * leaves no room for factors, or that wants digits of a loss that is subnormal. */
 INLINE int FN(is_extreme)(int64_t label, double loss, double size)
 {
-    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= REAL_TINY * MOST_WEIGHT);
+    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= LEAST_LOSS);
     return (label >= 0) & (!(fabs(loss) <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
 }
 
-static ptrdiff_t FN(find_extreme)(const Tile *tile, const Rows *rows, int plain, ptrdiff_t *extreme)
+/* loss: without weights. size: of those, NULL: ones. */
+static ptrdiff_t FN(find_extreme)(const Rows *rows, ptrdiff_t n_rows, const double *loss, const double *size,
+                                  ptrdiff_t *extreme)
 {
-    const double *loss = plain ? rows->loss : rows->given;
     int any = 0;
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) /* in vectors */
-        any |= FN(is_extreme)(rows->label[i], loss[i], plain ? 1 : fabs(rows->weight[i]));
+    for (ptrdiff_t i = 0; i < n_rows; i++) /* in vectors */
+        any |= FN(is_extreme)(rows->label[i], loss[i], size ? fabs(size[i]) : 1);
     ptrdiff_t n = 0;
-    for (ptrdiff_t i = 0; any && i < tile->n_rows; i++) {
+    for (ptrdiff_t i = 0; any && i < n_rows; i++) {
         extreme[n] = i;
-        n += FN(is_extreme)(rows->label[i], loss[i], plain ? 1 : fabs(rows->weight[i]));
+        n += FN(is_extreme)(rows->label[i], loss[i], size ? fabs(size[i]) : 1);
     }
     return n;
 }
 
-/* The logits of extreme rows, which the scratch has no more, to a plane; and their gradients from there. */
-static void FN(gather_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrdiff_t n, REAL *plane)
+/* Extreme rows of an array, as they were before the scratch had them, to a plane; and gradients from there. */
+static void FN(gather_extreme)(ptrdiff_t n_classes, const char *array, const Layout *from, const ptrdiff_t *extreme,
+                               ptrdiff_t n, REAL *plane)
 {
-    const Layout *from = &tile->logits_layout;
     for (ptrdiff_t k = 0; k < n; k++) {
-        const char *row = tile->logits + extreme[k] * from->row_stride;
-        for (ptrdiff_t c = 0; c < tile->n_classes; c++)
+        const char *row = array + extreme[k] * from->row_stride;
+        for (ptrdiff_t c = 0; c < n_classes; c++)
             plane[c * TILE + k] = (REAL)load_number(row + c * from->class_stride, from->format, from->swapped);
     }
 }

@@ -23,6 +23,7 @@
 #include "rows/plain.h"
 #include "rows/two_classes.h"
 #include "rows/anchored.h"
+#include "rows/terms.h"
 #include "rows/without_target.h"
 #include "vector/sums.h"
 #include "rows/epilogue.h"
@@ -56,6 +57,7 @@
 #include "rows/plain.h"
 #include "rows/two_classes.h"
 #include "rows/anchored.h"
+#include "rows/terms.h"
 #include "rows/without_target.h"
 #include "rows/hinge.h"
 #include "rows/hinge_along.h"
@@ -214,36 +216,37 @@ static void epilogue(const Tile *tile, Rows *rows)
     else epilogue_cross_entropy(rows, tile->n_rows, f->normalizer, 1, 0);
 }
 
-/* Whether rows across the lanes of a vector are anchored at their targets: losses from labels, perhaps smoothed by no
- * more than leaves the loss against the target the largest term, nor by a share that is subnormal; few classes. */
-static int is_anchored(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item, int has_q)
+/* Whether losses of rows across the lanes of a vector, of few classes, are computed in their own precision; unless by a
+ * share of smoothing that is subnormal. */
+static int has_own_precision(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item)
 {
     const double divisor = divisor_of_gradient(f);
-    const int smoothed = f->has_terms && !f->class_weight && f->smoothing <= 0.5 && f->even >= 0x1p-126;
-    return f->kind == CROSS_ENTROPY && !has_q && (!f->has_terms || smoothed) && !f->by_element && f->z_loss == 0
+    return f->kind == CROSS_ENTROPY && !f->by_element && (f->even == 0 || f->even >= 0x1p-126)
            && n_classes * item <= FEW_BYTES && divisor >= LEAST_NORMALIZER && divisor <= MOST_NORMALIZER;
 }
 
-/* Rows of extreme weights, in a tile of their own. */
+/* Rows of extreme weights, in a tile of their own. Planes take half a scratch. */
 static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, ptrdiff_t n)
 {
     const int is_f64 = tile->logits_layout.format == FORMAT_F64;
     const ptrdiff_t item = is_f64 ? sizeof(double) : sizeof(float);
     const Layout layout = {is_f64 ? FORMAT_F64 : FORMAT_F32, 0, TILE * item, item};
-    void *plane = tile->second;
+    void *plane = tile->third + SCRATCH / 2, *q = tile->second + SCRATCH / 2;
     Rows some;
     Tile few = *tile;
     few.n_rows = n;
     few.logits = (char *)plane;
+    few.q = tile->q ? (char *)q : NULL;
     few.grad = tile->grad ? (char *)plane : NULL;
-    few.logits_layout = few.grad_layout = layout;
+    few.logits_layout = few.q_layout = few.grad_layout = layout;
     few.scratch = tile->third;
     for (ptrdiff_t k = 0; k < n; k++) {
         some.label[k] = rows->label[extreme[k]];
         some.weight[k] = rows->weight[extreme[k]];
         some.sample[k] = rows->sample[extreme[k]];
     }
-    IN_PRECISION_OF(tile, gather_extreme, tile, extreme, n, plane);
+    IN_PRECISION_OF(tile, gather_extreme, tile->n_classes, tile->logits, &tile->logits_layout, extreme, n, plane);
+    if (tile->q) IN_PRECISION_OF(tile, gather_extreme, tile->n_classes, tile->q, &tile->q_layout, extreme, n, q);
     IN_PRECISION_OF(tile, sweep_across, &few, &some);
     epilogue(&few, &some);
     if (few.grad) IN_PRECISION_OF(tile, write_across, &few, &some);
@@ -255,9 +258,11 @@ static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, 
 static void run_tile(const Tile *tile, Rows *rows, int across)
 {
     const ptrdiff_t item = tile->logits_layout.format == FORMAT_F64 ? sizeof(double) : sizeof(float);
-    if (across && is_anchored(tile->formula, tile->n_classes, item, tile->q != NULL)) {
-        ptrdiff_t extreme[TILE + 1];
-        const ptrdiff_t n = IN_PRECISION_OF(tile, anchored_tile, tile, rows, extreme);
+    if (across && has_own_precision(tile->formula, tile->n_classes, item)) {
+        ptrdiff_t extreme[TILE + 1], n;
+        if (tile->formula->has_terms || tile->formula->z_loss != 0)
+            n = IN_PRECISION_OF(tile, tile_of_mixtures, tile, rows, extreme);
+        else n = IN_PRECISION_OF(tile, anchored_tile, tile, rows, extreme);
         if (n > 0) run_extreme(tile, rows, extreme, n);
         if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
         return;

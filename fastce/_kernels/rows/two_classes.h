@@ -52,7 +52,7 @@ INLINE vec FN(losses_of_two)(ptrdiff_t i, int plain, const FN(TwoClasses) *a, Ro
     const REAL unscaled = 1 / ANCHOR_UNIT;
     const vec e = FN(load)(a->e + i) * unscaled, e_low = FN(load)(a->e_low + i) * unscaled;
     const FN(Sum) gap = {FN(load)(a->gap + i), FN(load)(a->gap_low + i)};
-    return FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), NULL, plain, i, rows);
+    return FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), plain, i, rows);
 }
 
 /* 1 + e, e without its factor. */
@@ -107,7 +107,7 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
         if (with_grad) FN(write_two)(x, i, plain, FN(alpha)(&alphas, plain ? 0 : i), a);
     }
     if (plain && FN(are_finite)(finite)) return 0;
-    return FN(find_extreme)(tile, rows, plain, extreme);
+    return FN(find_extreme)(rows, tile->n_rows, plain ? rows->loss : rows->given, plain ? NULL : rows->weight, extreme);
 }
 
 static ptrdiff_t FN(tile_of_two)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)

@@ -99,7 +99,7 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(find_largest)(x, tile->n_classes, i, &a);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
-        FN(sum_exps)(x, tile->n_classes, i, 1, 0, tile->grad != NULL, 0, &ahead, &FN(plain_units), &a);
+        FN(sum_exps)(x, tile->n_classes, i, 1, 0, tile->grad != NULL, &ahead, &FN(plain_units), &a);
     }
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
         FN(store_log_sums)(a.anchor + i, FN(log_sums)(&a, i), i, rows);
@@ -108,7 +108,7 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
 /* ---- Softmaxes ------------------------------------------------------------------------------ */
 
 /* The sum of all exps, which are staged. */
-INLINE FN(Sum) FN(stage_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, const FN(Ahead) *ahead)
+INLINE FN(Sum) FN(stage_all)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps, const FN(Ahead) *ahead)
 {
     FN(Sum) sum = {{0}, {0}};
     for (ptrdiff_t c = 0; c < n_classes; c++) {
@@ -127,8 +127,8 @@ INLINE void FN(stage_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, const FN(A
     FN(Sum) sum;
     if (FN(are_near)(&exps)) {
         const FN(Exps) near_exps = FN(near_exps)(exps);
-        sum = FN(stage_lanes)(x + i, n_classes, &near_exps, ahead);
-    } else sum = FN(stage_lanes)(x + i, n_classes, &exps, ahead);
+        sum = FN(stage_all)(x + i, n_classes, &near_exps, ahead);
+    } else sum = FN(stage_all)(x + i, n_classes, &exps, ahead);
     FN(store)(a->sum + i, sum.high); /* NaN where m is infinite, as all exps against it are */
     FN(store)(a->low + i, sum.low);
 }
