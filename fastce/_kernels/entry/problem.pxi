@@ -195,7 +195,7 @@ cdef void lay_out(Problem *p) noexcept nogil:
     # apart, which each part of a batch shares with the whole, but not on the rows. Classes that are a cache line apart
     # are taken together with those of other rows.
     p.across = few or class_stride >= LINE or class_stride <= -LINE
-    p.across = p.across and not (p.formula.kind == LOG_SUM_EXP and p.data[Q])
+    p.across = p.across and (few or not (p.formula.kind == LOG_SUM_EXP and p.data[Q]))
     p.tile_rows = TILE
     if not p.across and p.n_classes > CHUNK:
         p.tile_rows = 1

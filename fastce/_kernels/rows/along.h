@@ -17,12 +17,7 @@ static const REAL *FN(numbers)(const char *row, const Layout *layout, ptrdiff_t 
     const char *src = row + start * layout->class_stride;
     if (layout->format == REAL_FORMAT && !layout->swapped && layout->class_stride == sizeof(REAL))
         return (const REAL *)src;
-    if ((layout->format == FORMAT_F64) == (REAL_BITS == 64)) {
-        FN(fetch)(src, layout->format, layout->swapped, layout->class_stride, n, scratch);
-        return scratch;
-    }
-    for (ptrdiff_t i = 0; i < n; i++)
-        scratch[i] = (REAL)load_number(src + i * layout->class_stride, layout->format, layout->swapped);
+    FN(fetch_any)(src, layout->format, layout->swapped, layout->class_stride, n, scratch);
     return scratch;
 }
 

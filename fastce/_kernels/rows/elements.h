@@ -221,34 +221,37 @@ static void FN(curves)(const REAL *e, REAL *h, ptrdiff_t n, const FN(Curve) *row
 
 /* ---- Sums of exps with factors: logsumexp with b ------------------------------------------- */
 
+INLINE FN(mask) FN(not_zero)(vec a) { return FN(differ)((ivec)((uvec)a << 1), (ivec){0}); }
+
 /* Takes out the elements whose factor is 0, whatever they are; a NaN comes back with the sum. */
 static void FN(mask_zeros)(REAL *z, const REAL *b, ptrdiff_t n)
 {
-    const vec none = {0}, lowest = FN(splat)(-INFINITY);
+    const vec lowest = FN(splat)(-INFINITY);
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = FN(smaller)(n - j, LANES);
-        const vec v = FN(load_n)(b + j, count, 0), size = FN(larger)(-v, v);
-        const vec masked = FN(select)(FN(not_less)(none, size), lowest, FN(load_n)(z + j, count, 0));
-        FN(store_n)(z + j, count, masked);
+        const FN(mask) counts = FN(not_zero)(FN(load_n)(b + j, count, 0));
+        FN(store_n)(z + j, count, FN(select)(counts, FN(load_n)(z + j, count, 0), lowest));
     }
 }
 
-/* The products in float64: a factor may lift an exp, which is scaled already, beyond float32. */
+/* The product in float64: a factor may lift an exp, which is scaled already, beyond float32. */
+INLINE void FN(add_product)(sum_vec *sum, vec e, vec factor)
+{
+#if REAL_BITS == 32
+    const sum_vec exps = FN(widened)(e), factors = FN(widened)(factor);
+    sum->low += exps.low * factors.low;
+    sum->high += exps.high * factors.high;
+#else
+    FN(add)(sum, e * factor);
+#endif
+}
+
 static double FN(weighted_sum)(const REAL *e, const REAL *b, ptrdiff_t n)
 {
     sum_vec sum = {{0}, {0}};
     for (ptrdiff_t j = 0; j < n; j += LANES) {
         const ptrdiff_t count = FN(smaller)(n - j, LANES);
-        const vec v = FN(load_n)(e + j, count, 0), factor = FN(load_n)(b + j, count, 0);
-#if REAL_BITS == 32
-        REAL exps[LANES_COUNT], factors[LANES_COUNT];
-        FN(store)(exps, v);
-        FN(store)(factors, factor);
-        sum.low += FN(load_wide)(exps) * FN(load_wide)(factors);
-        sum.high += FN(load_wide)(exps + LANES_F64) * FN(load_wide)(factors + LANES_F64);
-#else
-        FN(add)(&sum, v * factor);
-#endif
+        FN(add_product)(&sum, FN(load_n)(e + j, count, 0), FN(load_n)(b + j, count, 0));
     }
     return FN(total)(sum);
 }

@@ -53,10 +53,14 @@ INLINE REAL *FN(staged_long_row)(const Tile *tile)
     return (REAL *)tile->grad;
 }
 
-/* Logits of the only row of a tile. */
-INLINE Run FN(swept_run)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n)
+/* Logits of the only row of a tile; as given: where nothing is asked of them but the largest. */
+INLINE Run FN(swept_run)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n, int as_given)
 {
-    return FN(logits_run)(tile, rows, 0, start, n, (REAL *)tile->scratch);
+    const Layout *from = &tile->logits_layout;
+    REAL *scratch = (REAL *)tile->scratch;
+    if (!as_given) return FN(logits_run)(tile, rows, 0, start, n, scratch);
+    if (FN(is_run)(from)) return (Run){tile->logits + start * from->class_stride, from->format};
+    return FN(reals)(FN(contiguous_run)(tile->logits, from, start, n, scratch));
 }
 
 INLINE FN(Exps) FN(exps_of_row)(const Tile *tile, const Rows *rows)
@@ -81,6 +85,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
     const FN(Exps) exps = FN(exps_of_row)(tile, rows);
     const REAL anchor = (REAL)rows->anchor[0], top = FN(exps)(FN(splat)(anchor), &exps)[0];
     const FN(Units) *units = FN(units)(&formula->temperature);
+    const int caps_later = pieces->pass == FIND_MAXIMUM && formula->transform == SOFTCAP; /* the largest alone */
     REAL *staged = FN(staged_long_row)(tile), m = -INFINITY;
     double sum = 0, error = 0;
 
@@ -88,7 +93,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
     pieces->mass[piece] = pieces->spread[piece] = pieces->below[piece] = pieces->at_top[piece] = 0;
     for (ptrdiff_t at = start; at < end; at += CHUNK) {
         const ptrdiff_t n = FN(smaller)(end - at, CHUNK);
-        const Run x = FN(swept_run)(tile, rows, at, n);
+        const Run x = FN(swept_run)(tile, rows, at, n, caps_later);
         REAL largest = -INFINITY;
         const int looks = pieces->pass == FIND_MAXIMUM || (pieces->pass == SUM_EARLY && !FN(is_near)(m, anchor, units));
         if (looks) largest = FN(chunk_max)(x, n);
@@ -113,6 +118,7 @@ static void FN(sweep_piece)(const Tile *tile, Rows *rows, ptrdiff_t piece)
         pieces->below[piece] += sums.below;
         pieces->at_top[piece] += sums.at_top;
     }
+    if (caps_later) FN(transform)(&m, 1, formula);
     pieces->max[piece] = m;
     pieces->sum[piece] = sum;
     pieces->error[piece] = error;

@@ -71,7 +71,8 @@ static void FN(put_plane)(const Tile *tile, char *array, const Layout *to, ptrdi
 /* The logits of a chunk in the scratch, as the exps are taken of them, and target distributions in the second. */
 static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t start, ptrdiff_t n)
 {
-    REAL *x = (REAL *)tile->scratch;
+    const Layout *of_q = &tile->q_layout;
+    REAL *x = (REAL *)tile->scratch, *q = (REAL *)tile->second;
     FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, x);
     if (tile->formula->transform != AS_GIVEN) FN(transform)(x, n * TILE, tile->formula);
     if (tile->formula->kind == MARGIN) {
@@ -80,16 +81,13 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
                 x[(rows->label[i] - start) * TILE + i] = -INFINITY;
     }
     if (!tile->q) return;
-    if ((tile->q_layout.format == FORMAT_F64) == (REAL_BITS == 64)) {
-        FN(fetch_plane)(tile, tile->q, &tile->q_layout, start, n, (REAL *)tile->second);
+    if ((of_q->format == FORMAT_F64) == (REAL_BITS == 64)) {
+        FN(fetch_plane)(tile, tile->q, of_q, start, n, q);
         return;
     }
-    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
-        const char *row = tile->q + i * tile->q_layout.row_stride + start * tile->q_layout.class_stride;
-        for (ptrdiff_t c = 0; c < n; c++)
-            ((REAL *)tile->second)[c * TILE + i] =
-                (REAL)load_number(row + c * tile->q_layout.class_stride, tile->q_layout.format, tile->q_layout.swapped);
-    }
+    for (ptrdiff_t c = 0; c < n; c++)
+        FN(fetch_any)(tile->q + (start + c) * of_q->class_stride, of_q->format, of_q->swapped, of_q->row_stride,
+                      tile->n_rows, q + c * TILE);
 }
 
 /* What to ask for while a vector of rows goes through the classes of a chunk, `step` bytes for each of them: all at

@@ -272,7 +272,10 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
         IN_PRECISION_OF(tile, softmax_of_few, tile);
         return;
     }
-    if (few && takes_maximum(tile)) {
+    if (few && tile->formula->kind == LOG_SUM_EXP && tile->q) {
+        IN_PRECISION_OF(tile, sweep_factors, tile, rows);
+        finish_log_sums(tile, rows, REST_SCALE_F64);
+    } else if (few && takes_maximum(tile)) {
         IN_PRECISION_OF(tile, sweep_log_sums, tile, rows);
         finish_log_sums(tile, rows, 1);
     } else {

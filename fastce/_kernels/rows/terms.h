@@ -93,7 +93,7 @@ INLINE FN(TermOf) FN(term_beside)(const REAL *x, const REAL *d, ptrdiff_t c, vec
     const vec d_c = FN(term_of)(kind, d, c), gap = m - FN(load)(x + c * TILE);
     if (kind == EVENLY) return (FN(TermOf)){{0}, gap};
     const FN(mask) others = FN(differ)(y, (ivec){0} + (INT)c);
-    const FN(mask) counts = others & FN(differ)((ivec)FN(absolute)(d_c), (ivec){0});
+    const FN(mask) counts = others & FN(not_zero)(d_c);
     return (FN(TermOf)){FN(keep)(others, d_c), FN(keep)(counts, d_c * gap)};
 }
 

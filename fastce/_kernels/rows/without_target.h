@@ -105,6 +105,44 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
         FN(store_log_sums)(a.anchor + i, FN(log_sums)(&a, i), i, rows);
 }
 
+/* The sum of the exps times their factors b_j, against the largest logit whose factor is not 0, as epilogues of such sums
+ * take it: times REST_SCALE_F64. */
+INLINE void FN(sum_factors)(REAL *x, const REAL *b, ptrdiff_t n_classes, ptrdiff_t i, Rows *rows)
+{
+    const vec lowest = FN(splat)(-INFINITY);
+    vec m = lowest;
+    for (ptrdiff_t c = 0; c < n_classes; c++) {
+        REAL *at = x + c * TILE + i;
+        const FN(mask) counts = FN(not_zero)(FN(load)(b + c * TILE + i));
+        const vec x_c = FN(select)(counts, FN(load)(at), lowest);
+        FN(store)(at, x_c);
+        m = FN(larger)(x_c, m);
+    }
+    const vec anchor = FN(select)(FN(not_less)(lowest, m), (vec){0}, m);
+    const FN(Exps) exps = FN(anchored_exps)(anchor, (vec){0}, &FN(plain_units));
+    sum_vec sum = {{0}, {0}};
+    for (ptrdiff_t c = 0; c < n_classes; c++)
+        FN(add_product)(&sum, FN(exps)(FN(load)(x + c * TILE + i), &exps), FN(load)(b + c * TILE + i));
+    REAL m_of[LANES_COUNT], own[LANES_COUNT];
+    double total[LANES_COUNT], error[LANES_COUNT];
+    FN(store)(m_of, m);
+    FN(store)(own, FN(exps)(anchor, &exps));
+    FN(store_sums)(total, error, sum);
+    for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+        vec_f64 whole = load_f64(total + k);
+        if (REAL_BITS == 64) whole += load_f64(error + k);
+        store_f64(rows->anchor + i + k, FN(load_wide)(m_of + k));
+        store_f64(rows->rest + i + k, whole * (REST_SCALE_F64 / FN(load_wide)(own + k)));
+    }
+}
+
+static void FN(sweep_factors)(const Tile *tile, Rows *rows)
+{
+    FN(prepare_planes)(tile, rows, 0, tile->n_classes);
+    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES)
+        FN(sum_factors)((REAL *)tile->scratch, (const REAL *)tile->second, tile->n_classes, i, rows);
+}
+
 /* ---- Softmaxes ------------------------------------------------------------------------------ */
 
 /* The sum of all exps, which are staged. */
