@@ -61,6 +61,9 @@ cdef enum:
 cdef enum:
     LOGITS, Q, GRAD, HESS, TARGETS, WEIGHT, LOSS, SIGN, N_ARRAYS
 
+cdef enum:
+    SHORT_AXIS = 4                         # fewer rows side by side than pay for the lines they share
+
 cdef struct Problem:
     Py_ssize_t n_rows, n_classes
     bint across                            # rows lie across the lanes of a vector, else along it
@@ -179,6 +182,15 @@ cdef void merge_dims(Problem *p) noexcept nogil:
     p.n_dims = kept
 
 
+cdef void take_longest_inside(Problem *p) noexcept nogil:
+    """Rows of a tile are along the innermost batch axis: the nearest may have too few for the lanes of a vector."""
+    cdef int dim, longest = p.n_dims - 1
+    for dim in range(p.n_dims - 1):
+        if p.shape[dim] > p.shape[longest]:
+            longest = dim
+    swap_dims(p, longest, p.n_dims - 1)
+
+
 cdef void lay_out(Problem *p) noexcept nogil:
     """Choose the walk, tiles and blocks, once the problem has all its arrays and its formula."""
     cdef Py_ssize_t item = 8 if p.layout[LOGITS].format == FORMAT_F64 else 4, array
@@ -187,6 +199,8 @@ cdef void lay_out(Problem *p) noexcept nogil:
     derive(&p.formula, p.n_classes, p.data[TARGETS] != NULL)
     if p.n_dims > 1 and p.n_rows > 0:
         merge_dims(p)
+        if few and p.n_dims > 1 and p.shape[p.n_dims - 1] < SHORT_AXIS:
+            take_longest_inside(p)
     p.n_dims = max(p.n_dims, 1)
     for array in range(TARGETS):
         p.layout[array].row_stride = p.stride[array][p.n_dims - 1] if p.data[array] else 0
