@@ -383,6 +383,7 @@ def main():
     parser.add_argument("--python", action="append", help="an interpreter, instead of those that are found")
     parser.add_argument("--tests", default="", help="arguments for pytest, as one word")
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONPATH", None)  # by which a clone could come before what is built
 
     found = interpreters(arguments.python or known_interpreters())
     if not found:
