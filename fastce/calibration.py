@@ -1,5 +1,4 @@
-"""How far probabilities can be believed, and the temperature that makes them so: each in one read of the
-logits."""
+"""How far probabilities can be believed, and the temperature that makes them so."""
 
 from __future__ import annotations
 
@@ -18,9 +17,8 @@ __all__ = ["ReliabilityCurve", "brier_score", "calibration_error", "fit_temperat
 
 # Inverse temperatures: the range that scikit-learn looks in.
 _LEAST, _MOST = math.exp(-10), math.exp(10)
-# An inverse temperature is right to so much, relative to it: beyond a Newton step of that size its error
-# is of the
-# order of the square, and rounding errors of the sums are larger.
+# An inverse temperature is right to so much, relative to it: beyond a Newton step of that size its error is
+# of the order of the square, and rounding errors of the sums are larger.
 _TOLERANCE = 1e-8
 # Numbers in the sample of the rows that the first steps make do with.
 _FEW = 1 << 20
@@ -55,8 +53,7 @@ def fit_temperature(
     ----------
     logits : array_like
         As in :func:`fastce.cross_entropy`; of probabilities, their logarithms. With the shape of `target`:
-        one logit
-        for each row, that of class 1 of two, while class 0 has 0.
+        one logit for each row, that of class 1 of two, while class 0 has 0.
     target : array_like of int
         Class index of each row: the logits' shape without `axis`; or that of the logits, with classes 0
         and 1.
@@ -85,10 +82,9 @@ def fit_temperature(
     Warns
     -----
     RuntimeWarning
-        The minimum is beyond the range, whose end is returned: every row's target has the largest logit,
-        so that the
-        loss falls without end as T falls to 0; or the logits are no better than none, and T grows without
-        end.
+        The minimum is beyond the range, whose end is returned: every row's target has the largest logit, so
+        that the loss falls without end as T falls to 0; or the logits are no better than none, and T grows
+        without end.
 
     See Also
     --------
@@ -96,11 +92,9 @@ def fit_temperature(
 
     Notes
     -----
-    Newton's method for :math:`\beta`, in which the loss is convex, kept between values where the
-    derivative has
-    different signs. One read of the logits gives both derivatives; most fits take 5 to 8. Temperature
-    scaling is due
-    to [1]_.
+    Newton's method for :math:`\beta`, in which the loss is convex, kept between values where the derivative
+    has different signs. One read of the logits gives both derivatives; most fits take 5 to 8. Temperature
+    scaling is due to [1]_.
 
     References
     ----------
@@ -186,18 +180,15 @@ def calibration_error(
     ----------
     logits : array_like
         As in :func:`fastce.cross_entropy`; or probabilities, with ``from_logits=False``. Confidence is the
-        largest
-        probability, and a row is right if the first class that has it is the target.
-        With the shape of `target`: one number for each row, for class 1 of two. Confidence is the
-        probability of
-        class 1 then, and a row of class 1 is right.
+        largest probability, and a row is right if the first class that has it is the target. With the shape
+        of `target`: one number for each row, for class 1 of two. Confidence is the probability of class 1
+        then, and a row of class 1 is right.
     target : array_like of int
         Class index of each row: the logits' shape without `axis`; or that of the logits, with classes 0
         and 1.
     n_bins : int, default 15
-        Bins of equal width from 0 to 1. The lower edge belongs to a bin; a confidence of exactly 1 has a
-        bin of its
-        own, as in torchmetrics.
+        Bins of equal width from 0 to 1. The lower edge belongs to a bin; a confidence of exactly 1 has a bin
+        of its own, as in torchmetrics.
     norm : {'l1', 'l2', 'max'}, default 'l1'
         ECE, RMSCE or MCE.
     from_logits : bool, default True
@@ -216,8 +207,7 @@ def calibration_error(
         As :func:`fastce.cross_entropy`.
     ValueError
         As :func:`fastce.cross_entropy`; a probability outside [0, 1]; logits without probabilities: NaN,
-        +inf or
-        nothing but -inf; an `n_bins` below 1, another `norm`.
+        +inf or nothing but -inf; an `n_bins` below 1, another `norm`.
 
     See Also
     --------
@@ -279,10 +269,8 @@ def reliability_curve(
     -------
     ReliabilityCurve
         A named tuple: `confidence`, `accuracy` and `proportion` of shape ``(n_bins + 1,)``, the last entry
-        that of
-        the rows whose confidence is exactly 1, and `edges` of shape ``(n_bins + 1,)``, the lower end of
-        each bin.
-        Empty bins have proportion 0 and NaN elsewhere.
+        that of the rows whose confidence is exactly 1, and `edges` of shape ``(n_bins + 1,)``, the lower end
+        of each bin. Empty bins have proportion 0 and NaN elsewhere.
 
     Raises
     ------
@@ -344,8 +332,7 @@ def brier_score(
     Notes
     -----
     The logits are read once; :math:`1 - p_y` is the sum of the other classes' probabilities, so that sure
-    rows keep
-    their digits.
+    rows keep their digits.
 
     References
     ----------

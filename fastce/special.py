@@ -98,17 +98,14 @@ def logsumexp(
     dtype = _native(exponents)
     if b is not None:
         factors = arrays.float_array(b, "b")
+        _check_shapes(a, b)
         dtype = _promoted([x.dtype for name, x in inputs.items() if not _is_weak(given[name])])
         with np.errstate(all="ignore"):  # a signalling NaN, or a Python number beyond the dtype
             exponents = arrays.with_dtype(exponents, dtype)
             if factors.dtype != dtype and not np.can_cast(factors.dtype, dtype):
                 factors = arrays.with_dtype(factors, dtype)
         if exponents.shape != factors.shape:
-            try:
-                exponents, factors = np.broadcast_arrays(exponents, factors)
-            except ValueError:
-                _check_shapes(a, b)  # says what they are of
-                raise
+            exponents, factors = np.broadcast_arrays(exponents, factors)
     axes = _normalised(axis, exponents.ndim)
     kept = tuple(1 if k in axes else n for k, n in enumerate(exponents.shape))
     shape = kept if keepdims else tuple(n for k, n in enumerate(exponents.shape) if k not in axes)

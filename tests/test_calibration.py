@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 from scipy import special
-from sklearn.calibration import _TemperatureScaling
 
 from fastce import calibration, reference
 
@@ -21,6 +20,9 @@ def batch(rng, n, n_classes, dtype=np.float64):
 @pytest.mark.parametrize("scale", [0.01, 1, 5, 300])
 @pytest.mark.parametrize("n_classes", [2, 3, 37, 1000])
 def test_temperature_is_scikit_learns(rng, n_classes, scale, level):
+    pytest.importorskip("sklearn", "1.8")
+    from sklearn.calibration import _TemperatureScaling
+
     z, y = batch(rng, 500, n_classes)
     weight = rng.uniform(0, 2, 500)
     theirs = 1 / _TemperatureScaling().fit(z * scale, y, sample_weight=weight).beta_

@@ -34,7 +34,8 @@ def printed(run: Run) -> str:
 
 def section(name: str, run: Run) -> str:
     """A heading and a table for the page of all machines."""
-    versions = ", ".join(f"{library} {number}" for library, number in run.versions.items())
+    numbers = run.versions | {"numpy": ""}  # which is NumPy, as a rival
+    versions = ", ".join(f"{library} {number}" for library, number in numbers.items() if number)
     lines = [
         f"## {run.processor}, {run.threads} threads, level {run.level}",
         "",

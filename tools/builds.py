@@ -226,8 +226,10 @@ def choose_compiler(build, scratch):
 def lower_bounds():
     """What pyproject.toml demands at run time and for tests, each at the least version it allows."""
     text = (ROOT / "pyproject.toml").read_text()
-    lists = re.findall(r"^(?:dependencies|test) = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
-    return [f"{name}=={version}" for name, version in re.findall(r'"([\w.-]+)>=([\w.]+)"', "".join(lists))]
+    # "test" asks for "score"; of strings, brackets count for nothing.
+    lists = re.findall(r'^(?:dependencies|test|score) = \[((?:[^"\]]|"[^"]*")*)\]', text, re.MULTILINE)
+    found = re.findall(r'"([\w.-]+)>=([\w.]+)"', "".join(lists))
+    return sorted({f"{name}=={version}" for name, version in found})
 
 
 def do(command, environment, failure):
@@ -383,6 +385,7 @@ def main():
     parser.add_argument("--python", action="append", help="an interpreter, instead of those that are found")
     parser.add_argument("--tests", default="", help="arguments for pytest, as one word")
     arguments = parser.parse_args()
+    os.environ.pop("PYTHONPATH", None)  # by which a clone could come before what is built
 
     found = interpreters(arguments.python or known_interpreters())
     if not found:

@@ -1,12 +1,12 @@
-"""The user's own logits and labels from ``.npy`` files, checked before anything is computed."""
+"""The user's own logits and labels from files, checked before anything is computed."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 import fastce
 from fastce.cli.common import UserError
+from fastce.cli.files import open_array
 
 IGNORED = -100
 
@@ -33,7 +33,7 @@ def load_batch(paths: list[str], report: Callable[[str], None]) -> tuple[np.ndar
     """
     if len(paths) != 2:
         raise UserError(f"takes two files, LOGITS.npy LABELS.npy, or none; {len(paths)} given")
-    logits, labels = (_load(Path(path)) for path in paths)
+    logits, labels = (open_array(path).whole() for path in paths)
     if labels.dtype.kind not in "iu":
         raise UserError(f"{paths[1]} holds {labels.dtype}; labels are integers")
     try:
@@ -48,24 +48,3 @@ def load_batch(paths: list[str], report: Callable[[str], None]) -> tuple[np.ndar
         report(f"{np.sum(~kept)} rows with the label {IGNORED} are left out")
         logits, labels = logits[kept], labels[kept]
     return logits, labels
-
-
-def _load(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a plain array as numpy.save writes it") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is an archive of arrays; save one array with numpy.save")
-    return _as_bfloat16(array, path) if array.dtype == np.dtype("V2") else array
-
-
-def _as_bfloat16(array: np.ndarray, path: Path) -> np.ndarray:
-    """Name the dtype that ``.npy`` files cannot name: NumPy saves bfloat16 as two raw bytes."""
-    try:
-        from ml_dtypes import bfloat16
-    except ImportError:
-        raise UserError(f"{path} holds bfloat16: run  pip install ml_dtypes") from None
-    return array.view(bfloat16)

@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> None:
     if args.suite == "boosting":
         show_boosting(terminal, rounds, n_threads)
     if args.suite == "estimators":
-        require("sklearn", "sklearn", "scipy")
         from fastce.cli.estimators import show_estimators
 
         show_estimators(terminal, args.rounds or 3, n_threads, args.only, args.quick)
@@ -85,14 +84,14 @@ def _chosen(names: list[str] | None) -> list[str]:
     for name in names or ():
         if name not in known:
             raise UserError(f"no rival {name!r}: choose from {', '.join(known)}, or none")
-        require("bench", RIVALS[name].module)
+        require("bench,torch", RIVALS[name].module)
     return names or [name for name in known if RIVALS[name].installed]
 
 
 def _warn(terminal: Console) -> None:
     missing = [rival.name for rival in RIVALS.values() if not rival.installed]
     if missing:
-        terminal.print(f"not installed: {', '.join(missing)}  (pip install 'fastce\\[bench]')\n")
+        terminal.print(f"not installed: {', '.join(missing)}  (pip install 'fastce\\[bench,torch]')\n")
     if (busy := busy_cpus()) > BUSY:
         terminal.print(
             f"[bold]Warning:[/] other processes keep {busy:.1f} CPUs busy. Every figure below "

@@ -7,6 +7,7 @@ import numpy as np
 
 import fastce
 from fastce.cli.common import require, time_text
+from fastce.cli.rivals import RIVALS
 from fastce.cli.timing import interleaved, read_call
 from fastce.linear import objective
 from fastce.linear.arguments import MEMORY
@@ -82,7 +83,8 @@ def _head(with_grad: bool, rounds: int, n_threads: int) -> Figure:
 
 
 def _head_torch(rounds: int, n_threads: int) -> Figure:
-    require("bench", "torch")
+    if not RIVALS["torch"].installed:
+        return float("nan"), "no torch"
     import torch
 
     x, w, y = _problem(HEAD)

@@ -20,7 +20,7 @@ from fastce.cli.rivals import RIVALS
 CAPTION = (
     "GB/s: logits read + gradient written. of copy: share of the speed at which as many "
     "threads copy (loss alone: read) the same bytes.\n"
-    "Right of it: how many times fastce's time a library takes; the fastest one in bold."
+    "Right of it: how many times fastce's time a library takes."
 )
 
 

@@ -208,21 +208,14 @@ class Objective:
         return blocks.product(self._X, *self._split(coef), self.dtype)
 
     def _probabilities(self, w: NDArray, bias: NDArray | None, width: int = 1) -> Any:
-        """Blocks of rows: where they begin, their features, probabilities, and weights by the normalizer."""
+        """Blocks of rows: their features, probabilities, and weights by the normalizer."""
         n_entries = 2 * self._X.nnz // max(1, len(self._X.indptr) - 1) if self._is_sparse else self.n_features
-        n_block = max(1, MEMORY // (4 * self.dtype.itemsize * max(self.n_classes, n_entries, width)))
-        for first in range(0, self._X.shape[0], n_block):
-            x = self._X[first : first + n_block]
+        for x, s in self._blocks(4 * self.dtype.itemsize * max(self.n_classes, n_entries, width)):
             z = blocks.product(x, w, bias, self.dtype)
             if self.binary:
                 z = np.concatenate([np.zeros_like(z), z], axis=1)
             _kernels.kernels.softmax(z, 1, z, None, False)
-            s = (
-                np.ones(len(z))
-                if self._sample_weight is None
-                else self._sample_weight[first : first + n_block]
-            )
-            yield first, x, z, (s / self.normalizer).astype(self.dtype)[:, None]
+            yield x, z, s.astype(self.dtype)[:, None]
 
     def _extended(self, x: Any, dtype: Any = np.float64) -> NDArray:
         """Features of a block of rows, with a 1 for the intercept."""
@@ -248,7 +241,7 @@ class Objective:
         whole = np.zeros((n_rows, n_columns, n_rows, n_columns))
         diagonal = np.zeros((n_rows, n_columns, n_columns))
         others = 1 - np.eye(self.n_classes, dtype=self.dtype)
-        for _, x, p, s in self._probabilities(*self._split(coef), self.size):
+        for x, p, s in self._probabilities(*self._split(coef), self.size):
             x = self._extended(x, dtype) * np.sqrt(np.abs(s))
             sign = np.sign(s) if s.min(initial=0) < 0 else None
             for k, h in enumerate((p * (p @ others)).T[:n_rows]):  # p (1 - p), whose 1 - p has all digits
@@ -262,7 +255,7 @@ class Objective:
 
     def _hessian_diagonal(self, coef: ArrayLike, dtype: Any) -> NDArray:
         diagonal = self.l2 * self._penalised()
-        for _, x, p, s in self._probabilities(*self._split(coef)):
+        for x, p, s in self._probabilities(*self._split(coef)):
             h = s * (p[:, :1] * p[:, 1:] if self.binary else p * (1 - p))
             squares = blocks.squared(x.astype(dtype, copy=False))
             diagonal[:, : self.n_features] += blocks.transposed_product(h.astype(dtype, copy=False), squares)
@@ -278,7 +271,7 @@ class Objective:
     def gram(self) -> NDArray:
         """Sums of s x x' over the rows, x with a 1 appended where there is an intercept, by `normalizer`."""
         total = np.zeros((self.shape[1], self.shape[1]))
-        for x, s in self._weighted_blocks():
+        for x, s in self._blocks(16 * self.n_features):
             x = self._extended(x)
             total += (x * s[:, None]).T @ x
         return total
@@ -286,14 +279,15 @@ class Objective:
     def moments(self) -> tuple[NDArray, NDArray]:
         """Sums of s x and s x² of each column, by `normalizer`."""
         first, second = np.zeros(self.n_features), np.zeros(self.n_features)
-        for x, s in self._weighted_blocks():
+        for x, s in self._blocks(16 * self.n_features):
             weights = s.astype(self.dtype)[:, None]
             first += blocks.transposed_product(weights, x)[0]
             second += blocks.transposed_product(weights, blocks.squared(x))[0]
         return first, second
 
-    def _weighted_blocks(self) -> Any:
-        n_block = max(1, MEMORY // (16 * max(self.n_features, 1)))
+    def _blocks(self, row_bytes: int) -> Any:
+        """Rows that take MEMORY bytes at a time: their features, and weights by the normalizer."""
+        n_block = max(1, MEMORY // max(16, row_bytes))
         for i in range(0, self._X.shape[0], n_block):
             x = self._X[i : i + n_block]
             s = np.ones(x.shape[0]) if self._sample_weight is None else self._sample_weight[i : i + n_block]

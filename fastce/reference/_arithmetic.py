@@ -121,6 +121,13 @@ def zero_wins(coefficient: Any, a: Any) -> Any:
     return np.where((coefficient == 0) & (abs(a) == np.inf), 0 * coefficient, coefficient * a)
 
 
+def divided(a: Any, divisor: Any, is_given: bool) -> Any:
+    """The quotient. By a sum of 0 it is NaN; by a 0 that was given, what is 0 stays so."""
+    if divisor != 0:
+        return a / divisor
+    return np.where(a == 0, 0 * a, a / abs(divisor))[()] if is_given else wide(np.nan) * a
+
+
 def ulp_distance(actual: ArrayLike, exact: ArrayLike, scale: ArrayLike | None = None) -> np.ndarray:
     """Error of `actual` in units in the last place (ULP) of the exact result.
 

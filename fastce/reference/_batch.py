@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastce.reference._arithmetic import FORMATS, as_exact_float64, wide, zero_wins
+from fastce.reference._arithmetic import FORMATS, as_exact_float64, divided, wide, zero_wins
 
 
 class Batch:
@@ -106,13 +106,12 @@ class Batch:
         divisor = wide(1.0)[()]
         if reduction == "mean":
             divisor = self._mean_weight if normalizer is None else wide(normalizer)[()]
-        # Nothing to average, or only weights of 0: NaN.
-        divisor = divisor if divisor != 0 else wide(np.nan)[()]
-
+        is_given = normalizer is not None
         rows = wide(np.zeros(self._kept.size))
         rows[self._kept] = zero_wins(self.s, loss)
-        result: Any = rows.reshape(self._shape) if reduction == "none" else rows.sum() / divisor
-        return result, *(self._whole(self.s[:, None] * a / divisor) for a in derivatives)
+        of_rows = reduction == "none"
+        result: Any = rows.reshape(self._shape) if of_rows else divided(rows.sum(), divisor, is_given)
+        return result, *(self._whole(divided(self.s[:, None] * a, divisor, is_given)) for a in derivatives)
 
     def _whole(self, kept_rows: np.ndarray) -> np.ndarray:
         whole = wide(np.zeros((self._kept.size, self._classes_last[-1])))

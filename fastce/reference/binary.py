@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastce.reference._arithmetic import as_exact_float64, exp, log, log1p, power, wide, zero_wins
+from fastce.reference._arithmetic import as_exact_float64, divided, exp, log, log1p, power, wide, zero_wins
 
 __all__ = [
     "binary_cross_entropy",
@@ -225,7 +225,6 @@ def _reduced(
     divisor = wide(1.0)[()]
     if reduction == "mean":
         divisor = wide(float(np.prod(shape)) if normalizer is None else normalizer)[()]
-    divisor = divisor if divisor != 0 else wide(np.nan)[()]
-    loss = zero_wins(w, loss)
-    result = loss if reduction == "none" else wide(loss).sum() / divisor
-    return result, *(w * a / divisor for a in derivatives)
+    loss, is_given = zero_wins(w, loss), normalizer is not None
+    result = loss if reduction == "none" else divided(wide(loss).sum(), divisor, is_given)
+    return result, *(divided(w * a, divisor, is_given) for a in derivatives)

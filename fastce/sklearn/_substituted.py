@@ -1,10 +1,8 @@
 """scikit-learn's own `fit`, with another minimiser.
 
-Parameters, checks, encodings, warnings, callbacks and attributes are those of the installed version
-because they are its
-code: its functions run here with a few names in their module replaced by ours, those of the minimisers.
-What scikit-learn
-has in its module is not touched.
+Parameters, checks, encodings, warnings, callbacks and attributes are those of the installed version because
+they are its code: its functions run here with a few names in their module replaced by ours, those of the
+minimisers. What scikit-learn has in its module is not touched.
 """
 
 from __future__ import annotations
@@ -35,9 +33,7 @@ def _solved(
 
     def as_theirs(w: NDArray) -> NDArray:
         w = w.reshape(n_rows, -1)
-        if (
-            n_rows > 1
-        ):  # all logits may rise together: of equal solutions the one whose sum over the classes is 0
+        if n_rows > 1:  # all logits may rise together: of equal solutions the one that sums to 0 over classes
             w = w - w.mean(axis=0)
         return w.ravel(order="F").astype(w0.dtype)
 

@@ -13,12 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_sample_weight,
-    check_is_fitted,
-    column_or_1d,
-    indexable,
-)
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, indexable
 
 from fastce.calibration import fit_temperature
 from fastce.sklearn._probabilities import Probabilities, as_floats, of_all_classes
@@ -31,8 +26,7 @@ def _has(method: str) -> Any:
 
 
 class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    r"""Divide a classifier's logits by the one temperature that makes its probabilities fit a calibration
-    set.
+    r"""Divide a classifier's logits by the temperature that fits its probabilities to a calibration set.
 
     .. math::
         p(y \mid x) = \mathrm{softmax}(z(x) / T)_y
@@ -42,17 +36,13 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
     Parameters
     ----------
     estimator : classifier, optional
-        A fitted one is used as it is, and the data given to `fit` are the calibration set: not those it
-        was fitted on.
-        One that is not fitted yet is cloned and fitted on the same data, which makes it look surer than it
-        will be.
-        Default: scikit-learn's ``LogisticRegression()``.
+        A fitted one is used as it is, and the data given to `fit` are the calibration set: not those it was
+        fitted on. One that is not fitted yet is cloned and fitted on the same data, which makes it look surer
+        than it will be. Default: scikit-learn's ``LogisticRegression()``.
     logits : {'auto', 'decision_function', 'log_proba'}, default 'auto'
-        Where logits come from: of `decision_function`, one column (class 0 has logit 0 then) or one for
-        each class; or
-        the logarithm of `predict_proba`, by `predict_log_proba` where there is one. ``'auto'`` takes the
-        first of
-        these that the classifier has.
+        Where logits come from: of `decision_function`, one column (class 0 has logit 0 then) or one for each
+        class; or the logarithm of `predict_proba`, by `predict_log_proba` where there is one. ``'auto'``
+        takes the first of these that the classifier has.
 
     Attributes
     ----------
@@ -71,9 +61,8 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
 
     Notes
     -----
-    Where scikit-learn turns a single column x into the logits (-x, x), it is (0, x) here, as the
-    classifier means it:
-    the temperature is twice scikit-learn's. Probabilities of 0 are logits of -inf and stay 0.
+    Where scikit-learn turns a single column x into the logits (-x, x), it is (0, x) here, as the classifier
+    means it: the temperature is half scikit-learn's. Probabilities of 0 are logits of -inf and stay 0.
 
     Examples
     --------
@@ -117,8 +106,7 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         ------
         ValueError
             `logits` is not one of the three; a class that the classifier does not know; a classifier whose
-            logits are not of its classes; and what
-            :func:`fastce.calibration.fit_temperature` refuses.
+            logits are not of its classes; and what :func:`fastce.calibration.fit_temperature` refuses.
         """
         if self.logits not in ("auto", "decision_function", "log_proba"):
             raise ValueError(
@@ -143,9 +131,8 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         known = self.classes_[label] == y
         if not known.all():
             raise ValueError(
-                f"y[{int(known.argmin())}] is {y[known.argmin()]!r}; "
-                f"expected one of the classifier's classes, "
-                f"{self.classes_}"
+                f"y[{int(known.argmin())}] is {y[known.argmin()]!r}; expected one of the classifier's "
+                f"classes, {self.classes_}"
             )
         z = self._own_logits(X)
         if sample_weight is not None:

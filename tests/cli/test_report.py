@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastce
-from fastce.cli import goals, main, relatives
+from fastce.cli import goals, linear_goals, main, relatives
 from fastce.cli.measure import Case
 from fastce.cli.report import Run
 
@@ -73,6 +73,17 @@ def test_times_of_a_level_come_from_a_run_at_it(monkeypatch):
     times = goals._times_at_level("baseline", goals.Setting([], rounds=1, n_threads=1))
     assert set(times) == {"32x10 loss", "32x10 loss+grad"}
     assert all(seconds > 0 for seconds in times.values())
+
+
+def test_a_goal_without_its_rival_is_left_out(monkeypatch):
+    monkeypatch.setattr("fastce.cli.rivals.find_spec", lambda module: None)
+    assert linear_goals._head_torch(1, 1)[1] == "no torch"
+
+
+def test_what_is_missing_is_in_the_extras_that_are_named(monkeypatch, capsys):
+    monkeypatch.setattr("fastce.cli.common.find_spec", lambda module: None if module == "torch" else module)
+    assert main(["bench", "--rivals", "torch"]) == 2
+    assert "'fastce[bench,torch]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", relatives.OPTIONS)

@@ -13,7 +13,7 @@ distributed = pytest.importorskip(
 import dask  # noqa: E402
 import dask.array as da  # noqa: E402
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", "1.8")  # the first that fastce.sklearn takes
 
 from fastce.cli import main  # noqa: E402
 from fastce.dask import LogisticRegression, _objective  # noqa: E402

@@ -8,7 +8,7 @@ from scipy import sparse
 
 dask = pytest.importorskip("dask", reason="dask is not installed: its LogisticRegression is NOT tested")
 da = pytest.importorskip("dask.array")
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", "1.8")  # the first that fastce.sklearn takes
 
 from sklearn.datasets import make_classification  # noqa: E402
 from sklearn.exceptions import ConvergenceWarning  # noqa: E402

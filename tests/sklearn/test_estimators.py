@@ -1,6 +1,7 @@
 """fastce.sklearn's estimators: scikit-learn's conventions, its minimum, in fewer steps, also where it
 warns."""
 
+import importlib
 import pickle
 import threading
 import warnings
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import sklearn
 from conftest import FLOATS
 from scipy import sparse, special
 from sklearn import linear_model
@@ -24,9 +26,19 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from fastce.calibration import fit_temperature
 from fastce.cli.estimators import counted, words
 from fastce.linear import objective
+
+pytest.importorskip("sklearn", "1.8")  # the first that fastce.sklearn takes
+
+import fastce.sklearn
 from fastce.sklearn import LogisticRegression, LogisticRegressionCV, TemperatureScaling, _solver
 
 pytestmark = pytest.mark.once
+
+
+def test_an_older_scikit_learn_is_refused(monkeypatch):
+    monkeypatch.setattr(sklearn, "__version__", "1.7.2")
+    with pytest.raises(ImportError, match=r"needs scikit-learn 1\.8 .* 1\.7\.2 is installed"):
+        importlib.reload(fastce.sklearn)
 
 
 @pytest.mark.filterwarnings("default")

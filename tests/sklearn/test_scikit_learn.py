@@ -5,6 +5,8 @@ import inspect
 
 import pytest
 
+pytest.importorskip("sklearn", "1.8")  # the first that fastce.sklearn takes
+
 from fastce.sklearn import LogisticRegression, LogisticRegressionCV, _substituted
 
 theirs = importlib.import_module("sklearn.linear_model.tests.test_logistic")
