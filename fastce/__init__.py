@@ -1,6 +1,6 @@
 """Cross-entropy, its gradient and its relatives on CPUs: the price of a copy, every digit."""
 
-from fastce import inference, information
+from fastce import calibration, inference, information
 from fastce.binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -32,6 +32,7 @@ __all__ = [
     "binary_cross_entropy_with_logits_and_hess",
     "binary_focal_loss",
     "binary_focal_loss_and_grad",
+    "calibration",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_and_hess",

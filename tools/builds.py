@@ -2,7 +2,7 @@
 
 Run ``python tools/builds.py`` for all of them, or name those to make:
 
-3.10, 3.11, ...   one for each Python that is found (on PATH, or among pyenv's), or that --python names
+3.11, 3.12, ...   one for each Python that is found (on PATH, or among pyenv's), or that --python names
 clang             the other compiler, with its own OpenMP runtime
 no-openmp         a compiler that refuses -fopenmp: every call on one thread
 emulated          level v4 without AVX-512, whose instructions are played in C (tests/native/avx512.h)
@@ -38,7 +38,7 @@ PARTS = (
     "fastce", "tests", "tools", "docs",
     "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CITATION.cff",
 )
-MINORS = range(10, 15)  # of Python 3
+MINORS = range(11, 15)  # of Python 3
 LARGEST_WHEEL = 5 * 2**20
 CLANG = ("clang-19", "libclang-rt-19-dev", "libomp-19-dev", "llvm-19")
 COLUMNS = ("build", "Python", "NumPy", "compiler", "OpenMP", "passed", "failed", "skipped", "minutes", "")
@@ -389,7 +389,7 @@ def main():
 
     found = interpreters(arguments.python or known_interpreters())
     if not found:
-        parser.error("no Python 3.10 or newer that starts and has venv")
+        parser.error("no Python 3.11 or newer that starts and has venv")
     newest, oldest = list(found.values())[-1], next(iter(found.values()))
     builds = [Build(version, path) for version, path in found.items()]
     builds += [Build(name, newest) for name in ("clang", "no-openmp", "emulated", "wheel", *SANITIZERS)]

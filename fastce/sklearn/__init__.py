@@ -4,7 +4,7 @@ import sklearn
 
 if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 8):  # whose functions run here, see _substituted
     raise ImportError(
-        f"fastce.sklearn needs scikit-learn 1.8 or newer, which needs Python 3.11; {sklearn.__version__} is "
+        f"fastce.sklearn needs scikit-learn 1.8 or newer; {sklearn.__version__} is "
         "installed: pip install 'fastce[sklearn]'"
     )
 

@@ -81,7 +81,7 @@ cpdef object checked_index(object given, str name, str expected):
     """An int. Neither a truth nor what is under a mask is one, though both have an __index__."""
     if type(given) is int:
         return given
-    if not (isinstance(given, (bool, np.ma.MaskedArray)) or str(getattr(given, "dtype", "")) == "torch.bool"):
+    if not (isinstance(given, (bool, np.bool_, np.ma.MaskedArray)) or str(getattr(given, "dtype", "")) == "torch.bool"):
         try:
             return index(given)
         except (TypeError, ValueError, RuntimeError):

@@ -57,16 +57,16 @@ def sleep_after(microseconds):
         set_awake_for(microseconds)
 
 
-cpdef int checked(object n_threads) except -1:
-    if isinstance(n_threads, bool):
-        raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1")
+cpdef int checked(object given, str name="n_threads") except -1:
+    if isinstance(given, bool):
+        raise TypeError(f"{name} is {given!r}; expected an int of at least 1")
     try:
-        n = index(n_threads)
+        n = index(given)
     except TypeError:
-        raise TypeError(f"n_threads is {n_threads!r}; expected an int of at least 1") from None
+        raise TypeError(f"{name} is {given!r}; expected an int of at least 1") from None
     if not 1 <= n <= 0x7fffffff:
         shown = n if abs(n) < 2**64 else f"an int of {n.bit_length()} bits"
-        raise ValueError(f"n_threads is {shown}; expected at least 1 and less than 2**31")
+        raise ValueError(f"{name} is {shown}; expected at least 1 and less than 2**31")
     return n
 
 
@@ -75,7 +75,7 @@ cpdef int get_num_threads() noexcept:
 
 
 def set_num_threads(n):
-    set_default(checked(n))
+    set_default(checked(n, "n"))
 
 
 def at_work():
