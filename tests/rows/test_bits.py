@@ -118,6 +118,22 @@ def test_threads_along_other_axes(axis, rng):
             assert run(x, y, axis=axis, n_threads=n_threads, **options) == expected
 
 
+@pytest.mark.parametrize("length", [2, 3, 4, 9])
+@pytest.mark.parametrize("n_classes", [2, 10, 128])
+def test_short_axes_of_the_batch(n_classes, length, rng):
+    """Whichever axis of the batch rows are taken along."""
+    x = rng.normal(size=(70, n_classes, length)).astype(np.float32)
+    y = rng.integers(0, n_classes, (70, length))
+    weight = rng.uniform(0.5, 2, y.shape)
+    rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    for options in ({}, {"sample_weight": weight}, {"label_smoothing": 0.1, "temperature": 2.0}):
+        loss, grad = fastce.cross_entropy_and_grad(x, y, axis=1, reduction="none", **options)
+        expected = fastce.cross_entropy_and_grad(rows, y, reduction="none", **options)
+        assert bits(loss) == bits(expected[0])
+        assert bits(np.moveaxis(grad, 1, -1)) == bits(expected[1])
+    assert bits(np.moveaxis(fastce.softmax(x, axis=1), 1, -1)) == bits(fastce.softmax(rows, axis=-1))
+
+
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 7, 10, 16, 33, 65, 129, 1003, 4097])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_batch_splits(dtype, n_classes):
