@@ -145,7 +145,8 @@ INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int
 
 /* From sums to r, log(1 + r) or of a far row log r, and the factors of a gradient: of staged exps, and -g_y, which is
  * alpha where the row is far or it was rounded to more than that. */
-INLINE vec FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows)
+INLINE void FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows,
+                       FN(Usual) *usual)
 {
     const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->low + i)};
     const FN(Sum) own = {FN(load)(a->own + i), FN(load)(a->own_low + i)};
@@ -155,8 +156,8 @@ INLINE vec FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Sum
     const vec m = FN(load)(a->anchor + i), x_y = FN(load)(a->x_y + i), gap = m - x_y, back = gap - m;
     FN(Sum) gaps = {gap, (m - (gap - back)) - (x_y + back)}; /* TwoSum */
     if (t->factor != t->divisor) gaps = FN(product)(gaps, FN(inverse)(t));
-    const vec finite = FN(finish_losses)(gaps, log_s, plain, i, rows);
-    if (!alpha) return finite;
+    FN(finish_losses)(gaps, log_s, plain, i, rows, usual);
+    if (!alpha) return;
     const FN(Sum) all = FN(add_sums)((FN(Sum)){FN(keep)(near, own.high), FN(keep)(near, own.low)}, sum);
     const FN(Sum) units = FN(quotient)(*alpha, all, 1 / all.high);
     const vec whole = alpha->high, unit = units.high + units.low, peak = sum.high * unit;
@@ -164,20 +165,19 @@ INLINE vec FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Sum
     FN(store)(a->whole + i, whole);
     FN(store)(a->unit + i, unit);
     FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak)); /* NaN stays */
-    return finite;
 }
 
 INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
 {
     FN(Alphas) alphas;
-    vec finite = {0};
+    FN(Usual) usual = FN(usual)();
     if (tile->grad) FN(find_alphas)(tile->formula, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(Sum) alpha = {{0}, {0}};
         if (tile->grad) alpha = FN(alpha)(&alphas, plain ? 0 : i);
-        finite += FN(finish)(&tile->formula->temperature, i, plain, tile->grad ? &alpha : NULL, a, rows);
+        FN(finish)(&tile->formula->temperature, i, plain, tile->grad ? &alpha : NULL, a, rows, &usual);
     }
-    return FN(are_finite)(finite);
+    return FN(is_usual)(usual);
 }
 
 /* ---- Write --------------------------------------------------------------------------------- */
@@ -233,12 +233,12 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, FN(Anch
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
         FN(sum_exps)(x, n_classes, i, few, with_grad, with_grad, &ahead, &units, a);
     }
-    const int finite = FN(anchored_epilogue)(tile, plain, a, rows);
+    const int usual = FN(anchored_epilogue)(tile, plain, a, rows);
     for (ptrdiff_t i = 0; with_grad && i < tile->n_rows; i += LANES)
         FN(anchored_write)(x, n_classes, i, few, plain, a);
     for (ptrdiff_t i = 0; with_grad && !few && i < tile->n_rows; i++)
         x[FN(place_of_target)(a, i)] = a->target[i] < 0 ? 0 : 0 - a->peak[i];
-    if (plain && finite) return 0;
+    if (usual) return 0;
     return FN(find_extreme)(rows, tile->n_rows, plain ? rows->loss : rows->given, plain ? NULL : rows->weight, extreme);
 }
 

@@ -112,14 +112,40 @@ INLINE FN(Sum) FN(alpha)(const FN(Alphas) *alphas, ptrdiff_t i)
     return (FN(Sum)){FN(load)(alphas->high + i), FN(load)(alphas->low + i)};
 }
 
-/* Losses of a vector of rows, gap + log_s, times their weights; without weights as rows->given. A weight of 1 is as good as none, and in float64 a power of two scales a loss exactly: there a weighted
- * loss is the plain one times its weight. In float32 that would be a rounding too many, and the sum is made in float64.
- * Returns 0, or NaN in lanes that have no finite loss. */
-INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i, Rows *rows)
+/* Rows that are left to the walk by the maximum, from their losses without weights and the size of those: of a loss that overflows before it is weighted; of a weight that
+ * leaves no room for factors, or that wants digits of a loss that is subnormal. */
+INLINE int FN(is_extreme)(int64_t label, double loss, double size)
+{
+    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= LEAST_LOSS);
+    return (label >= 0) & (!(fabs(loss) <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
+}
+
+/* What shows, as losses are made, that no row of a tile is extreme: 0, or NaN in lanes that have a loss that is not finite;
+ * and the lanes of moderate weights and losses. */
+typedef struct { vec finite; mask_f64 moderate; } FN(Usual);
+
+INLINE FN(Usual) FN(usual)(void) { return (FN(Usual)){{0}, not_less_f64((vec_f64){0}, (vec_f64){0})}; }
+
+INLINE mask_f64 FN(are_moderate)(vec_f64 loss, vec_f64 size)
+{
+    return not_less_f64(size, splat_f64(LEAST_WEIGHT)) & not_less_f64(splat_f64(MOST_WEIGHT), size)
+           & not_less_f64(loss, splat_f64(LEAST_LOSS));
+}
+
+INLINE int FN(is_usual)(FN(Usual) tile)
+{
+    return FN(every_lane)(~FN(not_less)(tile.finite, FN(splat)(1))) && every_lane_f64(tile.moderate);
+}
+
+/* Losses of a vector of rows, gap + log_s, times their weights; without weights as rows->given. A weight of 1 is as good
+ * as none, and in float64 a power of two scales a loss exactly: there a weighted loss is the plain one times its weight.
+ * In float32 that would be a rounding too many, and the sum is made in float64. */
+INLINE void FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i, Rows *rows, FN(Usual) *usual)
 {
     const vec loss = gap.high + (log_s.high + gap.low);
     FN(store_as_f64)((plain ? rows->loss : rows->given) + i, loss);
-    if (plain) return 0 * loss;
+    usual->finite += 0 * loss;
+    if (plain) return;
     REAL term[4][LANES_COUNT];
     FN(store)(term[0], gap.high);
     FN(store)(term[1], gap.low);
@@ -136,16 +162,8 @@ INLINE vec FN(finish_losses)(FN(Sum) gap, FN(Sum) log_s, int plain, ptrdiff_t i,
         if (REAL_BITS == 32)
             weighted = select_f64(not_less_f64(w, one) & not_less_f64(one, w), as_plain, weighted);
         store_f64(rows->loss + i + k, keep_f64(are_used(rows, i + k), weighted));
+        usual->moderate &= FN(are_moderate)(as_plain, absolute_f64(w));
     }
-    return 0 * loss;
-}
-
-/* Rows that are left to the walk by the maximum: of a loss that overflows before it is weighted; of a weight that
- * leaves no room for factors, or that wants digits of a loss that is subnormal. */
-INLINE int FN(is_extreme)(int64_t label, double loss, double size)
-{
-    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= LEAST_LOSS);
-    return (label >= 0) & (!(fabs(loss) <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
 }
 
 /* loss: without weights. size: of those, NULL: ones. */
@@ -180,9 +198,6 @@ static void FN(scatter_extreme)(const Tile *tile, const ptrdiff_t *extreme, ptrd
     for (ptrdiff_t c = 0; c < tile->n_classes; c++)
         for (ptrdiff_t k = 0; k < n; k++) x[c * TILE + extreme[k]] = plane[c * TILE + k];
 }
-
-/* Whether all losses of a tile are finite, from the sum of what finish_losses returned. */
-INLINE int FN(are_finite)(vec sum) { return FN(every_lane)(~FN(not_less)(sum, FN(splat)(1))); }
 
 /* Target classes, -1 behind the last row. Returns whether no row is ignored. */
 INLINE int FN(find_labels)(Rows *rows, ptrdiff_t n_rows, INT *target)

@@ -181,18 +181,17 @@ INLINE FN(Masses) FN(masses)(const Tile *tile, ptrdiff_t i, int kind, const FN(M
     return (FN(Masses)){own, left, factor * mass, factor * spread};
 }
 
-/* Losses of a vector of rows, and what their gradients have of the terms. Returns whether no row is extreme, for certain. */
-INLINE int FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture) *a, Rows *rows)
+/* Losses of a vector of rows, and what their gradients have of the terms. */
+INLINE void FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture) *a, Rows *rows, FN(Usual) *usual)
 {
     const Formula *f = tile->formula;
-    const double by_divisor = 1 / divisor_of_gradient(f), inverse_t = f->temperature.factor / f->temperature.divisor;
+    const double divisor = divisor_of_gradient(f), inverse_t = f->temperature.factor / f->temperature.divisor;
     const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->sum_low + i)};
     const FN(Sum) top = {FN(load)(a->top + i), FN(load)(a->top_low + i)};
     const FN(Sum) own = {FN(load)(a->own + i), FN(load)(a->own_low + i)}, whole = FN(add_sums)(own, sum);
     const FN(Sum) rest = FN(rest_of)(whole, sum, top, FN(not_less)(FN(load)(a->x_y + i), FN(load)(a->max + i)));
     const FN(Sum) r = FN(joined)(FN(quotient)(rest, top, 1 / top.high)), log_s = FN(log1p_of_pair)(r.high, r.low);
     REAL log_high[LANES_COUNT], log_low[LANES_COUNT];
-    mask_f64 usual = not_less_f64((vec_f64){0}, (vec_f64){0});
     FN(store)(log_high, log_s.high);
     FN(store)(log_low, log_s.low);
     FN(store)(a->all + i, whole.high);
@@ -211,17 +210,15 @@ INLINE int FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture)
         store_f64(rows->given + i + k, loss);
         store_f64(a->size + i + k, size);
         store_f64(rows->loss + i + k, keep_f64(are_used(rows, i + k), sample * loss));
-        usual &= not_less_f64(size, splat_f64(LEAST_WEIGHT)) & not_less_f64(splat_f64(MOST_WEIGHT), size)
-                 & not_less_f64(loss, splat_f64(LEAST_LOSS)) & ~not_less_f64(loss, splat_f64(REAL_MAX)); /* nor a NaN */
+        usual->moderate &= FN(are_moderate)(loss, size) & ~not_less_f64(loss, splat_f64(REAL_MAX)); /* nor a NaN */
         if (!tile->grad) continue;
-        const vec_f64 scale = sample * by_divisor;
+        const vec_f64 scale = rows->weighted ? sample / divisor : splat_f64(1 / divisor);
         FN(store_narrow)(a->share + i + k, scale);
         FN(store_narrow)(a->alpha + i + k, scale * all);
         FN(store_narrow)(a->by_lse + i + k, scale * by_lse);
         FN(store_narrow)(a->own_term + i + k, scale * d.own);
         FN(store_narrow)(a->mass + i + k, scale * d.mass);
     }
-    return every_lane_f64(usual);
 }
 
 /* The factors of the gradients of a vector of rows; after all losses: what was written in parts of a vector is read as a
@@ -291,12 +288,12 @@ INLINE ptrdiff_t FN(rows_of_mixtures)(const Tile *tile, int kind, FN(Mixture) *a
         FN(sum_against_largest)(x, n_classes, i, with_grad, &ahead, &units, a);
     }
     if (f->class_weight) FN(find_own_terms)(f, n_rows, kind, a, rows);
-    int usual = 1;
-    for (ptrdiff_t i = 0; i < n_rows; i += LANES) usual &= FN(finish_terms)(tile, i, kind, a, rows);
+    FN(Usual) usual = FN(usual)();
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) FN(finish_terms)(tile, i, kind, a, rows, &usual);
     for (ptrdiff_t i = 0; with_grad && i < n_rows; i += LANES) FN(find_factors)(i, f->z_loss != 0, a);
     for (ptrdiff_t i = 0; with_grad && i < n_rows; i += LANES)
         FN(write_mixture)(x, kind == GIVEN ? q + i : w, n_classes, i, kind, even, a);
-    return usual ? 0 : FN(find_extreme)(rows, n_rows, rows->given, a->size, extreme);
+    return FN(is_usual)(usual) ? 0 : FN(find_extreme)(rows, n_rows, rows->given, a->size, extreme);
 }
 
 static ptrdiff_t FN(tile_of_mixtures)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)

@@ -47,12 +47,12 @@ INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, const Temperature *t, FN(T
     FN(store)(a->e_low + i, e.low);
 }
 
-INLINE vec FN(losses_of_two)(ptrdiff_t i, int plain, const FN(TwoClasses) *a, Rows *rows)
+INLINE void FN(losses_of_two)(ptrdiff_t i, int plain, const FN(TwoClasses) *a, Rows *rows, FN(Usual) *usual)
 {
     const REAL unscaled = 1 / ANCHOR_UNIT;
     const vec e = FN(load)(a->e + i) * unscaled, e_low = FN(load)(a->e_low + i) * unscaled;
     const FN(Sum) gap = {FN(load)(a->gap + i), FN(load)(a->gap_low + i)};
-    return FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), plain, i, rows);
+    FN(finish_losses)(gap, FN(log1p_of_fraction)(e, e_low), plain, i, rows, usual);
 }
 
 /* 1 + e, e without its factor. */
@@ -98,15 +98,15 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
     const Formula *f = tile->formula;
     REAL *x = (REAL *)tile->scratch;
     FN(Alphas) alphas;
-    vec finite = {0};
+    FN(Usual) usual = FN(usual)();
     FN(ask_for_two)(tile);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, &f->temperature, a);
     if (with_grad) FN(find_alphas)(f, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
-        finite += FN(losses_of_two)(i, plain, a, rows);
+        FN(losses_of_two)(i, plain, a, rows, &usual);
         if (with_grad) FN(write_two)(x, i, plain, FN(alpha)(&alphas, plain ? 0 : i), a);
     }
-    if (plain && FN(are_finite)(finite)) return 0;
+    if (FN(is_usual)(usual)) return 0;
     return FN(find_extreme)(rows, tile->n_rows, plain ? rows->loss : rows->given, plain ? NULL : rows->weight, extreme);
 }
 
