@@ -4,9 +4,9 @@
  *
  *     loss = w log1p(r)        g_j = alpha exp(d_j) / (1 + r)        g_y = -alpha r / (1 + r)
  *
- * with alpha = w / (normalizer T), from logits in the scratch to gradients in their place: sweep, epilogue and write of a tile, each a loop over
- * vectors of rows that do not wait for one another. Every class but the target is treated alike, whichever is the
- * largest.
+ * with alpha = w / (normalizer T), from logits in the scratch to gradients in their place: sweep, epilogue and write of
+ * a tile, each a loop over vectors of rows that do not wait for one another. Every class but the target is treated
+ * alike, whichever is the largest.
  *
  * Exps are staged as vmath.h has them, with a factor of the row that no quotient of two has: r = sum / exp(x_y) and
  * g_j = alpha exp(x_j) / (exp(x_y) + sum). Its power of two is 2^(ANCHOR_SHIFT - k) against x_y, 2^k near the largest
@@ -81,11 +81,12 @@ INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps,
     return (FN(Sum)){high, sum.low - (high - sum.high)};
 }
 
-/* The same against a logit, scaled as said above, with the exps of that and of the targets. gap: of the largest above it. */
+/* The same against an anchor, scaled as said above, with the exps of that and of the targets. gap: of the largest logit
+ * above it. */
 typedef struct { FN(Sum) others, anchor, target; } FN(Staged);
 
-INLINE FN(Staged) FN(stage_lanes)(REAL *x, ptrdiff_t n_classes, vec anchor, vec x_y, const FN(Exps) *exps, ivec y, int few,
-                                  int stage, int writes, const FN(Ahead) *ahead)
+INLINE FN(Staged) FN(stage_lanes)(REAL *x, ptrdiff_t n_classes, vec anchor, vec x_y, const FN(Exps) *exps, ivec y,
+                                  int few, int stage, int writes, const FN(Ahead) *ahead)
 {
     const FN(Sum) own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, exps));
     const FN(Sum) target = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, x_y, exps));
@@ -216,7 +217,8 @@ INLINE ptrdiff_t FN(place_of_target)(const FN(Anchored) *a, ptrdiff_t i)
 
 /* Losses, and gradients in the scratch, of all rows but the extreme; those are noted and counted. few: targets are
  * found by comparing. */
-INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, FN(Anchored) *a, Rows *rows, ptrdiff_t *extreme)
+INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, FN(Anchored) *a, Rows *rows,
+                                   ptrdiff_t *extreme)
 {
     const int with_grad = tile->grad != NULL;
     const ptrdiff_t n_classes = tile->n_classes;

@@ -112,16 +112,17 @@ INLINE FN(Sum) FN(alpha)(const FN(Alphas) *alphas, ptrdiff_t i)
     return (FN(Sum)){FN(load)(alphas->high + i), FN(load)(alphas->low + i)};
 }
 
-/* Rows that are left to the walk by the maximum, from their losses without weights and the size of those: of a loss that overflows before it is weighted; of a weight that
- * leaves no room for factors, or that wants digits of a loss that is subnormal. */
+/* Rows that are left to the walk by the maximum, from their losses without weights and the size of those: of a loss that
+ * overflows before it is weighted; of a weight that leaves no room for factors, or that wants digits of a loss that is
+ * subnormal. */
 INLINE int FN(is_extreme)(int64_t label, double loss, double size)
 {
     const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= LEAST_LOSS);
     return (label >= 0) & (!(fabs(loss) <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
 }
 
-/* What shows, as losses are made, that no row of a tile is extreme: 0, or NaN in lanes that have a loss that is not finite;
- * and the lanes of moderate weights and losses. */
+/* What shows, as losses are made, that no row of a tile is extreme: 0, or NaN in lanes that had a loss that is not
+ * finite; and the lanes that had none but moderate weights and losses. */
 typedef struct { vec finite; mask_f64 moderate; } FN(Usual);
 
 INLINE FN(Usual) FN(usual)(void) { return (FN(Usual)){{0}, not_less_f64((vec_f64){0}, (vec_f64){0})}; }

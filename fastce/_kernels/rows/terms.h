@@ -1,5 +1,5 @@
-/* Cross-entropy of few classes from distributions, or with a z-loss, across rows: smoothed labels and given probabilities,
- * where classes may have weights.
+/* Cross-entropy of few classes from distributions, or with a z-loss, across rows: smoothed labels and given
+ * probabilities, where classes may have weights.
  *
  * Included once per REAL_BITS, after anchored.h. With the terms d_j of Formula, Q = sum_j d_j, the largest logit m and
  * s = sum_j exp((x_j - m) / T)
@@ -7,9 +7,10 @@
  *     loss = Q log s + sum_j d_j (m - x_j) / T + z_loss lse^2        lse = m / T + log s
  *     g_j = ((Q + 2 z_loss lse) exp((x_j - m) / T) / s - d_j) / (normalizer T)
  *
- * times the sample weight. Against m no term of a loss is negative. The target is the class of the largest d_j, and stays
- * out of the sums as it does elsewhere: log s = log1p(r) where it has the largest logit, and g_y = sum_{j != y} d_j - Q r / s
- * where that has the smaller terms. Logits to gradients are in the REALs' precision, what a row has of the terms in float64.
+ * times the sample weight. Against m no term of a loss is negative. The target, a label or the class of the largest d_j,
+ * stays out of the sums as it does elsewhere: log s = log1p(r) where it has the largest logit, and
+ * g_y = sum_{j != y} d_j - Q r / s where that has the smaller terms. Exps, logarithms and gradients are in the REALs'
+ * precision, what a row has of the terms in float64.
  */
 #ifndef FASTCE_TERMS_H
 #define FASTCE_TERMS_H
@@ -26,7 +27,8 @@ typedef struct {
     REAL all[TILE], all_low[TILE];               /* the sum with that */
     double mass_low[TILE], spread_low[TILE];     /* what sums of the terms lack */
     double size[TILE];                           /* of what is multiplied with the logarithm and the exps */
-    REAL alpha[TILE], by_lse[TILE], own_term[TILE], mass[TILE]; /* Q, 2 z_loss lse, d_y and the other d_j, over the normalizer */
+    REAL alpha[TILE], by_lse[TILE];              /* Q and 2 z_loss lse, */
+    REAL own_term[TILE], mass[TILE];             /* d_y and the other d_j: all of them weighted, over normalizer T */
     REAL unit[TILE], whole[TILE], share[TILE], beta[TILE]; /* g_j = e_j unit - share d_j, e_j unit <= whole; g_y */
 } FN(Mixture);
 
@@ -55,8 +57,8 @@ INLINE void FN(find_logits)(const REAL *x, ptrdiff_t n_classes, ptrdiff_t i, FN(
 }
 
 /* The same where the target is the class of the largest d_j, which take the place of the q_j. */
-INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t n_classes, ptrdiff_t i, const FN(Ahead) *ahead,
-                            FN(Mixture) *a)
+INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t n_classes, ptrdiff_t i,
+                            const FN(Ahead) *ahead, FN(Mixture) *a)
 {
     const vec even = FN(splat)((REAL)f->even), share = FN(splat)((REAL)f->share);
     const REAL *w = (const REAL *)f->term_weight;
@@ -84,8 +86,8 @@ INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t 
     FN(store)(a->q_y + i, q_y);
 }
 
-/* Sums over j != y of d_j, and of d_j (m - x_j), but for `even`; the latter over all j if they are EVENLY. A d_j of 0 counts
- * nothing, also where x_j is -inf. */
+/* Sums over j != y of d_j, and of d_j (m - x_j), but for `even`; the latter over all j if they are EVENLY. A d_j of 0
+ * counts nothing, also where x_j is -inf. */
 typedef struct { vec mass, spread; } FN(TermOf);
 
 INLINE FN(TermOf) FN(term_beside)(const REAL *x, const REAL *d, ptrdiff_t c, vec m, ivec y, int kind)
@@ -101,7 +103,7 @@ INLINE void FN(sum_terms)(const REAL *x, const REAL *d, ptrdiff_t n_classes, ptr
                           Rows *rows)
 {
     const vec m = FN(load)(a->max + i);
-    const int sums_mass = kind == GIVEN || (kind == BY_CLASS && REAL_BITS == 64); /* in float64 digits to spare for less */
+    const int sums_mass = kind == GIVEN || (kind == BY_CLASS && REAL_BITS == 64); /* see find_own_terms */
     sum_vec mass = {{0}, {0}}, spread = {{0}, {0}};
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
@@ -139,15 +141,17 @@ INLINE void FN(sum_against_largest)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, i
     FN(store)(a->own_low + i, staged.target.low);
 }
 
-/* d_y where classes have weights, in float64: it is all there is where the target is one-hot. */
+/* d_y where classes have weights, in float64: it is all there is where the target is one-hot. For float32 weights that has
+ * digits to spare for a difference. */
 INLINE void FN(find_own_terms)(const Formula *f, ptrdiff_t n_rows, int kind, const FN(Mixture) *a, Rows *rows)
 {
+    const REAL *w = (const REAL *)f->term_weight;
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         const double label_share = rows->weight[i] == 0 ? 0 : f->label_share; /* see replace_weightless */
         const ptrdiff_t y = a->target[i] < 0 ? 0 : a->target[i];
         const double w_y = f->class_weight[y];
         rows->own[i] = (kind == GIVEN ? f->even + f->share * a->q_y[i] : label_share + f->even) * w_y;
-        if (kind == BY_CLASS && REAL_BITS == 32) rows->mass[i] = f->total_weight - (double)((const REAL *)f->term_weight)[y];
+        if (kind == BY_CLASS && REAL_BITS == 32) rows->mass[i] = f->total_weight - (double)w[y];
     }
 }
 
@@ -171,7 +175,8 @@ INLINE FN(Masses) FN(masses)(const Tile *tile, ptrdiff_t i, int kind, const FN(M
 {
     const Formula *f = tile->formula;
     const double factor = kind == GIVEN ? 1 : f->even;
-    vec_f64 mass = load_f64(rows->mass + i), spread = load_f64(rows->spread + i), own = splat_f64(f->label_share + f->even);
+    vec_f64 mass = load_f64(rows->mass + i), spread = load_f64(rows->spread + i);
+    vec_f64 own = splat_f64(f->label_share + f->even);
     if (REAL_BITS == 64) mass += load_f64(a->mass_low + i);
     if (REAL_BITS == 64) spread += load_f64(a->spread_low + i);
     if (kind == EVENLY) mass = splat_f64((double)(tile->n_classes - 1));
@@ -198,9 +203,10 @@ INLINE void FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture
     FN(store)(a->all_low + i, whole.low);
     for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
         const FN(Masses) d = FN(masses)(tile, i + k, kind, a, rows);
-        const vec_f64 m = FN(load_wide)(a->max + i + k), log_sum = FN(load_wide)(log_high + k) + FN(load_wide)(log_low + k);
+        const vec_f64 log_sum = FN(load_wide)(log_high + k) + FN(load_wide)(log_low + k);
+        const vec_f64 m = FN(load_wide)(a->max + i + k), gap = m - FN(load_wide)(a->x_y + i + k);
         const vec_f64 sample = load_f64(rows->sample + i + k), all = d.own + d.mass;
-        vec_f64 loss = (d.left * (m - FN(load_wide)(a->x_y + i + k)) + d.spread) * inverse_t + all * log_sum, by_lse = {0};
+        vec_f64 loss = (d.left * gap + d.spread) * inverse_t + all * log_sum, by_lse = {0};
         if (f->z_loss != 0) {
             const vec_f64 lse = m * inverse_t + log_sum;
             loss += f->z_loss * lse * lse;
@@ -221,8 +227,8 @@ INLINE void FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture
     }
 }
 
-/* The factors of the gradients of a vector of rows; after all losses: what was written in parts of a vector is read as a
- * whole. */
+/* The factors of the gradients of a vector of rows; after all losses: what was written in parts of a vector is read as
+ * a whole. */
 INLINE void FN(find_factors)(ptrdiff_t i, int with_z_loss, FN(Mixture) *a)
 {
     const vec sum = FN(load)(a->sum + i), own = FN(load)(a->own + i);

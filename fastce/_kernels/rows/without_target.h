@@ -105,8 +105,8 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
         FN(store_log_sums)(a.anchor + i, FN(log_sums)(&a, i), i, rows);
 }
 
-/* The sum of the exps times their factors b_j, against the largest logit whose factor is not 0, as epilogues of such sums
- * take it: times REST_SCALE_F64. */
+/* The sum of the exps times their factors b_j, against the largest logit whose factor is not 0, as finish_log_sums takes
+ * it: times REST_SCALE_F64. */
 INLINE void FN(sum_factors)(REAL *x, const REAL *b, ptrdiff_t n_classes, ptrdiff_t i, Rows *rows)
 {
     const vec lowest = FN(splat)(-INFINITY);
