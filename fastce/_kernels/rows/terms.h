@@ -27,8 +27,8 @@ typedef struct {
     REAL all[TILE], all_low[TILE];               /* the sum with that */
     double mass_low[TILE], spread_low[TILE];     /* what sums of the terms lack */
     double size[TILE];                           /* of what is multiplied with the logarithm and the exps */
-    REAL alpha[TILE], by_lse[TILE];              /* Q and 2 z_loss lse, */
-    REAL own_term[TILE], mass[TILE];             /* d_y and the other d_j: all of them weighted, over normalizer T */
+    REAL own_term[TILE], mass[TILE];             /* d_y and the other d_j, weighted and over normalizer T; */
+    REAL alpha[TILE], by_lse[TILE];              /* with a z-loss also Q and 2 z_loss lse */
     REAL unit[TILE], whole[TILE], share[TILE], beta[TILE]; /* g_j = e_j unit - share d_j, e_j unit <= whole; g_y */
 } FN(Mixture);
 
@@ -220,10 +220,12 @@ INLINE void FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture
         if (!tile->grad) continue;
         const vec_f64 scale = rows->weighted ? sample / divisor : splat_f64(1 / divisor);
         FN(store_narrow)(a->share + i + k, scale);
-        FN(store_narrow)(a->alpha + i + k, scale * all);
-        FN(store_narrow)(a->by_lse + i + k, scale * by_lse);
         FN(store_narrow)(a->own_term + i + k, scale * d.own);
         FN(store_narrow)(a->mass + i + k, scale * d.mass);
+        FN(store_narrow)(a->whole + i + k, scale * (all + by_lse));
+        if (f->z_loss == 0) continue;
+        FN(store_narrow)(a->alpha + i + k, scale * all);
+        FN(store_narrow)(a->by_lse + i + k, scale * by_lse);
     }
 }
 
@@ -233,17 +235,21 @@ INLINE void FN(find_factors)(ptrdiff_t i, int with_z_loss, FN(Mixture) *a)
 {
     const vec sum = FN(load)(a->sum + i), own = FN(load)(a->own + i);
     const FN(Sum) all = {FN(load)(a->all + i), FN(load)(a->all_low + i)};
-    const vec alpha = FN(load)(a->alpha + i), own_term = FN(load)(a->own_term + i), mass = FN(load)(a->mass + i);
-    const vec by_all = 1 / all.high;
+    const vec own_term = FN(load)(a->own_term + i), mass = FN(load)(a->mass + i), by_all = 1 / all.high;
+    const vec alpha = FN(load)((with_z_loss ? a->alpha : a->whole) + i);
     const FN(Sum) units = FN(quotient)((FN(Sum)){alpha, {0}}, all, by_all);
     const vec unit = units.high + units.low, left = own * unit, right = sum * unit;
     const vec left_size = FN(larger)(FN(absolute)(left), FN(absolute)(own_term));
     const vec right_size = FN(larger)(FN(absolute)(right), FN(absolute)(mass));
     const vec beta = FN(select)(FN(not_less)(left_size, right_size), mass - right, left - own_term);
-    const vec by_lse = with_z_loss ? FN(load)(a->by_lse + i) : (vec){0}, more = by_lse * by_all;
-    FN(store)(a->unit + i, with_z_loss ? unit + more : unit);
-    FN(store)(a->whole + i, with_z_loss ? alpha + by_lse : alpha);
-    FN(store)(a->beta + i, with_z_loss ? beta + own * more : beta);
+    if (!with_z_loss) {
+        FN(store)(a->unit + i, unit);
+        FN(store)(a->beta + i, beta);
+        return;
+    }
+    const FN(Sum) with_lse = FN(quotient)((FN(Sum)){FN(load)(a->whole + i), {0}}, all, by_all);
+    FN(store)(a->unit + i, with_lse.high + with_lse.low);
+    FN(store)(a->beta + i, FN(fma)(own * by_all, FN(load)(a->by_lse + i), beta));
 }
 
 /* ---- Write --------------------------------------------------------------------------------- */
