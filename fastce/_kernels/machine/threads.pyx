@@ -75,7 +75,7 @@ cpdef int get_num_threads() noexcept:
 
 
 def set_num_threads(n):
-    set_default(checked(n, "n"))
+    set_default(checked(n, "n, the number of threads,"))
 
 
 def at_work():

@@ -123,16 +123,19 @@ INLINE void FN(sum_factors)(REAL *x, const REAL *b, ptrdiff_t n_classes, ptrdiff
     sum_vec sum = {{0}, {0}};
     for (ptrdiff_t c = 0; c < n_classes; c++)
         FN(add_product)(&sum, FN(exps)(FN(load)(x + c * TILE + i), &exps), FN(load)(b + c * TILE + i));
-    REAL m_of[LANES_COUNT], own[LANES_COUNT];
+    const FN(Sum) own = FN(exp_and_rest)(FN(exp_where)(EVERY_LANE, anchor, &exps));
+    REAL m_of[LANES_COUNT], high[LANES_COUNT], low[LANES_COUNT];
     double total[LANES_COUNT], error[LANES_COUNT];
     FN(store)(m_of, m);
-    FN(store)(own, FN(exps)(anchor, &exps));
+    FN(store)(high, own.high);
+    FN(store)(low, own.low);
     FN(store_sums)(total, error, sum);
     for (ptrdiff_t k = 0; k < LANES; k += LANES_F64) {
+        const vec_f64 of_anchor = FN(load_wide)(high + k), lost = FN(load_wide)(low + k) / of_anchor;
         vec_f64 whole = load_f64(total + k);
         if (REAL_BITS == 64) whole += load_f64(error + k);
         store_f64(rows->anchor + i + k, FN(load_wide)(m_of + k));
-        store_f64(rows->rest + i + k, whole * (REST_SCALE_F64 / FN(load_wide)(own + k)));
+        store_f64(rows->rest + i + k, whole * (REST_SCALE_F64 / of_anchor * (1 - lost)));
     }
 }
 
