@@ -108,6 +108,35 @@ def test_halves_are_computed_in_float32(dtype, n_classes):
             np.testing.assert_array_equal(function(x, axis=1), expected)
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 33])
+@pytest.mark.parametrize("temperature", [1e-8, 1.0, 1e10])
+def test_loss_beside_any_gradient(n_classes, temperature, rng):
+    """The loss alone is not told what the gradient beside it is divided by."""
+    x = rng.normal(size=(70, n_classes)) * temperature
+    y, q = rng.integers(0, n_classes, 70), rng.dirichlet(np.ones(n_classes), 70)
+    for dtype in (np.float32, np.float64):
+        logits = x.astype(dtype)
+        for target, options in ((y, {}), (y, {"label_smoothing": 0.1}), (y, {"z_loss": 0.1}), (q, {})):
+            for normalizer in (None, 1e-9, 1e15):
+                more = {**options, "temperature": temperature, "normalizer": normalizer}
+                loss, _ = fastce.cross_entropy_and_grad(logits, target, **more)
+                assert loss == fastce.cross_entropy(logits, target, **more)
+
+
+@pytest.mark.parametrize("n_classes", [2, 10, 100, 1000])
+def test_swapped_probabilities_of_another_precision(n_classes, rng):
+    x, q = rng.normal(size=(70, n_classes)), rng.dirichlet(np.ones(n_classes), 70)
+    for logits, of_target in ((np.float32, np.float64), (np.float64, np.float32), (np.float64, np.float16)):
+        for axis in (0, 1):
+            z, target = np.moveaxis(x.astype(logits), 1, axis), np.moveaxis(q.astype(of_target), 1, axis)
+            z, target = np.ascontiguousarray(z), np.ascontiguousarray(target)
+            swapped = target.astype(target.dtype.newbyteorder())
+            expected = fastce.cross_entropy_and_grad(z, target, axis=axis, reduction="none")
+            loss, grad = fastce.cross_entropy_and_grad(z, swapped, axis=axis, reduction="none")
+            assert bits(loss) == bits(expected[0])
+            assert bits(grad) == bits(expected[1])
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_threads_along_other_axes(axis, rng):
     x = rng.normal(size=(60, 40, 50)).astype(np.float32)

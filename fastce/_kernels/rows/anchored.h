@@ -1,4 +1,4 @@
-/* Plain cross-entropy from labels across rows: each row against its target's own logit.
+/* Cross-entropy from labels across rows, perhaps with a temperature: each row against its target's own logit.
  *
  * Included once per REAL_BITS, after plain.h. With d_j = (x_j - x_y) / T and r = sum_{j != y} exp(d_j)
  *
@@ -16,9 +16,9 @@
  *
  *     loss = w ((m - x_y) + log r)        g_j = alpha exp(x_j - m) / r        g_y = -alpha.
  *
- * Largest errors of float32 losses that hill climbing finds, among 3 to 10 classes: 1.91 ULP (v3) at logits of
- * -0.40629184, -7.3330407, -1.6735141 and 1.75 ULP (baseline) at 5.9087324, 0.02673393, 4.5059867, -2.7993119,
- * 0.70783275, -0.6921279, -2.813828, the first one the target's.
+ * Largest errors of float32 losses that hill climbing finds among 3 to 10 classes, without a temperature: 1.91 ULP (v3)
+ * at logits of -0.40629184, -7.3330407, -1.6735141 and 1.75 ULP (baseline) at 5.9087324, 0.02673393, 4.5059867,
+ * -2.7993119, 0.70783275, -0.6921279, -2.813828, the first one the target's.
  */
 #ifndef FASTCE_ANCHORED_H
 #define FASTCE_ANCHORED_H
@@ -49,6 +49,7 @@ INLINE FN(mask) FN(are_set)(const REAL *flags) { return FN(not_less)(FN(load)(fl
 
 /* ---- Sweep --------------------------------------------------------------------------------- */
 
+/* Exps against an anchor, scaled as said above. gap: of the largest logit above it. */
 INLINE FN(Exps) FN(anchored_exps)(vec anchor, vec gap, const FN(Units) *units)
 {
     const vec k = FN(fma)(gap * units->inverse, FN(splat)((REAL)LOG2E), FN(splat)(TO_INTEGER)) - TO_INTEGER;
@@ -81,8 +82,7 @@ INLINE FN(Sum) FN(sum_lanes)(REAL *x, ptrdiff_t n_classes, const FN(Exps) *exps,
     return (FN(Sum)){high, sum.low - (high - sum.high)};
 }
 
-/* The same against an anchor, scaled as said above, with the exps of that and of the targets. gap: of the largest logit
- * above it. */
+/* What sum_lanes returns, and the staged exps of the anchors and of the targets. */
 typedef struct { FN(Sum) others, anchor, target; } FN(Staged);
 
 INLINE FN(Staged) FN(stage_lanes)(REAL *x, ptrdiff_t n_classes, vec anchor, vec x_y, const FN(Exps) *exps, ivec y,

@@ -1,5 +1,5 @@
-/* Plain cross-entropy from labels where every lane of a vector holds a row: what two classes (two_classes.h) and more
- * (anchored.h) share.
+/* Cross-entropy of few classes where every lane of a vector holds a row: what two classes (two_classes.h), more
+ * (anchored.h), and terms of all classes (terms.h) share. `plain`: no row has a weight, and none is ignored.
  *
  * Included once per REAL_BITS, after across.h. All is in REAL but weights and losses. Sums are pairs, high + low, where
  * an ULP of them may be two of what they are for.
@@ -11,11 +11,6 @@
 #define FASTCE_PLAIN_H
 #define LEAST_NORMALIZER 0x1p-20
 #define MOST_NORMALIZER 0x1p37
-/* What divides a gradient with respect to the logits as given. */
-INLINE double divisor_of_gradient(const Formula *f)
-{
-    return f->normalizer * (f->temperature.divisor / f->temperature.factor);
-}
 #define LESS_THAN_HALF (1 - 0x1p-20) /* an ULP: alpha as a sum is not rounded up to more than alpha is as a REAL */
 #endif
 
@@ -78,7 +73,7 @@ INLINE FN(Sum) FN(joined)(FN(Sum) a)
     return (FN(Sum)){high, a.low - (high - a.high)};
 }
 
-/* Logits' differences over a temperature. */
+/* 1 / T, by which differences of logits are multiplied. */
 INLINE FN(Sum) FN(inverse)(const Temperature *t)
 {
     const double nearly = t->factor / t->divisor;
@@ -129,7 +124,7 @@ INLINE FN(Usual) FN(usual)(void) { return (FN(Usual)){{0}, not_less_f64((vec_f64
 
 INLINE mask_f64 FN(are_moderate)(vec_f64 loss, vec_f64 size)
 {
-    return not_less_f64(size, splat_f64(LEAST_WEIGHT)) & not_less_f64(splat_f64(MOST_WEIGHT), size)
+    return not_less_f64(size, splat_f64(LEAST_WEIGHT)) & ~not_less_f64(size, splat_f64(MOST_WEIGHT)) /* nor a NaN */
            & not_less_f64(loss, splat_f64(LEAST_LOSS));
 }
 

@@ -93,7 +93,7 @@ typedef struct {
     double sample[TILE];     /* sample weight */
     int weighted;            /* weight is not 1 for all of them */
     double weight[TILE];     /* what the mean divides by: that, times w_y where targets are labels */
-    double given[TILE];      /* x_y before its transform, for MARGIN, NLL and HINGE; the loss without weights (plain.h) */
+    double given[TILE];      /* x_y before its transform, for MARGIN, NLL and HINGE; the loss without weights (plain.h, terms.h) */
 
     double anchor[TILE];     /* m: x_y, or max_j x_j */
     double at_target[TILE];  /* x_y */

@@ -220,9 +220,8 @@ static void epilogue(const Tile *tile, Rows *rows)
  * share of smoothing that is subnormal. */
 static int has_own_precision(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item)
 {
-    const double divisor = divisor_of_gradient(f);
     return f->kind == CROSS_ENTROPY && !f->by_element && (f->even == 0 || f->even >= 0x1p-126)
-           && n_classes * item <= FEW_BYTES && divisor >= LEAST_NORMALIZER && divisor <= MOST_NORMALIZER;
+           && n_classes * item <= FEW_BYTES;
 }
 
 /* Rows of extreme weights, in a tile of their own. Planes take half a scratch. */
@@ -254,17 +253,38 @@ static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, 
     for (ptrdiff_t k = 0; k < n; k++) rows->loss[extreme[k]] = some.loss[k];
 }
 
+static void run_in_own_precision(const Tile *tile, Rows *rows)
+{
+    ptrdiff_t extreme[TILE + 1], n;
+    if (tile->formula->has_terms || tile->formula->z_loss != 0)
+        n = IN_PRECISION_OF(tile, tile_of_mixtures, tile, rows, extreme);
+    else n = IN_PRECISION_OF(tile, anchored_tile, tile, rows, extreme);
+    if (n > 0) run_extreme(tile, rows, extreme, n);
+    if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
+}
+
+/* Where an extreme normalizer leaves gradients to the walk by the maximum losses have the bits that they have alone. */
+static void run_apart(const Tile *tile, Rows *rows)
+{
+    Tile without = *tile;
+    double loss[TILE];
+    without.grad = NULL;
+    run_in_own_precision(&without, rows);
+    memcpy(loss, rows->loss, sizeof loss);
+    sweep(tile, rows, 1);
+    epilogue(tile, rows);
+    write_gradient(tile, rows, 1);
+    memcpy(rows->loss, loss, sizeof loss);
+}
+
 /* The losses of a tile, and its gradient if there is one: sweep, epilogue, write. */
 static void run_tile(const Tile *tile, Rows *rows, int across)
 {
     const ptrdiff_t item = tile->logits_layout.format == FORMAT_F64 ? sizeof(double) : sizeof(float);
     if (across && has_own_precision(tile->formula, tile->n_classes, item)) {
-        ptrdiff_t extreme[TILE + 1], n;
-        if (tile->formula->has_terms || tile->formula->z_loss != 0)
-            n = IN_PRECISION_OF(tile, tile_of_mixtures, tile, rows, extreme);
-        else n = IN_PRECISION_OF(tile, anchored_tile, tile, rows, extreme);
-        if (n > 0) run_extreme(tile, rows, extreme, n);
-        if (tile->grad) IN_PRECISION_OF(tile, put_anchored, tile);
+        const double divisor = divisor_of_gradient(tile->formula);
+        if (tile->grad && !(divisor >= LEAST_NORMALIZER && divisor <= MOST_NORMALIZER)) run_apart(tile, rows);
+        else run_in_own_precision(tile, rows);
         return;
     }
     const int few = across && tile->n_classes * item <= FEW_BYTES;

@@ -21,6 +21,7 @@ enum { EVENLY, BY_CLASS, GIVEN }; /* d_j = even, even w_j, or any */
 typedef struct {
     INT target[TILE];                            /* -1: ignored */
     REAL max[TILE], x_y[TILE], q_y[TILE];
+    REAL lost[TILE];                             /* NaN where a d_j that was multiplied became subnormal, else 0 */
     REAL sum[TILE], sum_low[TILE];               /* of the staged exps but the target's, and what that lacks */
     REAL top[TILE], top_low[TILE];               /* the staged exp of the largest logit, */
     REAL own[TILE], own_low[TILE];               /* and of the target */
@@ -63,7 +64,7 @@ INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t 
     const vec even = FN(splat)((REAL)f->even), share = FN(splat)((REAL)f->share);
     const REAL *w = (const REAL *)f->term_weight;
     const int as_given = !w && f->even == 0;
-    vec x_y = FN(load)(x + i), q_y = FN(load)(q + i), most = FN(splat)(-INFINITY), largest = most;
+    vec x_y = FN(load)(x + i), q_y = FN(load)(q + i), most = FN(splat)(-INFINITY), largest = most, lost = {0};
     ivec place = {0}, here = {0};
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
         FN(ask_for)(ahead->q.at, c * ahead->q.step, 1, 0);
@@ -72,6 +73,8 @@ INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t 
         if (!as_given) {
             d = FN(fma)(q_c, share, even) * (w ? FN(splat)(w[c]) : FN(splat)(1));
             FN(store)(q + c * TILE + i, d);
+            const FN(mask) normal = FN(not_less)(FN(absolute)(d), FN(splat)(REAL_TINY)) | ~FN(not_zero)(d);
+            lost = FN(select)(normal, lost, FN(splat)(NAN));
         }
         const FN(mask) stays = FN(not_less)(largest, d);
         largest = FN(select)(stays, largest, d);
@@ -84,6 +87,7 @@ INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t 
     FN(store)(a->max + i, most);
     FN(store)(a->x_y + i, x_y);
     FN(store)(a->q_y + i, q_y);
+    FN(store)(a->lost + i, lost);
 }
 
 /* Sums over j != y of d_j, and of d_j (m - x_j), but for `even`; the latter over all j if they are EVENLY. A d_j of 0
@@ -212,7 +216,8 @@ INLINE void FN(finish_terms)(const Tile *tile, ptrdiff_t i, int kind, FN(Mixture
             loss += f->z_loss * lse * lse;
             by_lse = 2 * f->z_loss * lse;
         }
-        const vec_f64 size = absolute_f64(sample) * (absolute_f64(all) + absolute_f64(by_lse));
+        vec_f64 size = absolute_f64(sample) * (absolute_f64(all) + absolute_f64(by_lse));
+        if (kind == GIVEN) size += FN(load_wide)(a->lost + i + k);
         store_f64(rows->given + i + k, loss);
         store_f64(a->size + i + k, size);
         store_f64(rows->loss + i + k, keep_f64(are_used(rows, i + k), sample * loss));

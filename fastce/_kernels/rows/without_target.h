@@ -105,6 +105,17 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
         FN(store_log_sums)(a.anchor + i, FN(log_sums)(&a, i), i, rows);
 }
 
+/* Exps that factors may lift: of float32 as far as the normal numbers go, which products in float64 bear. */
+#undef FACTOR_SHIFT
+#undef FACTOR_LOWEST
+#if REAL_BITS == 64
+#define FACTOR_SHIFT ANCHOR_SHIFT
+#define FACTOR_LOWEST ANCHOR_LOWEST
+#else
+#define FACTOR_SHIFT 126
+#define FACTOR_LOWEST -174.5f
+#endif
+
 /* The sum of the exps times their factors b_j, against the largest logit whose factor is not 0, as finish_log_sums takes
  * it: times REST_SCALE_F64. */
 INLINE void FN(sum_factors)(REAL *x, const REAL *b, ptrdiff_t n_classes, ptrdiff_t i, Rows *rows)
@@ -119,7 +130,9 @@ INLINE void FN(sum_factors)(REAL *x, const REAL *b, ptrdiff_t n_classes, ptrdiff
         m = FN(larger)(x_c, m);
     }
     const vec anchor = FN(select)(FN(not_less)(lowest, m), (vec){0}, m);
-    const FN(Exps) exps = FN(anchored_exps)(anchor, (vec){0}, &FN(plain_units));
+    FN(Exps) exps = FN(anchored_exps)(anchor, (vec){0}, &FN(plain_units));
+    exps.bias += STEPS * (FACTOR_SHIFT - ANCHOR_SHIFT);
+    exps.lowest += FACTOR_LOWEST - ANCHOR_LOWEST;
     sum_vec sum = {{0}, {0}};
     for (ptrdiff_t c = 0; c < n_classes; c++)
         FN(add_product)(&sum, FN(exps)(FN(load)(x + c * TILE + i), &exps), FN(load)(b + c * TILE + i));

@@ -217,21 +217,6 @@ static void FN(fetch)(const char *src, Format format, int swapped, ptrdiff_t str
 #undef FETCH
 }
 
-/* The same of any format, rounded where REAL is the narrower. */
-static void FN(fetch_any)(const char *src, Format format, int swapped, ptrdiff_t stride, ptrdiff_t n, REAL *dst)
-{
-#define FETCH(step, fmt, swap) \
-    for (ptrdiff_t i = 0; i < n; i++) dst[i] = (REAL)load_number(src + i * (step), fmt, swap)
-    const ptrdiff_t size = (ptrdiff_t)format_size(format);
-    if ((format == FORMAT_F64) == (REAL_BITS == 64)) FN(fetch)(src, format, swapped, stride, n, dst);
-    else if (swapped || stride != size) FETCH(stride, format, swapped);
-    else if (format == FORMAT_F64) FETCH(8, FORMAT_F64, 0); /* a loop for each */
-    else if (format == FORMAT_F32) FETCH(4, FORMAT_F32, 0);
-    else if (format == FORMAT_F16) FETCH(2, FORMAT_F16, 0);
-    else FETCH(2, FORMAT_BF16, 0);
-#undef FETCH
-}
-
 /* The way back, rounding to the format. */
 static void FN(put)(const REAL *src, Format format, int swapped, ptrdiff_t stride, ptrdiff_t n, char *dst)
 {
