@@ -12,7 +12,7 @@ from fastce import _kernels
 from fastce._kernels.entry.tensors import PlainTensors
 from fastce.torch import _losses, _operators
 from fastce.torch._losses import no_second_derivative, scaled
-from fastce.torch._tensors import is_eager
+from fastce.torch._tensors import is_eager, no_forward_mode
 
 _plain = PlainTensors(torch, _kernels)
 
@@ -54,11 +54,12 @@ class Made(torch.autograd.Function):
         made = ctx.saved_tensors
         if factor is None:
             return None, *[None for _ in made]
+        is_known = _plain.is_eager(factor)
         if torch.is_grad_enabled():
             again = NoSecondDerivative.apply
-            return None, *[again(scaled(grad, factor, in_place=False), grad) for grad in made]
+            return None, *[again(scaled(grad, factor, False, is_known), grad) for grad in made]
         in_place = _plain.is_last(factor)
-        return None, *[scaled(grad.detach(), factor, in_place) for grad in made]
+        return None, *[scaled(grad.detach(), factor, in_place, is_known) for grad in made]
 
 
 class RowLosses(torch.autograd.Function):
@@ -96,10 +97,15 @@ class RowLosses(torch.autograd.Function):
         return *(None,) * 5, *grads
 
 
+def _no_forward_mode(ctx: Any, *tangents: Any) -> None:
+    raise no_forward_mode()
+
+
 class Transformed(torch.autograd.Function):
     """The same under transforms of torch.func, which see loss and gradients as results of one function."""
 
     generate_vmap_rule = True
+    jvp = staticmethod(_no_forward_mode)
 
     @staticmethod
     def forward(operator: Callable, *args: Any) -> tuple[Tensor, ...]:
@@ -117,7 +123,8 @@ class Transformed(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * ctx.n_inputs
         for k, (grad, need) in enumerate(zip(made, ctx.needs, strict=False), start=1):
             if need:
-                grads[k] = NoSecondDerivative.apply(scaled(grad, factor, in_place=False), loss)
+                product = scaled(grad, factor, in_place=False, is_known=False)
+                grads[k] = NoSecondDerivative.apply(product, loss)
         return tuple(grads)
 
 
@@ -125,6 +132,7 @@ class Softmax(torch.autograd.Function):
     """Softmax or its logarithm under transforms of torch.func; both can be differentiated again."""
 
     generate_vmap_rule = True
+    jvp = staticmethod(_no_forward_mode)
 
     @staticmethod
     def forward(input: Tensor, dim: int, log: bool) -> Tensor:
@@ -149,6 +157,7 @@ class LogSumExp(torch.autograd.Function):
     """Its gradient is a softmax, made when it is asked for."""
 
     generate_vmap_rule = True
+    jvp = staticmethod(_no_forward_mode)
 
     @staticmethod
     def forward(input: Tensor, dim: int) -> Tensor:

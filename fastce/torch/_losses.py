@@ -7,6 +7,7 @@ others are None here, and empty in what the operators return.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -207,12 +208,19 @@ def no_second_derivative() -> NotImplementedError:
     )
 
 
-def scaled(grad: Tensor, factor: Tensor, in_place: bool) -> Tensor:
-    """The gradient of a loss, times that by the loss: a number, one for each row, or one for each element."""
-    if not factor.ndim and in_place and factor.item() == 1:
-        return grad
-    if 0 < factor.ndim < grad.ndim:
-        factor = factor.unsqueeze(1)
+def scaled(grad: Tensor, factor: Tensor, in_place: bool, is_known: bool = True) -> Tensor:
+    """The gradient of a loss, times that by the loss: a number, one for each row, or one for each element.
+
+    A row that is ignored has no gradient, whatever its factor. One in a batch of factors is not known.
+    """
+    if factor.ndim < grad.ndim:
+        total = (factor.sum() if factor.ndim else factor).item() if is_known else math.nan
+        if total == 1 and not factor.ndim and in_place:
+            return grad
+        if factor.ndim:
+            factor = factor.unsqueeze(1)
+        if not math.isfinite(total):
+            factor = torch.where((grad == 0).all(class_axis(grad), keepdim=True), 0, factor)
     return grad.mul_(factor) if in_place else (grad * factor).to(grad.dtype)
 
 

@@ -69,7 +69,7 @@ def _loss_operator(
 
     def run(*args: Any) -> tuple[Tensor, ...]:
         loss, *grads = compute(*args)
-        return loss, *(args[0].new_empty(0) if grad is None else grad for grad in grads)
+        return loss.contiguous(), *(args[0].new_empty(0) if grad is None else grad for grad in grads)
 
     run.__signature__ = signature.replace(return_annotation=tuple[(Tensor,) * (n_grads + 1)])
     operator = torch.library.custom_op(f"fastce::{compute.__name__}", run, mutates_args=())

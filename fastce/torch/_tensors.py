@@ -72,13 +72,17 @@ def check_constant(function: Callable[..., Any], tensors: dict[str, Tensor]) -> 
             )
 
 
+def no_forward_mode() -> NotImplementedError:
+    return NotImplementedError(
+        "a tensor has a tangent, but the functions of fastce.torch have no forward mode AD: "
+        "use torch.nn.functional"
+    )
+
+
 def check_tangents(*tensors: Tensor | None) -> None:
     """Refuse a tangent, which would be left out; PyTorch itself does so where a gradient is wanted too."""
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            "a tensor has a tangent, but the functions of fastce.torch have no forward mode AD: "
-            "use torch.nn.functional"
-        )
+        raise no_forward_mode()
 
 
 def as_array(t: Tensor) -> NDArray:

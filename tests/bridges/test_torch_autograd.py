@@ -488,6 +488,20 @@ def test_autocast(half, x, y):
     assert ft.cross_entropy(logits.detach(), y).dtype == half
 
 
+@pytest.mark.parametrize("loss", [ft.cross_entropy, ft.focal_loss])
+def test_ignored_rows_have_no_gradient_whatever_their_factor(loss, x, y):
+    """As where a mean over a sequence that is all padding is left out after it was divided by 0."""
+    y[2], y[4], factor = -100, -100, torch.tensor([1.0, 2, float("nan"), 3, float("inf"), 4], dtype=x.dtype)
+    loss(x, y, reduction="none").backward(factor)
+    expected = loss(x, y, reduction="none").detach().new_zeros(6)
+    (known,) = torch.autograd.grad(loss(x, y, reduction="none"), x, torch.where(y < 0, expected, factor))
+    assert torch.equal(x.grad, known)
+    through = torch.func.grad(lambda x: torch.where(y < 0, 0, loss(x, y, reduction="none") * factor).sum())
+    assert not through(x.detach()).isnan().any()
+    (nothing,) = torch.autograd.grad(loss(x, torch.full_like(y, -100), reduction="sum") / 0, x)
+    assert not nothing.any()
+
+
 def test_scaled_losses_of_float16():
     """Gradients that float16 could not hold before they were scaled: 3e-8, half of its least number."""
     y = torch.zeros(4096, dtype=torch.int64)

@@ -138,9 +138,13 @@ def test_invalid_rows(filters):
     assert drawn.tokens[0] >= 0
 
 
-def test_uniform_rows():
-    """All in one bucket: the nucleus is the first ones."""
-    drawn = sample(np.zeros(1000), top_p=0.25, size=100_000, rng=0).tokens
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_uniform_rows(dtype):
+    """All in one bucket: the nucleus is the first ones, up to that with which it has top_p."""
+    for n, top_p in ((2, 0.5), (4, 0.25), (4, 0.75), (10, 0.5)):
+        drawn = sample(np.full(n, 0.1, dtype), top_p=top_p, temperature=2.5, size=500, rng=0).tokens
+        assert np.unique(drawn).size == n * top_p
+    drawn = sample(np.zeros(1000, dtype), top_p=0.25, size=100_000, rng=0).tokens
     assert drawn.max() == 249
     assert np.unique(drawn).size == 250
 

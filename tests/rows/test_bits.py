@@ -119,8 +119,12 @@ def test_loss_beside_any_gradient(n_classes, temperature, rng):
         for target, options in ((y, {}), (y, {"label_smoothing": 0.1}), (y, {"z_loss": 0.1}), (q, {})):
             for normalizer in (None, 1e-9, 1e15):
                 more = {**options, "temperature": temperature, "normalizer": normalizer}
-                loss, _ = fastce.cross_entropy_and_grad(logits, target, **more)
+                loss, grad = fastce.cross_entropy_and_grad(logits, target, **more)
                 assert loss == fastce.cross_entropy(logits, target, **more)
+                more["normalizer"] = 1.0 / temperature  # no factor at all
+                expected = fastce.cross_entropy_and_grad(logits, target, **more)[1]
+                factor = temperature * (normalizer or 70)
+                np.testing.assert_allclose(grad.astype(float) * factor, expected, rtol=2e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize("n_classes", [2, 10, 100, 1000])

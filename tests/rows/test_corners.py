@@ -283,6 +283,26 @@ def test_factors_of_exps_may_be_any_float32(n_classes, rng):
         assert sign == -1
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 128, 130, 9000])
+def test_factors_of_exps_may_differ(n_classes):
+    """What is far below the largest logit may have nearly the whole sum."""
+    for gap in (100, 131, 140, 150):
+        a, b = np.full(n_classes, -300, np.float32), np.full(n_classes, 1e-30, np.float32)
+        a[:2], b[:2] = (0, -gap), (1e-38, 1e38)
+        exact = reference.logsumexp(a, b=b)
+        assert_ulp(fastce.logsumexp(a, b=b), exact, 4, max(abs(exact), gap))
+
+
+def test_terms_that_are_subnormal_in_float32():
+    """A probability times a weight, which the sample weight and the temperature bring back."""
+    x, q = np.array([[0, -300, -2]], np.float32), np.array([[1, 3e-44, 0]], np.float32)
+    options = {"temperature": 0.1, "sample_weight": [2.0**17], "reduction": "none"}
+    for weight in ([1, 0.46, 1], None):
+        grad = fastce.cross_entropy_and_grad(x, q, weight=weight, **options)[1]
+        exact = reference.cross_entropy_and_grad(x, q, weight=weight, **options)[1]
+        assert_ulp(grad[:, 1], exact[:, 1], 6)
+
+
 @pytest.mark.parametrize("n_classes", [3, 200, 20_000])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_log_s_of_a_sure_row_whose_weights_are_all_0(dtype, n_classes):

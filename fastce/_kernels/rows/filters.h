@@ -195,7 +195,8 @@ static ptrdiff_t FN(filter)(const Sampling *call, const REAL *x, Sampled *row)
     ptrdiff_t n = row->n, kept = 0;
     if (call->top_p < 1) {
         double in_bucket[BUCKETS], mass = add_to_buckets(list, n, in_bucket);
-        const double limit = call->top_p * (call->top_k > 0 ? mass : 1 + row->others / SUM_SCALE);
+        const double of = call->top_k > 0 ? mass : 1 + row->others / SUM_SCALE;
+        const double limit = call->top_p * of * (1 - (REAL_BITS == 32 ? 0x1p-20 : 0x1p-48)); /* reached but for rounding */
         if (mass < limit && row->least > row->surely_least) {
             n = FN(collect)(call, x, 0, count_blocks(call->n_classes), row->surely_least, row, list);
             add_to_buckets(list, n, in_bucket);

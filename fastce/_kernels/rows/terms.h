@@ -254,7 +254,7 @@ INLINE void FN(find_factors)(ptrdiff_t i, int with_z_loss, FN(Mixture) *a)
     }
     const FN(Sum) with_lse = FN(quotient)((FN(Sum)){FN(load)(a->whole + i), {0}}, all, by_all);
     FN(store)(a->unit + i, with_lse.high + with_lse.low);
-    FN(store)(a->beta + i, FN(fma)(own * by_all, FN(load)(a->by_lse + i), beta));
+    FN(store)(a->beta + i, FN(fma)(own, FN(load)(a->by_lse + i) * by_all, beta)); /* own / all may be subnormal */
 }
 
 /* ---- Write --------------------------------------------------------------------------------- */
