@@ -146,7 +146,7 @@ INLINE void FN(sum_exps)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, int few, int
 
 /* From sums to r, log(1 + r) or of a far row log r, and the factors of a gradient: of staged exps, and -g_y, which is
  * alpha where the row is far or it was rounded to more than that. */
-INLINE void FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows,
+INLINE void FN(finish)(const FN(Sum) *by, ptrdiff_t i, int plain, const FN(Sum) *alpha, FN(Anchored) *a, Rows *rows,
                        FN(Usual) *usual)
 {
     const FN(Sum) sum = {FN(load)(a->sum + i), FN(load)(a->low + i)};
@@ -156,7 +156,7 @@ INLINE void FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Su
     const FN(Sum) log_s = FN(log1p_of_pair)(FN(select)(near, r.high, r.high - 1), r.low);
     const vec m = FN(load)(a->anchor + i), x_y = FN(load)(a->x_y + i), gap = m - x_y, back = gap - m;
     FN(Sum) gaps = {gap, (m - (gap - back)) - (x_y + back)}; /* TwoSum */
-    if (t->factor != t->divisor) gaps = FN(product)(gaps, FN(inverse)(t));
+    if (by) gaps = FN(product)(gaps, *by);
     FN(finish_losses)(gaps, log_s, plain, i, rows, usual);
     if (!alpha) return;
     const FN(Sum) all = FN(add_sums)((FN(Sum)){FN(keep)(near, own.high), FN(keep)(near, own.low)}, sum);
@@ -168,17 +168,27 @@ INLINE void FN(finish)(const Temperature *t, ptrdiff_t i, int plain, const FN(Su
     FN(store)(a->peak + i, FN(select)(is_below & near, peak, whole + 0 * peak)); /* NaN stays */
 }
 
-INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
+/* by: 1 / T, or NULL. Returns whether no row is extreme, for certain. */
+INLINE int FN(finish_rows_by)(const Tile *tile, const FN(Sum) *by, int plain, const FN(Alphas) *alphas, FN(Anchored) *a,
+                              Rows *rows)
 {
-    FN(Alphas) alphas;
     FN(Usual) usual = FN(usual)();
-    if (tile->grad) FN(find_alphas)(tile->formula, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(Sum) alpha = {{0}, {0}};
-        if (tile->grad) alpha = FN(alpha)(&alphas, plain ? 0 : i);
-        FN(finish)(&tile->formula->temperature, i, plain, tile->grad ? &alpha : NULL, a, rows, &usual);
+        if (tile->grad) alpha = FN(alpha)(alphas, plain ? 0 : i);
+        FN(finish)(by, i, plain, tile->grad ? &alpha : NULL, a, rows, &usual);
     }
     return FN(is_usual)(usual);
+}
+
+INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
+{
+    const Formula *f = tile->formula;
+    const FN(Sum) by = FN(inverse)(&f->temperature);
+    FN(Alphas) alphas;
+    if (tile->grad) FN(find_alphas)(f, rows, plain ? 1 : tile->n_rows, &alphas);
+    if (f->temperature.factor == f->temperature.divisor) return FN(finish_rows_by)(tile, NULL, plain, &alphas, a, rows);
+    return FN(finish_rows_by)(tile, &by, plain, &alphas, a, rows);
 }
 
 /* ---- Write --------------------------------------------------------------------------------- */

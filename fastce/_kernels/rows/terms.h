@@ -145,8 +145,8 @@ INLINE void FN(sum_against_largest)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, i
     FN(store)(a->own_low + i, staged.target.low);
 }
 
-/* d_y where classes have weights, in float64: it is all there is where the target is one-hot. For float32 weights that has
- * digits to spare for a difference. */
+/* d_y where classes have weights, in float64: it is all there is where the target is one-hot. And what is left of all
+ * weights without the target's: of float32 weights a float64 has digits to spare for the difference. */
 INLINE void FN(find_own_terms)(const Formula *f, ptrdiff_t n_rows, int kind, const FN(Mixture) *a, Rows *rows)
 {
     const REAL *w = (const REAL *)f->term_weight;

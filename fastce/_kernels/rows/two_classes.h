@@ -30,7 +30,8 @@ INLINE FN(Sum) FN(exp_of_sum)(FN(Sum) d)
     return FN(exp_and_rest)((FN(Exp)){counts, FN(power_of_two)((uvec)shifted), FN(expm1_reduced)(t)});
 }
 
-INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, const Temperature *t, FN(TwoClasses) *a)
+/* by: 1 / T, or NULL. */
+INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, const FN(Sum) *by, FN(TwoClasses) *a)
 {
     ivec y;
     memcpy(&y, a->target + i, sizeof y);
@@ -38,7 +39,7 @@ INLINE void FN(sweep_two)(const REAL *x, ptrdiff_t i, const Temperature *t, FN(T
     const vec x0 = FN(load)(x + i), x1 = FN(load)(x + TILE + i), up = x1 - x0, back = up - x1;
     const vec up_low = (x1 - (up - back)) - (x0 + back); /* TwoSum */
     FN(Sum) d = {(vec)((uvec)up ^ flip), (vec)((uvec)up_low ^ flip)};
-    if (t->factor != t->divisor) d = FN(product)(d, FN(inverse)(t));
+    if (by) d = FN(product)(d, *by);
     const FN(mask) below = FN(not_less)((vec){0}, d.high);
     const FN(Sum) e = FN(exp_of_sum)((FN(Sum)){(vec)((uvec)d.high | sign),
                                                (vec)((uvec)d.low ^ (~(uvec)d.high & sign))});
@@ -97,11 +98,15 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
 {
     const int with_grad = tile->grad != NULL;
     const Formula *f = tile->formula;
+    const FN(Sum) by = FN(inverse)(&f->temperature);
     REAL *x = (REAL *)tile->scratch;
     FN(Alphas) alphas;
     FN(Usual) usual = FN(usual)();
     FN(ask_for_two)(tile);
-    for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, &f->temperature, a);
+    if (f->temperature.factor == f->temperature.divisor)
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, NULL, a);
+    else
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, &by, a);
     if (with_grad) FN(find_alphas)(f, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(losses_of_two)(i, plain, a, rows, &usual);

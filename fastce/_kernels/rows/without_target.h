@@ -9,12 +9,12 @@
 
 /* ---- Of two: the larger logit is the target ------------------------------------------------- */
 
-INLINE void FN(sweep_larger)(const REAL *x, ptrdiff_t i, const Temperature *t, FN(TwoClasses) *a)
+INLINE void FN(sweep_larger)(const REAL *x, ptrdiff_t i, FN(TwoClasses) *a)
 {
     const FN(mask) is_first = FN(not_less)(FN(load)(x + i), FN(load)(x + TILE + i));
     const ivec first = {0}, y = (ivec)FN(select)(is_first, (vec)first, (vec)(first + 1));
     memcpy(a->target + i, &y, sizeof y);
-    FN(sweep_two)(x, i, t, a);
+    FN(sweep_two)(x, i, NULL, a);
 }
 
 INLINE FN(Sum) FN(log_sums_of_two)(const FN(TwoClasses) *a, ptrdiff_t i)
@@ -89,7 +89,7 @@ static void FN(sweep_log_sums)(const Tile *tile, Rows *rows)
     if (tile->n_classes == 2) {
         FN(TwoClasses) two;
         FN(ask_for_two)(tile);
-        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &tile->formula->temperature, &two);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &two);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
             FN(store)(a.anchor + i, FN(larger)(FN(load)(x + i), FN(load)(x + TILE + i)));
             FN(store_log_sums)(a.anchor + i, FN(log_sums_of_two)(&two, i), i, rows);
@@ -211,7 +211,7 @@ static void FN(softmax_of_few)(const Tile *tile)
     if (n_classes == 2) {
         FN(TwoClasses) two;
         FN(ask_for_two)(tile);
-        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &tile->formula->temperature, &two);
+        for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_larger)(x, i, &two);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(write_shares_of_two)(x, i, &two);
     } else {
         FN(Anchored) a;
