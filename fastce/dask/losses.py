@@ -350,8 +350,15 @@ def _assembled(tasks: dict[tuple, Any], chunks: tuple[tuple[int, ...], ...], dty
 def as_rows(array: Any, chunks: tuple, name: str) -> Any:
     """A dask array with these chunks."""
     sizes = tuple(sum(axis) for axis in chunks)
+    if hasattr(array, "to_dask_array"):  # a column of a data frame
+        array = array.to_dask_array()
     if not isinstance(array, da.Array):
         array = np.asarray(array)
+        if np.isnan(sizes).any():
+            raise ValueError(
+                f"{name} is no dask array, and the rows have chunks of unknown sizes; expected a dask array "
+                "in the same chunks, or compute_chunk_sizes() of the rows first"
+            )
         if array.shape != sizes:
             raise ValueError(f"{name} has shape {array.shape}; expected {sizes}")
         return da.from_array(array, chunks=chunks)

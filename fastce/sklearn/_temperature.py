@@ -137,6 +137,15 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         z = self._own_logits(X)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, z)
+        impossible = np.isneginf(np.take_along_axis(z, label[:, None], axis=1)[:, 0])
+        if sample_weight is not None:
+            impossible &= sample_weight != 0
+        if impossible.any():
+            i = int(impossible.argmax())
+            raise ValueError(
+                f"the classifier gives y[{i}], {y[i]!r}, a probability of 0, which no temperature changes; "
+                "expected one that excludes no class: of trees with larger leaves, of more neighbours, say"
+            )
         self.temperature_ = fit_temperature(z, label, sample_weight=sample_weight)
         return self
 

@@ -130,6 +130,18 @@ def test_chunks_without_rows_and_of_unknown_size(rng):
     model = LogisticRegression(tol=TOL).fit(lazy[kept], labels[kept])
     expected = fastce.sklearn.LogisticRegression(tol=TOL).fit(X[keep], y[keep])
     np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * TOL)
+    with pytest.raises(ValueError, match=r"y is no dask array.*compute_chunk_sizes\(\)"):
+        LogisticRegression().fit(lazy[kept], y[keep])
+
+
+def test_columns_of_data_frames():
+    pd, dd = pytest.importorskip("pandas"), pytest.importorskip("dask.dataframe")
+    X, y = data(3)
+    names = [f"x{k}" for k in range(X.shape[1])]
+    frame = dd.from_pandas(pd.DataFrame(X, columns=names).assign(y=y), npartitions=3)
+    model = LogisticRegression(tol=TOL).fit(frame[names].to_dask_array(), frame["y"])
+    expected = fastce.sklearn.LogisticRegression(tol=TOL).fit(X, y)
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * TOL)
 
 
 def test_labels_of_any_kind():

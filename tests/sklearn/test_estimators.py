@@ -18,6 +18,7 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -417,6 +418,13 @@ def test_temperature_of_logits_that_are_integers_or_one_column():
     model = TemperatureScaling(Column().fit(X[:100], y[:100])).fit(X[50:100], y[49:99])
     p = special.expit(model.estimator_.decision_function(X)[:, 0] / model.temperature_)
     np.testing.assert_allclose(model.predict_proba(X)[:, 1], p, rtol=1e-12)
+
+
+def test_temperature_of_a_classifier_that_excludes_classes():
+    X, y = load_iris(return_X_y=True)
+    classifier = KNeighborsClassifier(1).fit(X[::2], y[::2])
+    with pytest.raises(ValueError, match=r"gives y\[35\], .*, a probability of 0, which no temp"):
+        TemperatureScaling(classifier).fit(X[1::2], np.r_[y[1:71:2], 2, y[73::2]])
 
 
 @pytest.mark.filterwarnings("ignore:every target has the largest logit")
