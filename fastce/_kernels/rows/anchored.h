@@ -254,7 +254,7 @@ INLINE ptrdiff_t FN(anchored_rows)(const Tile *tile, int few, int plain, FN(Anch
     return FN(find_extreme)(rows, tile->n_rows, plain ? rows->loss : rows->given, plain ? NULL : rows->weight, extreme);
 }
 
-static ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
+static __attribute__((noinline)) ptrdiff_t FN(anchored_tile)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
 {
     const ptrdiff_t n_classes = tile->n_classes;
     if (n_classes == 2) return FN(tile_of_two)(tile, rows, extreme);

@@ -108,7 +108,8 @@ static void FN(sweep_own_band)(const Tile *tile, Rows *rows, ptrdiff_t n_tiles)
     FN(sweep_band)(tile, rows, tally, n_tiles);
 }
 
-static void FN(sweep_across)(const Tile *tile, Rows *rows)
+/* Not inlined, nor is write_across: what one of them has on the stack is not to be there while another runs. */
+static __attribute__((noinline)) void FN(sweep_across)(const Tile *tile, Rows *rows)
 {
     FN(Tally) tally;
     FN(sweep_band)(tile, rows, &tally, 1);
@@ -195,7 +196,7 @@ static void FN(write_own_band)(const Tile *tile, const Rows *rows, ptrdiff_t n_t
     FN(write_band)(tile, rows, scaling, n_tiles);
 }
 
-static void FN(write_across)(const Tile *tile, const Rows *rows)
+static __attribute__((noinline)) void FN(write_across)(const Tile *tile, const Rows *rows)
 {
     FN(Scaling) scaling;
     FN(write_band)(tile, rows, &scaling, 1);

@@ -224,14 +224,15 @@ static int has_own_precision(const Formula *f, ptrdiff_t n_classes, ptrdiff_t it
            && n_classes * item <= FEW_BYTES;
 }
 
-/* Rows of extreme weights, in a tile of their own. Planes take half a scratch. */
+/* Rows of extreme weights, in a tile of their own, in memory of a thread as in pieces.h. Planes take half a scratch. */
 static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, ptrdiff_t n)
 {
     const int is_f64 = tile->logits_layout.format == FORMAT_F64;
     const ptrdiff_t item = is_f64 ? sizeof(double) : sizeof(float);
     const Layout layout = {is_f64 ? FORMAT_F64 : FORMAT_F32, 0, TILE * item, item};
     void *plane = tile->third + SCRATCH / 2, *q = tile->second + SCRATCH / 2;
-    Rows some;
+    static _Thread_local Rows memory;
+    Rows *some = &memory;
     Tile few = *tile;
     few.n_rows = n;
     few.logits = (char *)plane;
@@ -240,17 +241,17 @@ static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, 
     few.logits_layout = few.q_layout = few.grad_layout = layout;
     few.scratch = tile->third;
     for (ptrdiff_t k = 0; k < n; k++) {
-        some.label[k] = rows->label[extreme[k]];
-        some.weight[k] = rows->weight[extreme[k]];
-        some.sample[k] = rows->sample[extreme[k]];
+        some->label[k] = rows->label[extreme[k]];
+        some->weight[k] = rows->weight[extreme[k]];
+        some->sample[k] = rows->sample[extreme[k]];
     }
     IN_PRECISION_OF(tile, gather_extreme, tile->n_classes, tile->logits, &tile->logits_layout, extreme, n, plane);
     if (tile->q) IN_PRECISION_OF(tile, gather_extreme, tile->n_classes, tile->q, &tile->q_layout, extreme, n, q);
-    IN_PRECISION_OF(tile, sweep_across, &few, &some);
-    epilogue(&few, &some);
-    if (few.grad) IN_PRECISION_OF(tile, write_across, &few, &some);
+    IN_PRECISION_OF(tile, sweep_across, &few, some);
+    epilogue(&few, some);
+    if (few.grad) IN_PRECISION_OF(tile, write_across, &few, some);
     if (few.grad) IN_PRECISION_OF(tile, scatter_extreme, tile, extreme, n, plane);
-    for (ptrdiff_t k = 0; k < n; k++) rows->loss[extreme[k]] = some.loss[k];
+    for (ptrdiff_t k = 0; k < n; k++) rows->loss[extreme[k]] = some->loss[k];
 }
 
 static void run_in_own_precision(const Tile *tile, Rows *rows)

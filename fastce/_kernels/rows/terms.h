@@ -313,7 +313,7 @@ INLINE ptrdiff_t FN(rows_of_mixtures)(const Tile *tile, int kind, FN(Mixture) *a
     return FN(is_usual)(usual) ? 0 : FN(find_extreme)(rows, n_rows, rows->given, a->size, extreme);
 }
 
-static ptrdiff_t FN(tile_of_mixtures)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
+static __attribute__((noinline)) ptrdiff_t FN(tile_of_mixtures)(const Tile *tile, Rows *rows, ptrdiff_t *extreme)
 {
     FN(Mixture) a;
     FN(prepare_planes)(tile, rows, 0, tile->n_classes);
