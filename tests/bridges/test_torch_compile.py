@@ -142,7 +142,11 @@ OPERANDS = {
         "mean",
     ),
     "binary_cross_entropy_with_logits": lambda x: (leaf(x), leaf(Q), None, Q[0], "none"),
-    "binary_cross_entropy_with_logits, transposed": lambda x: (leaf(x).T, leaf(Q).T, None, None, "none"),
+    "binary_cross_entropy_with_logits, transposed": lambda x: (
+        x.detach().T.requires_grad_(),
+        Q.T.detach().requires_grad_(),
+        *(None, None, "none"),
+    ),
 }
 
 
