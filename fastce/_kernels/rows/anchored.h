@@ -184,10 +184,10 @@ INLINE int FN(finish_rows_by)(const Tile *tile, const FN(Sum) *by, int plain, co
 INLINE int FN(anchored_epilogue)(const Tile *tile, int plain, FN(Anchored) *a, Rows *rows)
 {
     const Formula *f = tile->formula;
-    const FN(Sum) by = FN(inverse)(&f->temperature);
     FN(Alphas) alphas;
     if (tile->grad) FN(find_alphas)(f, rows, plain ? 1 : tile->n_rows, &alphas);
     if (f->temperature.factor == f->temperature.divisor) return FN(finish_rows_by)(tile, NULL, plain, &alphas, a, rows);
+    const FN(Sum) by = FN(inverse)(&f->temperature);
     return FN(finish_rows_by)(tile, &by, plain, &alphas, a, rows);
 }
 

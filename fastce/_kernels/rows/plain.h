@@ -9,9 +9,15 @@
  */
 #ifndef FASTCE_PLAIN_H
 #define FASTCE_PLAIN_H
-#define LEAST_NORMALIZER 0x1p-20
+#define LEAST_NORMALIZER 0x1p-20 /* times T */
 #define MOST_NORMALIZER 0x1p37
 #define LESS_THAN_HALF (1 - 0x1p-20) /* an ULP: alpha as a sum is not rounded up to more than alpha is as a REAL */
+
+/* What divides a gradient with respect to the logits as given. */
+INLINE double divisor_of_gradient(const Formula *f)
+{
+    return f->normalizer * (f->temperature.divisor / f->temperature.factor);
+}
 #endif
 
 /* Exps that are staged have a factor of ANCHOR_UNIT = 2^ANCHOR_SHIFT, for weights that bring their digits back. Those

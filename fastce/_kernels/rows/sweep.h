@@ -84,12 +84,6 @@ INLINE int anchors_at_target(const Tile *tile)
 #define FIRST_LOGITS 64 /* of a softmax, that say where the anchor lies */
 #define LONG_ROW 1024 /* shorter ones are in the first cache */
 
-/* What divides a gradient with respect to the logits as given. */
-INLINE double divisor_of_gradient(const Formula *f)
-{
-    return f->normalizer * (f->temperature.divisor / f->temperature.factor);
-}
-
 /* Rows are summed before their largest logit is known, in one read where that turns out to be near the anchor. */
 INLINE int anchors_early(const Tile *tile)
 {

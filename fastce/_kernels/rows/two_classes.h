@@ -98,15 +98,16 @@ INLINE ptrdiff_t FN(rows_of_two)(const Tile *tile, int plain, FN(TwoClasses) *a,
 {
     const int with_grad = tile->grad != NULL;
     const Formula *f = tile->formula;
-    const FN(Sum) by = FN(inverse)(&f->temperature);
     REAL *x = (REAL *)tile->scratch;
     FN(Alphas) alphas;
     FN(Usual) usual = FN(usual)();
     FN(ask_for_two)(tile);
-    if (f->temperature.factor == f->temperature.divisor)
+    if (f->temperature.factor == f->temperature.divisor) {
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, NULL, a);
-    else
+    } else {
+        const FN(Sum) by = FN(inverse)(&f->temperature);
         for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) FN(sweep_two)(x, i, &by, a);
+    }
     if (with_grad) FN(find_alphas)(f, rows, plain ? 1 : tile->n_rows, &alphas);
     for (ptrdiff_t i = 0; i < tile->n_rows; i += LANES) {
         FN(losses_of_two)(i, plain, a, rows, &usual);
