@@ -15,7 +15,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from fastce.dask._objective import ChunkedObjective, Chunks, Terms
 from fastce.dask.losses import as_rows
-from fastce.linear import objective
 from fastce.sklearn import LogisticRegression as _LogisticRegression
 from fastce.sklearn._preconditioners import (
     EXACT_LATE,
@@ -236,6 +235,4 @@ def _joined(samples: list[tuple], terms: Terms, l2: float) -> Problem:
     weight = None if weights[0] is None else np.concatenate(weights)
     target, weight = terms.of(np.concatenate(labels), weight)
     weight = weight if weight.any() else np.ones_like(weight)
-    n_classes, fit_intercept = len(terms.classes), terms.fit_intercept
-    f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
-    return Problem(f, X, target, n_classes, weight, fit_intercept, l2)
+    return Problem(X, target, len(terms.classes), weight, terms.fit_intercept, l2)

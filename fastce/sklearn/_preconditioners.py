@@ -26,14 +26,15 @@ from fastce.linear import objective
 
 __all__ = ["Preconditioner", "Problem", "of_hessian"]
 
-EXACT_LATE = 1e9  # operations of a Hessian that is made late
+EXACT_LATE, SIZE_LATE = 1e9, 256  # of a Hessian that is made late: operations, coefficients
 PATIENCE, EARLY, LATE, WIDEST = 12, 4, 24, 2500
 FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
 SAMPLE_BYTES = 1 << 25
 WHOLE, LEAST, MOST = 1200, 6, 400  # coefficients of a Hessian of a sample, whose rows are so many times those
 ROWS_PER_COLUMN = 50  # of a block on the diagonal
-HEAVIEST, ROWS_OF_HEAVIEST = 128, 2048  # columns of a matrix beside the diagonal, from so many rows
+LEAST_ROWS = 2048  # of X'X: in fewer, a column may be all 0
+HEAVIEST = 128  # columns of a matrix beside the diagonal
 
 Preconditioner = Callable[[NDArray], NDArray]
 
@@ -43,7 +44,6 @@ class Problem:
 
     def __init__(
         self,
-        f: Any,
         X: Any,
         target: NDArray,
         n_classes: int,
@@ -51,7 +51,10 @@ class Problem:
         fit_intercept: bool,
         l2: float,
     ) -> None:
-        self.objective, self.X, self.target, self.sample_weight = f, X, target, sample_weight
+        self.objective = objective(
+            X, target, n_classes, sample_weight=sample_weight, fit_intercept=fit_intercept, l2=l2
+        )
+        self.X, self.target, self.sample_weight = X, target, sample_weight
         self.options = n_classes, fit_intercept, l2
         self.used = None if sample_weight is None or sample_weight.all() else np.flatnonzero(sample_weight)
         self.n_used = X.shape[0] if self.used is None else len(self.used)
@@ -76,8 +79,7 @@ class Problem:
             weight = weight[rows]
             weight[n_light:] *= n_light / len(light)  # as others there are fewer of
         n_classes, fit_intercept, l2 = self.options
-        f = objective(X, target, n_classes, sample_weight=weight, fit_intercept=fit_intercept, l2=l2)
-        part = Problem(f, X, target, n_classes, weight, fit_intercept, l2)
+        part = Problem(X, target, n_classes, weight, fit_intercept, l2)
         part.n_rows = self.n_rows
         return part
 
@@ -91,7 +93,7 @@ class Problem:
                 return self.of_columns(w)
             wanted = EARLY * self.n_rows // f.size
             return self.of_all(w, int(np.clip(wanted, LEAST * f.size, MOST * f.size)))
-        if n_iter > PATIENCE and f.size <= WHOLE and n_rows * f.size**2 <= EXACT_LATE:
+        if n_iter > PATIENCE and f.size <= SIZE_LATE and n_rows * f.size**2 <= EXACT_LATE:
             return of_hessian(f, w)
         passes = LATE if n_iter else EARLY
         if not sparse.issparse(self.X) and n_columns <= WIDEST:
@@ -100,7 +102,7 @@ class Problem:
             wanted = ROWS_PER_COLUMN * (n_columns + 1)
             if affordable >= min(wanted, n_rows) and (part := self.sample(wanted)):
                 return part.of_blocks(w)
-            wanted = min(8 * (n_columns + 1), affordable * n_classes)
+            wanted = min(max(LEAST_ROWS, 8 * (n_columns + 1)), affordable * n_classes)
             if (n_iter or not w.any()) and wanted > n_columns and (part := self.sample(wanted)):
                 return part.of_columns(w)
         return self.of_diagonal(w)
@@ -113,7 +115,7 @@ class Problem:
         inverse = 1 / diagonal
         of_column = (diagonal[:, :n_columns] - self.options[2]).sum(axis=0)
         heaviest = np.argsort(of_column)[-HEAVIEST:]
-        part = self.sample(ROWS_OF_HEAVIEST)
+        part = self.sample(LEAST_ROWS)
         if part is None or 2 * of_column[heaviest].sum() < of_column.sum():
             return lambda g: g * inverse.ravel().astype(g.dtype, copy=False)
         solve_heaviest = part.of_columns(w, heaviest)

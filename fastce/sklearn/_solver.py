@@ -8,15 +8,15 @@ A. L-BFGS (Nocedal and Wright, algorithm 7.4) with a preconditioner, of `_precon
    methods take none either.
 B. Where rows are many, a sample of them is solved first, and a sample of that before it: the last steps
    begin within the sample's noise of the solution; or at the coefficients given, where these are better.
-C. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on unless the
-   preconditioner expects less of one than GAIN of the objective: scikit-learn's last step often leads
-   well below tol, and its objective is not to be lower. Once |gradient| <= tol no preconditioner is made
-   again. A sample is left as soon as a step gains less than a SHARE of what its choice of rows does:
-   (coefficients) / (2 rows).
+C. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on, of Newton's thrice as
+   many, unless the preconditioner expects less of one than GAIN of the objective: scikit-learn's last step
+   often leads well below tol, and its objective is not to be lower. Once |gradient| <= tol a preconditioner
+   is made again each EARLY steps at most. A sample is left as soon as a step gains less than a SHARE of
+   what its choice of rows does: (coefficients) / (2 rows).
 D. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
    good, and a step that was to gain less than that and than GAIN, and lost, is the last.
-E. Where columns are many and rows few, coefficients are sought in the span of the rows, where they are as
-   few: beside it they change no logit.
+E. Where columns are many and rows few, coefficients are sought in the span of the rows: at once, or where
+   LATE steps have not been enough.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
-from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController
 
-from fastce.linear import objective
 from fastce.sklearn._preconditioners import (
     EARLY,
+    LATE,
     PATIENCE,
-    SAMPLE_BYTES,
     WHOLE,
     Preconditioner,
     Problem,
     of_hessian,
 )
+from fastce.sklearn._span import Span
 
 __all__ = ["Solution", "descend", "limited_blas", "minimize"]
 
-GAIN, BEYOND, SHARE = 1e-7, 4, 0.05
+GAIN, BEYOND, SHARE = 1e-7, 8, 0.05
+FEW_ROWS, MOST_ROWS = 300, 1200  # of X with twice as many columns
 NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE = 10, 1 << 17  # steps that are remembered; as many numbers are kept in the features' precision
-EXACT_AT_ONCE, EXACT = 1e7, 2e8  # operations of a Hessian: each step, now and then
+EXACT = 1e7  # operations of a Hessian that each step can have
 SAMPLED, PER_COEFFICIENT = 16, 16  # a sample is one of so many rows, and so many times the coefficients
 
 
@@ -76,52 +76,54 @@ def minimize(
     callback: Callable[[NDArray], Any] | None = None,
 ) -> Solution:
     """Coefficients of form (K, D + fit_intercept) that minimise the objective, from `coef` on."""
-    if 2 * X.shape[0] <= X.shape[1] and (X.shape[0] + 1) * len(coef) <= WHOLE and _is_small(X):
-        options = {"sample_weight": sample_weight, "fit_intercept": fit_intercept, "l2": l2, "tol": tol}
-        return _in_span(X, target, n_classes, coef, callback, max_iter=max_iter, **options)
-    f = objective(X, target, n_classes, sample_weight=sample_weight, fit_intercept=fit_intercept, l2=l2)
-    problem = Problem(f, X, target, n_classes, sample_weight, fit_intercept, l2)
     if n_classes > 2:  # that changes no probability and lessens the penalty
         coef = coef - coef.mean(axis=0)
-    with limited_blas(X, f.size):
-        return _minimum(problem, coef, tol, max_iter, callback)
+
+    def problem(X: Any) -> Problem:
+        return Problem(X, target, n_classes, sample_weight, fit_intercept, l2)
+
+    is_wide = not sparse.issparse(X) and X.shape[0] <= min(MOST_ROWS, X.shape[1] // 2)
+    if is_wide and not _is_tiny(X, coef.size):
+        return _minimum_of_wide(problem, X, coef, l2, tol, max_iter, callback)
+    with limited_blas(X, coef.size):
+        return _minimum(problem(X), coef, tol, max_iter, callback)
 
 
-def _is_small(X: Any) -> bool:
-    """Whether a copy of it in float64 is."""
-    return not sparse.issparse(X) and 8 * X.size <= SAMPLE_BYTES
+def _is_tiny(X: Any, size: int) -> bool:
+    """Whether each step can have the Hessian of all rows and coefficients."""
+    return size <= WHOLE and X.shape[0] * size**2 <= EXACT
 
 
-def _in_span(
-    X: NDArray, target: NDArray, n_classes: int, coef: NDArray, callback: Callable | None, **options: Any
+def _minimum_of_wide(
+    problem: Callable[[NDArray], Problem],
+    X: NDArray,
+    coef: NDArray,
+    l2: float,
+    tol: float,
+    max_iter: int,
+    callback: Callable[[NDArray], Any] | None,
 ) -> Solution:
-    """As `minimize`, with u for which the coefficients are Q u, X = (Q R)' with orthonormal columns of Q."""
-    n_rows, n_columns = X.shape
+    (n_rows, n_columns), n_iter = X.shape, 0
+    if n_rows > FEW_ROWS:
+        whole = problem(X)
+        with limited_blas(X, coef.size):
+            found = descend(whole.objective, [coef], whole.best, tol, min(max_iter, LATE), callback)
+        if found.n_iter < LATE or found.n_iter == max_iter:
+            return found
+        coef, n_iter = found.coef.reshape(coef.shape), LATE
     with limited_blas(X, 0):
-        factors, R = linalg.qr(X.T.astype(np.float64, copy=False), mode="raw", check_finite=False)
+        span = Span(X, coef[:, :n_columns], stays_beside=not l2)
+        few = problem(span.rows)
 
-    def rotated(v: NDArray, transposed: str) -> NDArray:
-        """The square matrix of which Q is the first columns, that LAPACK does not spell out, times v'."""
-        return lapack.dormqr("L", transposed, *factors, v.T, lwork=64 * len(v))[0].T
+        def outside(u: NDArray) -> NDArray:
+            u = u.reshape(len(coef), -1)
+            return np.hstack([span.coef(u[:, : span.rank]), u[:, span.rank :]]).ravel()
 
-    given, intercept = coef[:, :n_columns], coef[:, n_columns:]
-    rest = rotated(given, "T")
-    start = np.hstack([rest[:, :n_rows], intercept])
-    rest[:, :n_rows] = 0
-    beside = 0.0 if options["l2"] else rotated(rest, "N")  # a penalty leaves nothing of it
-
-    def whole(u: NDArray) -> NDArray:
-        u = u.reshape(len(coef), -1)
-        v = np.zeros((len(u), n_columns))
-        v[:, :n_rows] = u[:, :n_rows]
-        return np.hstack([rotated(v, "N") + beside, u[:, n_rows:]]).ravel()
-
-    def told(u: NDArray) -> None:
-        if callback:
-            callback(whole(u))
-
-    found = minimize(np.ascontiguousarray(R.T), target, n_classes, start, callback=told, **options)
-    return found._replace(coef=whole(found.coef))
+        told = callback and (lambda u: callback(outside(u)))
+        start = np.hstack([span.start, coef[:, n_columns:]])
+        best = few.of_blocks if len(coef) == 1 else few.of_columns  # of one row of coefficients the Hessian
+        found = descend(few.objective, [start], lambda u, _: best(u), tol, max_iter - n_iter, told, EARLY)
+        return found._replace(coef=outside(found.coef), n_iter=n_iter + found.n_iter)
 
 
 @contextmanager
@@ -157,9 +159,8 @@ def _minimum(
         solution = descend(f, starts, part.best, tol, max_iter, callback)
         if solution.converged or solution.n_iter == max_iter:
             return solution  # else the sample has led astray
-    if f.size <= WHOLE and (work := problem.X.shape[0] * f.size**2) <= EXACT:
-        patience = 1 if work <= EXACT_AT_ONCE else EARLY
-        return descend(f, [coef], lambda w, _: of_hessian(f, w), tol, max_iter, callback, patience)
+    if _is_tiny(problem.X, f.size):
+        return descend(f, [coef], lambda w, _: of_hessian(f, w), tol, max_iter, callback, patience=1)
     enough = SHARE * f.size / (2 * n_rows) if problem.n_rows > n_rows else 0.0
     return descend(f, [coef], problem.best, tol, max_iter, callback, enough=enough)
 
@@ -186,20 +187,21 @@ def descend(
     w, loss, g = min(((w, *f.loss_and_grad(w)) for w in vectors), key=lambda start: start[1])
     noise, settled, solve = NOISE[f.dtype], 0, None
     pairs: list[tuple[NDArray, NDArray, float]] = []
-    most = 0 if patience == 1 else MEMORY
+    most, beyond = (0, 3 * BEYOND) if patience == 1 else (MEMORY, BEYOND)
     kept = f.dtype if f.size > LARGE else np.dtype(np.float64)
     for n_iter in range(max_iter + 1):
         if n_iter == max_iter:
             return Solution(w, loss, n_iter, _flat(g) <= tol)
         settled += _flat(g) <= tol
-        if solve is None or (n_iter % patience == 0 and not settled):
+        if solve is None or (n_iter % patience == 0 and settled % EARLY == 0):
             solve = preconditioner(w, n_iter)
         d = _direction(g.astype(kept, copy=False), pairs, solve)
         slope = g @ d
         gain = -slope / 2
-        if 0 <= gain <= enough or (settled and (settled > BEYOND or gain <= GAIN * abs(loss))):
+        if 0 <= gain <= enough or (settled and (settled > beyond or gain <= GAIN * abs(loss))):
             return Solution(w, loss, n_iter, True)
-        step = 1.0
+        # Losses end at 0: of a direction that promises more, the curvature is more than was thought.
+        step = loss / gain if gain > loss > 0 else 1.0
         while True:
             new = w + step * d
             new_loss, new_g = f.loss_and_grad(new)

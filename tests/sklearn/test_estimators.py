@@ -343,6 +343,47 @@ def test_more_columns_than_rows(classes, C):
     np.testing.assert_allclose(left, given if np.isinf(C) else 0, atol=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(200, 900), (400, 900)])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_wide_and_ill_conditioned(shape, classes, rng):
+    """Singular values of X fall like 1 / k: outside of the span of its rows steps are hundreds."""
+    U, _, V = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
+    X = (U / np.arange(1, len(V) + 1)) @ V * np.prod(shape) ** 0.5
+    z = X @ rng.normal(size=(shape[1], classes))
+    y = (3 * z / z.std() + rng.gumbel(size=z.shape)).argmax(axis=1)
+    model = LogisticRegression(max_iter=1000).fit(X, y)
+    theirs = linear_model.LogisticRegression(max_iter=1000).fit(X, y)
+    assert value(model, X, y, 1.0) <= value(theirs, X, y, 1.0) * (1 + 1e-6)
+    assert 2 * model.n_iter_[0] <= theirs.n_iter_[0]
+    of_float32 = LogisticRegression(max_iter=1000).fit(X.astype(np.float32), y)
+    assert value(of_float32, X, y, 1.0) <= value(theirs, X, y, 1.0) * (1 + 1e-4)
+
+
+def test_a_class_without_weight(rng):
+    """Its logits fall without end, slower and slower: the objective is not to stay above scikit-learn's."""
+    X = rng.normal(size=(500, 10))
+    y = (X @ rng.normal(size=(10, 3)) + rng.gumbel(size=(500, 3))).argmax(axis=1)
+    weight = np.where(y == 2, 0.0, 1.0)
+
+    def objective(kind, C):
+        model = kind(C=C, max_iter=500).fit(X, y, sample_weight=weight)
+        losses = -model.predict_log_proba(X)[np.arange(500), y]
+        return losses @ weight + np.square(model.coef_).sum() / (2 * C)
+
+    for C in (0.01, 1, 100):
+        assert objective(LogisticRegression, C) <= objective(linear_model.LogisticRegression, C) * (1 + 1e-7)
+
+
+@pytest.mark.parametrize("C", [1, 100, 10_000])
+def test_weights_are_repeated_rows(C):
+    """As many columns as make the rows few, and the repeated ones not."""
+    rng = np.random.RandomState(42)
+    X, y, times = rng.rand(15, 30), rng.randint(0, 3, 15), rng.randint(0, 5, 15)
+    weighted = LogisticRegression(C=C).fit(X, y, sample_weight=times)
+    repeated = LogisticRegression(C=C).fit(X.repeat(times, axis=0), y.repeat(times))
+    np.testing.assert_allclose(weighted.predict_proba(X), repeated.predict_proba(X), atol=1e-7)
+
+
 def test_frequent_words_are_seen_together():
     X, y = words(5000, 10_000, 5)
     for kind in (sparse.csr_array, sparse.csr_matrix):
