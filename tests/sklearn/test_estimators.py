@@ -354,7 +354,7 @@ def test_wide_and_ill_conditioned(shape, classes, rng):
     model = LogisticRegression(max_iter=1000).fit(X, y)
     theirs = linear_model.LogisticRegression(max_iter=1000).fit(X, y)
     assert value(model, X, y, 1.0) <= value(theirs, X, y, 1.0) * (1 + 1e-6)
-    assert 2 * model.n_iter_[0] <= theirs.n_iter_[0]
+    assert 1.5 * model.n_iter_[0] <= theirs.n_iter_[0]
     of_float32 = LogisticRegression(max_iter=1000).fit(X.astype(np.float32), y)
     assert value(of_float32, X, y, 1.0) <= value(theirs, X, y, 1.0) * (1 + 1e-4)
 
