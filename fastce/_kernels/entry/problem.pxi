@@ -62,7 +62,9 @@ cdef enum:
     LOGITS, Q, GRAD, HESS, TARGETS, WEIGHT, LOSS, SIGN, N_ARRAYS
 
 cdef enum:
-    SHORT_AXIS = 4                         # fewer rows side by side than pay for the lines they share
+    # Fewer rows side by side than pay for the lines they share; twice as many, if that are few elements.
+    SHORT_AXIS = 8
+    SHORT_ELEMENTS = 128
 
 cdef struct Problem:
     Py_ssize_t n_rows, n_classes
@@ -185,6 +187,9 @@ cdef void merge_dims(Problem *p) noexcept nogil:
 cdef void take_longest_inside(Problem *p) noexcept nogil:
     """Rows of a tile are along the innermost batch axis: the nearest may have too few for the lanes of a vector."""
     cdef int dim, longest = p.n_dims - 1
+    cdef Py_ssize_t n = p.shape[longest]
+    if n >= (2 * SHORT_AXIS if n * p.n_classes < SHORT_ELEMENTS else SHORT_AXIS):
+        return
     for dim in range(p.n_dims - 1):
         if p.shape[dim] > p.shape[longest]:
             longest = dim
@@ -199,7 +204,7 @@ cdef void lay_out(Problem *p) noexcept nogil:
     derive(&p.formula, p.n_classes, p.data[TARGETS] != NULL)
     if p.n_dims > 1 and p.n_rows > 0:
         merge_dims(p)
-        if few and p.n_dims > 1 and p.shape[p.n_dims - 1] < SHORT_AXIS:
+        if few and p.n_dims > 1:
             take_longest_inside(p)
     p.n_dims = max(p.n_dims, 1)
     for array in range(TARGETS):

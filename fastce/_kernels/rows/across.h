@@ -309,7 +309,8 @@ static void FN(put_elements)(const Tile *tile, const Rows *rows, ptrdiff_t start
     REAL *g = (REAL *)tile->scratch, *h = tile->hess ? (REAL *)tile->third : NULL, *x = (REAL *)tile->second;
     if (tile->formula->transform != AS_GIVEN) {
         FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, x);
-        FN(apply_slopes)(x, g, h, n * TILE, tile->formula);
+        for (ptrdiff_t c = 0; c < n * TILE; c += TILE)
+            FN(apply_slopes)(x + c, g + c, h ? h + c : NULL, tile->n_rows, tile->formula);
         for (ptrdiff_t i = 0; i < tile->n_rows; i++)
             for (ptrdiff_t c = 0; rows->label[i] < 0 && c < n; c++) {
                 g[c * TILE + i] = 0; /* whatever their logits hold */

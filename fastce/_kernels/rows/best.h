@@ -41,7 +41,8 @@ static inline void swap_candidates(Candidate *list, ptrdiff_t i, ptrdiff_t j)
 }
 
 /* Puts one of n candidates where it belongs, those before it to its left, and returns its place. Which one is
- * scattered: no order that a row may have makes it a bad one again and again. */
+ * scattered: no order that a row may have makes it a bad one again and again. All differ, in their index if not else:
+ * of n equal ones, each would be split off alone. */
 static ptrdiff_t split_candidates(Candidate *list, ptrdiff_t n)
 {
     swap_candidates(list, (ptrdiff_t)(((uint64_t)n * 0x9e3779b97f4a7c15u >> 20) % (uint64_t)n), n - 1);

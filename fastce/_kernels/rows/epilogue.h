@@ -241,15 +241,41 @@ INLINE void epilogue_softmax(Rows *rows, ptrdiff_t n_rows)
 /* How many infinities of either sign a row has when its exps count with their factors, and whether it has a NaN. */
 typedef struct { ptrdiff_t positive, negative; int nan; } Infinities;
 
-static Infinities count_infinities(const Tile *tile, ptrdiff_t i)
+INLINE int any_nan(const char *row, ptrdiff_t n, ptrdiff_t stride, int is_double)
+{
+    int found = 0;
+    for (ptrdiff_t j = 0; j < n; j++)
+        found |= is_double ? isnan(*(const double *)(row + j * stride)) : isnan(*(const float *)(row + j * stride));
+    return found;
+}
+
+static int has_nan(const Layout *from, const char *row, ptrdiff_t n)
+{
+    const ptrdiff_t stride = from->class_stride;
+    int found = 0;
+    if (!from->swapped && from->format == FORMAT_F64)
+        return stride == sizeof(double) ? any_nan(row, n, sizeof(double), 1) : any_nan(row, n, stride, 1);
+    if (!from->swapped && from->format == FORMAT_F32)
+        return stride == sizeof(float) ? any_nan(row, n, sizeof(float), 0) : any_nan(row, n, stride, 0);
+    for (ptrdiff_t j = 0; j < n; j++) found |= isnan(load_number(row + j * stride, from->format, from->swapped));
+    return found;
+}
+
+/* Of a row whose largest logit is m, beside which a maximum has passed over NaN. */
+static Infinities count_infinities(const Tile *tile, ptrdiff_t i, double m)
 {
     const Layout *from = &tile->logits_layout, *of_q = &tile->q_layout;
     Infinities found = {0, 0, 0};
+    if (!tile->q) {
+        found.positive = m == INFINITY;
+        found.nan = isfinite(m) || has_nan(from, tile->logits + i * from->row_stride, tile->n_classes);
+        return found;
+    }
     for (ptrdiff_t j = 0; j < tile->n_classes; j++) {
         const double x = load_number(tile->logits + i * from->row_stride + j * from->class_stride,
                                      from->format, from->swapped);
-        const double b = tile->q ? load_number(tile->q + i * of_q->row_stride + j * of_q->class_stride,
-                                               of_q->format, of_q->swapped) : 1;
+        const double b = load_number(tile->q + i * of_q->row_stride + j * of_q->class_stride,
+                                     of_q->format, of_q->swapped);
         if (b == 0) continue;
         found.nan |= isnan(x) || isnan(b) || (isinf(b) && x == -INFINITY);
         found.positive += (x == INFINITY && b > 0) || (b == INFINITY && x > -INFINITY);
@@ -294,7 +320,7 @@ static void finish_log_sums(const Tile *tile, Rows *rows, double rest_scale)
     for (ptrdiff_t i = 0; any && i < tile->n_rows; i++) {
         double sign = 1;
         if (!isfinite(rows->anchor[i]) || (tile->q ? !isfinite(rows->rest[i]) : isnan(rows->loss[i]))) {
-            const Infinities found = count_infinities(tile, i);
+            const Infinities found = count_infinities(tile, i, rows->anchor[i]);
             if (isfinite(rows->anchor[i]) && !found.nan && !found.positive && !found.negative) {
                 const LargeSum large = large_sum(tile, i, rows->anchor[i]);
                 rows->loss[i] = rows->anchor[i] + large.log_size;

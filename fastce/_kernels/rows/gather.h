@@ -79,7 +79,7 @@ static void FN(begin_threshold)(const REAL *x, ptrdiff_t n, Best *best)
     for (ptrdiff_t i = 0; i < n_groups; i++) {
         vec most = FN(splat)(-INFINITY);
         for (ptrdiff_t j = i; j < n_vectors; j += n_groups) most = FN(larger)(FN(load)(x + j * LANES), most);
-        for (ptrdiff_t lane = 0; lane < LANES; lane++) list[i * LANES + lane] = (Candidate){most[lane], 0, 0};
+        for (ptrdiff_t k = i * LANES; k < (i + 1) * LANES; k++) list[k] = (Candidate){most[k % LANES], 0, k};
     }
     const double least = least_of_best(list, n_groups * LANES, k);
     best->threshold = REAL_BITS == 64 ? nextafter(least, -INFINITY) : nextafterf((float)least, -INFINITY);

@@ -42,15 +42,16 @@ static double *own_scratches(void)
 }
 #endif
 
-/* Where its exps are staged, or NULL: beyond the cache they would be moved twice more, which costs more than
- * computing them again. Not in the place of logits that may be wanted once more. */
+/* Where its exps are staged, or NULL: in the gradient, or apart up to what a cache has room for beside it; beyond that
+ * they would be moved twice more, which costs more than computing them again. Not in the place of logits that may be
+ * wanted once more. */
 INLINE REAL *FN(staged_long_row)(const Tile *tile)
 {
-    if (!FN(stages)(tile) || tile->n_classes > (ptrdiff_t)(STAGED_BYTES / sizeof(REAL))) return NULL;
     const int overwrites = tile->grad == tile->logits && anchors_early(tile);
-    if (overwrites || tile->streams || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout))
-        return (REAL *)tile->staging;
-    return (REAL *)tile->grad;
+    if (!FN(stages)(tile)) return NULL;
+    if (!(overwrites || tile->streams || tile->formula->by_element || !FN(is_contiguous)(&tile->grad_layout)))
+        return (REAL *)tile->grad;
+    return tile->n_classes > (ptrdiff_t)(STAGED_BYTES / sizeof(REAL)) ? NULL : (REAL *)tile->staging;
 }
 
 /* Logits of the only row of a tile; as given: where nothing is asked of them but the largest. */

@@ -74,7 +74,8 @@ static void FN(prepare_planes)(const Tile *tile, const Rows *rows, ptrdiff_t sta
     const Layout *of_q = &tile->q_layout;
     REAL *x = (REAL *)tile->scratch, *q = (REAL *)tile->second;
     FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, x);
-    if (tile->formula->transform != AS_GIVEN) FN(transform)(x, n * TILE, tile->formula);
+    for (ptrdiff_t c = 0; tile->formula->transform != AS_GIVEN && c < n; c++)
+        FN(transform)(x + c * TILE, tile->n_rows, tile->formula);
     if (tile->formula->kind == MARGIN) {
         for (ptrdiff_t i = 0; i < tile->n_rows; i++)
             if (rows->label[i] >= start && rows->label[i] < start + n)

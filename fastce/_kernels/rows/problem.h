@@ -8,7 +8,7 @@ enum {
     TILE = 64,              /* rows that pass through sweep, epilogue and write together */
     CHUNK = 8192,           /* longest piece of a row that is swept at once: 32 KiB of float32 */
     MAX_PIECES = 1024,      /* parts of a long row that are swept on their own */
-    STAGED_BYTES = 1 << 21, /* of exps of a row in pieces: more would leave the cache */
+    STAGED_BYTES = 1 << 21, /* of exps of a row in pieces, apart from its gradient */
     STREAMED_BYTES = 1 << 25, /* of a gradient that no cache would hold until it is used */
     FEW_BYTES = 512,        /* of a row that lies across vectors: 128 float32, 64 float64; longer ones lie along them */
     SCRATCH = 8192          /* doubles: a chunk, or a tile of rows of FEW_BYTES and again transposed */

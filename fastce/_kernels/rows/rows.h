@@ -78,13 +78,15 @@
     ((tile)->logits_layout.format == FORMAT_F64 ? name##_f64(__VA_ARGS__) : name##_f32(__VA_ARGS__))
 
 /* Whether the gradient of rows that lie along vectors is streamed, where it does not take the place of the logits. A line
- * that is stored to in a cache is read from memory first: a third of the traffic of a batch that is there. */
+ * that is stored to in a cache is read from memory first: a third of the traffic of a batch that is there. But rows whose
+ * exps nothing else could hold stage them in it, rather than compute them twice. */
 static int may_stream(const Tile *tile, ptrdiff_t n_rows)
 {
 #ifdef STREAMS
     const Formula *f = tile->formula;
-    const ptrdiff_t bytes = n_rows * tile->n_classes * (ptrdiff_t)format_size(tile->grad_layout.format);
-    return bytes >= STREAMED_BYTES && f->kind != HINGE && !f->by_element
+    const ptrdiff_t bytes = tile->n_classes * (ptrdiff_t)format_size(tile->grad_layout.format);
+    const int is_staged = bytes > STAGED_BYTES && f->kind != LOG_SOFTMAX;
+    return n_rows * bytes >= STREAMED_BYTES && !is_staged && f->kind != HINGE && !f->by_element
            && IN_PRECISION_OF(tile, is_contiguous, &tile->grad_layout);
 #else
     (void)tile, (void)n_rows;
