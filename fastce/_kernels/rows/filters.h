@@ -15,10 +15,11 @@
 #define FASTCE_FILTERS_H
 
 enum {
-    BUCKETS = 256,      /* of masses up to 1, BUCKETS_IN_OCTAVE for a factor of 2; the last has all that are smaller */
+    BUCKETS = 256,       /* of masses up to 1, BUCKETS_IN_OCTAVE for a factor of 2; the last has all that are smaller */
     BUCKETS_IN_OCTAVE_BITS = 3,
-    AT_ONCE = 4,        /* candidates */
-    GUESSED_FROM = 1024 /* classes */
+    AT_ONCE = 4,         /* candidates */
+    FEW_CANDIDATES = 32, /* for buckets, and classes for a guess */
+    GUESSED_FROM = 1024  /* classes */
 };
 
 /* The least number that is above those of bucket number b, counted from 0, and of all after it. */
@@ -63,22 +64,25 @@ static ptrdiff_t select_mass(Candidate *list, ptrdiff_t n, double above, double 
     return low;
 }
 
-static double add_to_buckets(const Candidate *list, ptrdiff_t n, double *in_bucket)
+static double mass_of(const Candidate *list, ptrdiff_t n)
 {
     double mass = 0;
-    memset(in_bucket, 0, BUCKETS * sizeof *in_bucket);
-    for (ptrdiff_t i = 0; i < n; i++) in_bucket[bucket_of(list[i].mass)] += list[i].mass;
-    for (int i = 0; i < BUCKETS; i++) mass += in_bucket[i];
+    for (ptrdiff_t i = 0; i < n; i++) mass += list[i].mass;
     return mass;
 }
 
-/* The same, first of whole buckets, and only those whose own mass is `least` or more. */
-static ptrdiff_t select_nucleus(Candidate *list, ptrdiff_t n, const double *in_bucket, double limit, double least)
+/* The same, of many first whole buckets, and only those whose own mass is `least` or more. */
+static ptrdiff_t select_nucleus(Candidate *list, ptrdiff_t n, double limit, double least)
 {
-    double sure = 0;
-    int bucket = 0;
-    for (; bucket < BUCKETS - 1 && sure + in_bucket[bucket] < limit; bucket++) sure += in_bucket[bucket];
-    const double top = top_of_bucket(bucket), end = bucket < BUCKETS - 1 ? top_of_bucket(bucket + 1) : 0;
+    double sure = 0, top = INFINITY, end = 0;
+    if (n > FEW_CANDIDATES) {
+        double in_bucket[BUCKETS] = {0};
+        int bucket = 0;
+        for (ptrdiff_t i = 0; i < n; i++) in_bucket[bucket_of(list[i].mass)] += list[i].mass;
+        for (; bucket < BUCKETS - 1 && sure + in_bucket[bucket] < limit; bucket++) sure += in_bucket[bucket];
+        top = top_of_bucket(bucket);
+        end = bucket < BUCKETS - 1 ? top_of_bucket(bucket + 1) : 0;
+    }
     ptrdiff_t n_near = 0;
     for (ptrdiff_t i = 0; i < n; i++)
         if ((list[i].mass >= end) & (list[i].mass < top)) swap_candidates(list, i, n_near++);
@@ -170,8 +174,11 @@ static void FN(find_least)(const Sampling *call, const REAL *x, Sampled *row)
     } else if (call->top_p < 1) {
         const double outside = (1 - call->top_p) * (1 + row->others / SUM_SCALE);
         row->surely_least = FN(edge)(call, row->m, outside / call->n_classes);
-        row->least = FN(guess_least)(call, x, row, 0.75 * outside);
-        if (row->least < row->surely_least) row->least = row->surely_least;
+        row->least = row->surely_least;
+        if (call->n_classes > FEW_CANDIDATES) {
+            const double guessed = FN(guess_least)(call, x, row, 0.75 * outside);
+            row->least = guessed > row->least ? guessed : row->least;
+        }
     } else row->least = FN(edge)(call, row->m, call->min_p);
 }
 
@@ -194,14 +201,11 @@ static ptrdiff_t FN(filter)(const Sampling *call, const REAL *x, Sampled *row)
     Candidate *list = row->list;
     ptrdiff_t n = row->n, kept = 0;
     if (call->top_p < 1) {
-        double in_bucket[BUCKETS], mass = add_to_buckets(list, n, in_bucket);
-        const double of = call->top_k > 0 ? mass : 1 + row->others / SUM_SCALE;
+        const double mass = mass_of(list, n), of = call->top_k > 0 ? mass : 1 + row->others / SUM_SCALE;
         const double limit = call->top_p * of * (1 - (REAL_BITS == 32 ? 0x1p-20 : 0x1p-48)); /* reached but for rounding */
-        if (mass < limit && row->least > row->surely_least) {
+        if (mass < limit && row->least > row->surely_least)
             n = FN(collect)(call, x, 0, count_blocks(call->n_classes), row->surely_least, row, list);
-            add_to_buckets(list, n, in_bucket);
-        }
-        return select_nucleus(list, n, in_bucket, limit > 0x1p-1000 ? limit : 0x1p-1000, call->min_p);
+        return select_nucleus(list, n, limit > 0x1p-1000 ? limit : 0x1p-1000, call->min_p);
     }
     for (ptrdiff_t i = 0; i < n; i++)
         if (list[i].mass >= call->min_p) list[kept++] = list[i];
