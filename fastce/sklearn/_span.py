@@ -36,14 +36,19 @@ class Span:
         self._factor, self._pivots = factor[: self.rank], pivots[: self.rank]
         self.start, self._beside = np.zeros((len(coef), self.rank)), 0.0
         if coef.any():
-            self.start = lapack.dtrtrs(self._factor, (X @ coef.T)[self._pivots], lower=True)[0].T
+            self.start = self._solve((X @ coef.T)[self._pivots]).T
             self._beside = coef - self.coef(self.start) if stays_beside else 0.0
 
     def coef(self, u: NDArray) -> NDArray:
         """Coefficients that have the coordinates `u`, with what the given ones have beside the span."""
         of_rows = np.zeros((len(u), len(self._X)))
-        of_rows[:, self._pivots] = lapack.dtrtrs(self._factor, u.T, lower=True, trans=True)[0].T
+        of_rows[:, self._pivots] = self._solve(u.T, transposed=True).T
         return np.hstack([of_rows @ x for x in self._columns()]) + self._beside
+
+    def _solve(self, given: NDArray, transposed: bool = False) -> NDArray:
+        if self.rank == 0:  # LAPACK would complain
+            return given
+        return lapack.dtrtrs(self._factor, given, lower=True, trans=transposed)[0]
 
     def _columns(self) -> Iterator[NDArray]:
         """Blocks of columns in float64."""

@@ -359,6 +359,16 @@ def test_wide_and_ill_conditioned(shape, classes, rng):
     assert value(of_float32, X, y, 1.0) <= value(theirs, X, y, 1.0) * (1 + 1e-4)
 
 
+def test_wide_of_low_rank(rng, capfd):
+    X, y = np.zeros((30, 900)), np.arange(30) % 2
+    assert not LogisticRegression().fit(X, y).coef_.any()
+    X[:, :450] = np.outer(rng.normal(size=30), rng.normal(size=450))
+    X[20:] = X[:10]
+    theirs = linear_model.LogisticRegression(tol=1e-8).fit(X, y)
+    np.testing.assert_allclose(LogisticRegression(tol=1e-8).fit(X, y).coef_, theirs.coef_, atol=1e-7)
+    assert capfd.readouterr() == ("", "")  # LAPACK prints what it is given wrongly
+
+
 def test_a_class_without_weight(rng):
     """Its logits fall without end, slower and slower: the objective is not to stay above scikit-learn's."""
     X = rng.normal(size=(500, 10))
