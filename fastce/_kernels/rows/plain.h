@@ -118,7 +118,7 @@ INLINE FN(Sum) FN(alpha)(const FN(Alphas) *alphas, ptrdiff_t i)
  * subnormal. */
 INLINE int FN(is_extreme)(int64_t label, double loss, double size)
 {
-    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (loss >= LEAST_LOSS);
+    const int moderate = (size >= LEAST_WEIGHT) & (size <= MOST_WEIGHT) & (fabs(loss) >= LEAST_LOSS);
     return (label >= 0) & (!(fabs(loss) <= REAL_MAX) | !((size == 0) | (size == 1) | moderate));
 }
 
@@ -131,7 +131,7 @@ INLINE FN(Usual) FN(usual)(void) { return (FN(Usual)){{0}, not_less_f64((vec_f64
 INLINE mask_f64 FN(are_moderate)(vec_f64 loss, vec_f64 size)
 {
     return not_less_f64(size, splat_f64(LEAST_WEIGHT)) & ~not_less_f64(size, splat_f64(MOST_WEIGHT)) /* nor a NaN */
-           & not_less_f64(loss, splat_f64(LEAST_LOSS));
+           & not_less_f64(absolute_f64(loss), splat_f64(LEAST_LOSS));
 }
 
 INLINE int FN(is_usual)(FN(Usual) tile)
