@@ -88,8 +88,6 @@ class LogisticRegression(_LogisticRegression):
                 f"X is a {type(X).__name__}; expected a dask array: "
                 "fastce.sklearn.LogisticRegression fits others"
             )
-        if X.ndim != 2:
-            raise ValueError(f"X has shape {X.shape}; expected (n_samples, n_features)")
         X = _whole_rows(X)
         y = as_rows(y, X.chunks[:1], "y")
         if sample_weight is not None:
@@ -225,6 +223,8 @@ def _call(block: Any, model: Any, method: str) -> NDArray:
 
 
 def _whole_rows(X: Any) -> Any:
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {X.shape}; expected (n_samples, n_features)")
     return X if X.numblocks[1] == 1 else X.rechunk({1: -1})
 
 

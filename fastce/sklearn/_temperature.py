@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,13 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, indexable
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_is_fitted,
+    column_or_1d,
+    has_fit_parameter,
+    indexable,
+)
 
 from fastce.calibration import fit_temperature
 from fastce.sklearn._probabilities import Probabilities, as_floats, of_all_classes
@@ -97,6 +104,7 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
         y : array-like of shape (n_samples,)
             Classes, all of which the classifier knows.
         sample_weight : array-like of shape (n_samples,), optional
+            Also of the classifier's own fit, if that has this parameter; else there is a warning.
 
         Returns
         -------
@@ -120,7 +128,15 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
             check_is_fitted(estimator)
         except NotFittedError:
             estimator = clone(estimator)
-            estimator.fit(X, y) if sample_weight is None else estimator.fit(X, y, sample_weight=sample_weight)
+            given = {} if sample_weight is None else {"sample_weight": sample_weight}
+            if given and not has_fit_parameter(estimator, "sample_weight"):
+                warnings.warn(
+                    f"{type(estimator).__name__}.fit takes no sample_weight: weights serve the temperature "
+                    "alone, and its logits are those of unweighted rows",
+                    stacklevel=2,
+                )
+                given = {}
+            estimator.fit(X, y, **given)
         self.estimator_ = estimator
         self.classes_ = estimator.classes_
         for name in ("n_features_in_", "feature_names_in_"):

@@ -238,15 +238,18 @@ def softmax(input: Tensor, dim: int, log: bool) -> Tensor:
 def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
     """grad - softmax * sum(grad): the gradient of a cross-entropy whose target is minus `grad`.
 
-    One gradient a row, as from a `nll_loss`, is a one-hot target, for which the kernels don't cancel.
+    One gradient a row, as from a `nll_loss`, is a one-hot target, for which the kernels don't cancel. Small
+    ones, as of a mean over many rows, are scaled by a power of two on their way: see LEAST_WEIGHT in the
+    kernels.
     """
-    log_p, q = as_array(output), as_array(grad)
+    log_p, scale = as_array(output), 1.0
     out = array_like(output, log_p)
-    minus = np.full(log_p.shape[dim], -1.0)
     if log_p.size:
-        fastce.cross_entropy_and_grad(
-            log_p, q, axis=dim, weight=minus, reduction="sum", n_threads=n_threads(), out=out
-        )
+        largest = max(map(abs, map(float, torch.aminmax(grad))))
+        if 0 < largest < 1:
+            scale = 2.0 ** min(-math.frexp(largest)[1], 30)
+        options = (dim, None, None, -100, 0.0, 0.0, 1.0, None, "mean", scale)
+        _kernels.kernels.cross_entropy(1, log_p, as_array(grad * -scale), *options, n_threads(), out)
     return as_tensor(out)
 
 

@@ -24,7 +24,10 @@ def _moved(t: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _sample(i: int, argument: Any, dim: int | None) -> Any:
-    return argument.select(dim, i) if isinstance(dim, int) else argument
+    """Of no samples: zeros that have the shape of one."""
+    if not isinstance(dim, int):
+        return argument
+    return argument.select(dim, i) if argument.shape[dim] else argument.sum(dim)
 
 
 def _vmap_one_by_one(operator: Callable) -> None:
@@ -32,10 +35,11 @@ def _vmap_one_by_one(operator: Callable) -> None:
 
     @operator.register_vmap
     def _(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        each = [operator(*map(partial(_sample, i), args, in_dims)) for i in range(info.batch_size)]
+        n = info.batch_size
+        each = [operator(*map(partial(_sample, i), args, in_dims)) for i in range(max(n, 1))]
         if isinstance(each[0], Tensor):
-            return torch.stack(each), 0
-        return tuple(torch.stack(results) for results in zip(*each, strict=True)), (0,) * len(each[0])
+            return torch.stack(each)[:n], 0
+        return tuple(torch.stack(results)[:n] for results in zip(*each, strict=True)), (0,) * len(each[0])
 
 
 @torch.library.custom_op("fastce::scaled", mutates_args=())

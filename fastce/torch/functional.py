@@ -74,7 +74,7 @@ def _loss(
 ) -> Tensor:
     """A loss of any tensors there are."""
     _check(compute, differentiable, others, options)
-    dtype = _loss_dtype(differentiable[0])
+    dtype = _loss_dtype(*differentiable)
     return _computed(compute, tuple(map(_for_scalers, differentiable)), others, options, dtype)
 
 
@@ -98,9 +98,9 @@ def _computed(
     return call(*arguments)[0]
 
 
-def _loss_dtype(input: Tensor) -> torch.dtype:
-    """That of the input, as PyTorch has it, and float32 under autocast."""
-    dtype = input.dtype
+def _loss_dtype(input: Tensor, target: Tensor) -> torch.dtype:
+    """The wider of theirs, as PyTorch has it, and float32 for halves under autocast."""
+    dtype = torch.promote_types(input.dtype, target.dtype)
     return torch.float32 if dtype in HALVES and torch.is_autocast_enabled("cpu") else dtype
 
 
@@ -162,7 +162,7 @@ def cross_entropy(
     Returns
     -------
     Tensor
-        The loss, in the input's dtype; float32 for halves under autocast.
+        The loss, in the wider dtype of input and target; float32 for halves under autocast.
 
     Raises
     ------
@@ -278,7 +278,7 @@ def binary_cross_entropy_with_logits(
     Returns
     -------
     Tensor
-        The loss, in the input's dtype; float32 for halves under autocast.
+        The loss, in the wider dtype of input and target; float32 for halves under autocast.
 
     Raises
     ------
@@ -327,9 +327,11 @@ def linear_cross_entropy(
     input : Tensor
         Features of shape (..., D), on the CPU, of a dtype and strides as in :func:`cross_entropy`.
     linear_weight : Tensor
-        Weights of shape (C, D). Of shape (C, d1, ..., D), as in PyTorch, the logits are held whole.
+        Weights of shape (C, D). Of shape (C, d1, ..., D), as in PyTorch, features are (N, D), and the logits
+        are held whole, (N, C, d1, ...).
     target : Tensor
-        Class indices of shape (...), or probabilities of shape (..., C).
+        Class indices of shape (...), or probabilities of shape (..., C); of logits (N, C, d1, ...) as in
+        :func:`cross_entropy`.
     linear_bias : Tensor, optional
         Bias of each class, of shape (C,).
     weight, reduction, label_smoothing, sample_weight, z_loss, temperature, softcap, normalizer
@@ -344,7 +346,7 @@ def linear_cross_entropy(
     Returns
     -------
     Tensor
-        The loss, in the input's dtype; float32 for halves under autocast.
+        The loss, in the wider dtype of input and target; float32 for halves under autocast.
 
     Raises
     ------
@@ -370,7 +372,8 @@ def linear_cross_entropy(
     ignore_index = -100 if ignore_index is None else ignore_index
     of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
     _check(_losses.linear_cross_entropy, made_of, others, (*of_logits, reduction, normalizer))
-    dtype = _loss_dtype(input)
+    _check_linear(input, linear_weight, linear_bias)
+    dtype = _loss_dtype(input, target)
     made_of = tuple(map(_for_scalers, made_of))
     by_rows = reduction == "none" and True in _needs(*made_of)
     if linear_weight.ndim != 2 or True in _needs(target) or (by_rows and not is_eager(*made_of, *others)):
@@ -383,6 +386,20 @@ def linear_cross_entropy(
         return attach_rows(made_of, others, of_logits, memory, dtype, *made_of)
     options = (*of_logits, reduction, normalizer, memory)
     return _computed(_losses.linear_cross_entropy, made_of, others, options, dtype)
+
+
+def _check_linear(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:
+    """Refuse weights without classes, and shapes that do not go with weights (C, d1, ..., D)."""
+    x, w = tuple(input.shape), tuple(linear_weight.shape)
+    if len(w) < 2:
+        raise ValueError(f"linear_weight has shape {w}; expected at least two dimensions, (C, D)")
+    if len(w) > 2 and (len(x) != 2 or x[1] != w[-1]):
+        raise ValueError(
+            f"input has shape {x}; expected (N, {w[-1]}) beside a linear_weight of shape {w}: "
+            "use input[None] and target[None] for one row"
+        )
+    if len(w) > 2 and linear_bias is not None and tuple(linear_bias.shape) != w[:-1]:
+        raise ValueError(f"linear_bias has shape {tuple(linear_bias.shape)}; expected {w[:-1]}")
 
 
 def _logits(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:

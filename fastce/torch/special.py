@@ -196,7 +196,8 @@ def _is_wanted(input: Tensor) -> bool:
 
 
 def _dimension(dim: int, input: Tensor) -> int:
-    if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+    # A number that varies is an int to compiled code, which does not know its attributes.
+    if type(dim) is not int and (isinstance(dim, bool) or not hasattr(dim, "__index__")):
         raise TypeError(f"dim is {dim!r}; expected an int")
     n = max(input.ndim, 1)
     if not -n <= dim < n:

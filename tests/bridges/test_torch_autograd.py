@@ -19,7 +19,7 @@ from torch._subclasses import FakeTensorMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import fastce.torch as ft  # noqa: E402
-from fastce.torch import functional, special  # noqa: E402
+from fastce.torch import _losses, functional, special  # noqa: E402
 
 F = torch.nn.functional
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -45,7 +45,7 @@ LOSSES = {
     ),
     "focal_loss": lambda x, y, **options: ft.focal_loss(x, y, 1.5, **options),
     "binary": lambda x, y, **options: ft.binary_cross_entropy_with_logits(
-        x, F.one_hot(y, 5).double(), pos_weight=torch.arange(1.0, 6), **options
+        x, F.one_hot(y, 5).to(x.dtype), pos_weight=torch.arange(1.0, 6), **options
     ),
 }
 FUNCTIONS = {
@@ -156,7 +156,7 @@ def long_way(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_both_ways_have_the_same_bits(loss, reduction, dtype, x, y, long_way, monkeypatch):
@@ -191,7 +191,7 @@ def test_both_ways_of_the_softmax_family_have_the_same_bits(function, dtype, x, 
                     assert not function(leaf, dim).requires_grad
 
     short = list(results())
-    assert bool(long_way) == (dtype in DTYPES[2:] and function not in (ft.softmax, ft.log_softmax))
+    assert bool(long_way) == (dtype in DTYPES[2:] and function is FUNCTIONS["logsumexp, dimension kept"])
     monkeypatch.setattr(special, "_plain_softmax", special._softmax)
     monkeypatch.setattr(special, "_plain_logsumexp", special._logsumexp)
     for got, expected in zip(short, results(), strict=True):
@@ -199,9 +199,28 @@ def test_both_ways_of_the_softmax_family_have_the_same_bits(function, dtype, x, 
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("value", [3.0, 1.00390625, 1.01171875, 1e39, torch.inf, torch.nan])
+def test_a_loss_of_bfloat16_is_rounded_to_the_nearest(value, monkeypatch):
+    """Also between two of them, and where there is none so large."""
+    monkeypatch.setattr(_kernels.kernels, "cross_entropy", lambda *args: value)
+    got = ft.cross_entropy(torch.zeros(1, 2, dtype=torch.bfloat16), torch.tensor([0]))
+    torch.testing.assert_close(got, torch.tensor(value).bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("x_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("q_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("loss", [ft.cross_entropy, ft.binary_cross_entropy_with_logits])
+def test_a_loss_has_the_wider_dtype_of_logits_and_probabilities(loss, q_dtype, x_dtype, x, y):
+    for leaf in (x.detach().to(x_dtype), x.detach().to(x_dtype).requires_grad_()):
+        for reduction in ("mean", "none"):
+            value = loss(leaf, F.one_hot(y, 5).to(q_dtype), reduction=reduction)
+            assert value.dtype == torch.promote_types(x_dtype, q_dtype)
+    value.sum().backward()
+    assert leaf.grad.dtype == x_dtype
+
+
 UNUSUAL = {
     "float16": lambda x, y, **how: ft.cross_entropy(x.half(), y, **how).double(),
-    "bfloat16": lambda x, y, **how: ft.cross_entropy(x.bfloat16(), y, **how).double(),
     "columns": lambda x, y, **how: ft.cross_entropy(x.T.contiguous().T, y, **how),
     "negative": lambda x, y, **how: ft.cross_entropy(torch._neg_view(-x), y, **how),
     "subclass": lambda x, y, **how: ft.cross_entropy(x.as_subclass(Named), y, **how),
@@ -222,7 +241,7 @@ def test_unusual_calls_go_the_long_way(call, x, y, long_way):
     (grad,) = torch.autograd.grad(loss, x)
     assert len(long_way) == 1
     expected = F.cross_entropy(x, y, reduction="sum")
-    rounded = {"rtol": 0.02, "atol": 0.02} if call in (UNUSUAL["float16"], UNUSUAL["bfloat16"]) else {}
+    rounded = {"rtol": 0.02, "atol": 0.02} if call is UNUSUAL["float16"] else {}
     torch.testing.assert_close(loss.as_subclass(torch.Tensor), expected, **rounded)
     torch.testing.assert_close(grad, torch.autograd.grad(expected, x)[0], **rounded)
 
@@ -235,6 +254,35 @@ def test_strides_of_a_dimension_that_is_kept(shape):
     x = torch.randn(shape)
     assert ft.logsumexp(x, 0, True).stride() == torch.logsumexp(x, 0, True).stride()
     assert ft.logsumexp(x, -1, True).stride() == torch.logsumexp(x, -1, True).stride()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(900, 10), (4, 21, 8, 9), (40, 128), (600, 7), (9, 4)], ids=str)
+@pytest.mark.parametrize("scale", [1, 10, 30])
+def test_gradients_of_log_softmax(scale, shape, dtype):
+    """By many gradients a row, and by one in the surest class, where g - p sum(g) has no digits."""
+    log_p = ft.log_softmax((scale * torch.randn(shape)).to(dtype), 1)
+    sure = torch.zeros_like(log_p).scatter_(1, log_p.argmax(1, keepdim=True), -0.25)
+    for g in (torch.randn(shape).to(dtype), sure, sure * 1e-5, 0 * sure, sure - 0.1 / shape[1]):
+        wide, total = g.double(), g.double().sum(1, keepdim=True)
+        terms = -wide * torch.expm1(log_p.double()), -log_p.double().exp() * (total - wide)
+        got = _losses.log_softmax_backward(g, log_p, 1)
+        assert got.dtype == dtype
+        size = terms[0].abs() + log_p.double().exp() * (wide.abs().sum(1, keepdim=True) - wide.abs())
+        # Kernels take log_p for logits: it, and not the softmax, has been rounded.
+        error = torch.finfo(dtype).eps * (3 + log_p.double().abs().amax(1, keepdim=True)) * size
+        assert ((got.double() - sum(terms)).abs() <= error + torch.finfo(dtype).tiny).all()
+
+
+def test_small_gradients_of_log_softmax_beside_large_ones():
+    """Those of few rows' weight are scaled, by no more than all rows bear."""
+    log_p = ft.log_softmax(torch.randn(2000, 4), 1)
+    for others in (1e-6, 1e30):
+        g = torch.full((2000, 4), others)
+        g[0] = torch.tensor([1e-30, 0, 0, 0])
+        got = _losses.log_softmax_backward(g, log_p, 1)[0].double()
+        expected = 1e-30 * (torch.tensor([1, 0, 0, 0]) - log_p[0].double().exp())
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("function", [ft.softmax, ft.log_softmax], ids=["softmax", "log_softmax"])
@@ -699,6 +747,20 @@ def test_second_derivatives(kept, x, y):
             "temperature requires a gradient",
         ),
         (lambda x, y: ft.cross_entropy(x, y > 1), TypeError, "bool"),
+        (
+            lambda x, y: ft.linear_cross_entropy(x, x[0], y),
+            ValueError,
+            "linear_weight .* at least two dimensions",
+        ),
+        (lambda x, y: ft.linear_cross_entropy(x[0], x[None], y), ValueError, r"\(N, 5\) .*use input\[None\]"),
+        (lambda x, y: ft.linear_cross_entropy(x[0], x[None], x[None]), ValueError, r"expected \(N, 5\)"),
+        (lambda x, y: ft.linear_cross_entropy(x[None], x[None], y), ValueError, r"expected \(N, 5\)"),
+        (lambda x, y: ft.linear_cross_entropy(x, x[None], y), ValueError, r"target has shape \(6,\)"),
+        (
+            lambda x, y: ft.linear_cross_entropy(x, x[None], y[:, None] * 0, linear_bias=x[:, :1]),
+            ValueError,
+            r"linear_bias has shape \(6, 1\); expected \(1, 6\)",
+        ),
         (lambda x, y: ft.cross_entropy(x, y.double()), ValueError, "target has shape"),
         (lambda x, y: ft.binary_cross_entropy_with_logits(x, x[:, :1].detach()), ValueError, "expand_as"),
         (

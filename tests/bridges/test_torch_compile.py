@@ -71,6 +71,19 @@ def test_compiled(ours, theirs, dtype, x):
         torch.testing.assert_close(compiled(x), expected(x * 2) * 3)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_compiled_for_any_dimension(name, dynamic, x):
+    function = getattr(ft, name)
+    compiled = torch.compile(
+        lambda x, dim: function(x, dim), fullgraph=True, dynamic=dynamic, backend="aot_eager"
+    )
+    for dim in (0, 1, -1, -2):
+        got = value_and_grad(lambda x, dim=dim: compiled(x, dim), x)
+        expected = value_and_grad(lambda x, dim=dim: getattr(torch, name)(x, dim), x)
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.filterwarnings("ignore")  # of what the compiler imports
 def test_compiled_training_step():
     """By inductor, for batches of any size, with autocast: one graph."""
@@ -168,6 +181,9 @@ def test_opcheck(name, x):
         ("log_softmax_backward", lambda x: (leaf(x), leaf(Q.log_softmax(1)), 1)),
         ("logsumexp", lambda x: (leaf(x), 0)),
         ("_scaled", lambda x: (x.detach(), Q[0, 0], Q[1, 1])),
+        ("softmax", lambda x: (leaf(x[:5, :0, None].expand(5, 0, 0)), 1, False)),
+        ("softmax", lambda x: (leaf(x[:0]), 0, True)),
+        ("logsumexp", lambda x: (leaf(x[:0]), 1)),
     ],
 )
 def test_opcheck_of_the_softmax_family(operator, operands, x):
@@ -195,6 +211,16 @@ def test_transforms(ours, theirs, x):
     ):
         got, expected = (transform(f)(x) for f in summed)
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "row losses", "binary", "linear", "softmax", "logsumexp"])
+def test_vmap_of_no_samples(name, x):
+    none, one = x.detach()[None][:0], x.detach()[None]
+    for transform in (torch.func.vmap, lambda f: torch.func.vmap(torch.func.grad(lambda x: f(x).sum()))):
+        call = transform(PAIRS[name][0])
+        assert call(none).shape == call(one)[:0].shape
+    nested = torch.func.vmap(torch.func.vmap(PAIRS[name][0]))
+    assert nested(none.expand(2, 0, 6, 5)).shape == nested(one.expand(2, 1, 6, 5))[:, :0].shape
 
 
 def test_gradients_of_each_sample():

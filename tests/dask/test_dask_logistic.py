@@ -230,6 +230,12 @@ def test_what_is_refused():
         LogisticRegression().fit(lazy, 0 * y)
     with pytest.raises(ValueError, match="The 'C' parameter"):
         LogisticRegression(C=-1).fit(lazy, y)
+    model = LogisticRegression().fit(lazy, y)
+    for method in (model.predict, model.predict_proba, model.predict_log_proba, model.decision_function):
+        with pytest.raises(ValueError, match=r"X has shape \(600,\); expected \(n_samples, n_features\)"):
+            method(lazy[:, 0])
+    with pytest.raises(ValueError, match=r"X has shape \(600,\)"):
+        model.score(lazy[:, 0], y)
     weight = np.zeros(len(y))
     with pytest.raises(ValueError, match="weights of all rows are 0"):
         LogisticRegression().fit(lazy, y, sample_weight=weight)

@@ -13,8 +13,9 @@ import sklearn
 from conftest import FLOATS
 from scipy import sparse, special
 from sklearn import linear_model
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.naive_bayes import GaussianNB
@@ -469,6 +470,22 @@ def test_temperature_of_logits_that_are_integers_or_one_column():
     model = TemperatureScaling(Column().fit(X[:100], y[:100])).fit(X[50:100], y[49:99])
     p = special.expit(model.estimator_.decision_function(X)[:, 0] / model.temperature_)
     np.testing.assert_allclose(model.predict_proba(X)[:, 1], p, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [KNeighborsClassifier(50), LinearDiscriminantAnalysis(), Pipeline([("last", LogisticRegression())])],
+)
+def test_temperature_of_a_classifier_without_weights(classifier):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[50:], y[50:]
+    weight = np.arange(1.0, len(y) + 1)
+    with pytest.warns(
+        UserWarning, match=r"\.fit takes no sample_weight: weights serve the temperature alone"
+    ):
+        model = TemperatureScaling(classifier).fit(X, y, sample_weight=weight)
+    fitted = TemperatureScaling(clone(classifier).fit(X, y)).fit(X, y, sample_weight=weight)
+    assert model.temperature_ == fitted.temperature_
 
 
 def test_temperature_of_a_classifier_that_excludes_classes():

@@ -11,6 +11,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 cnp.import_array()
 
@@ -144,28 +145,36 @@ cdef object taken(const Exchange *exchange, Managed *m):
 
 
 cdef object tensor_by(const Exchange *exchange, cnp.ndarray a):
-    """The memory of an array of floats as a tensor, which keeps it alive."""
+    """The memory of an array of floats as a tensor, which keeps it alive. Without elements NumPy has no strides."""
     cdef int n_dims = cnp.PyArray_NDIM(a), size = <int>cnp.PyArray_ITEMSIZE(a), dim
+    cdef int64_t stride = 1
     cdef Managed *m = new_managed(n_dims)
     m.owner, m.free = <void *>a, free_array
     m.tensor.data, m.tensor.bits = cnp.PyArray_DATA(a), 8 * size
     m.tensor.code = FLOAT if cnp.PyTypeNum_ISFLOAT(cnp.PyArray_TYPE(a)) else BFLOAT
-    for dim in range(n_dims):
+    for dim in range(n_dims - 1, -1, -1):
         m.tensor.shape[dim] = cnp.PyArray_DIM(a, dim)
-        m.tensor.strides[dim] = cnp.PyArray_STRIDE(a, dim) // size
+        m.tensor.strides[dim] = cnp.PyArray_STRIDE(a, dim) // size if cnp.PyArray_SIZE(a) else stride
+        stride *= max(m.tensor.shape[dim], 1)
     Py_INCREF(a)
     return taken(exchange, m)
 
 
-cdef object number_by(const Exchange *exchange, double value, bint wide):
-    """A tensor without axes, float64 or float32; what is too large for that is infinite, without a warning."""
+cdef object number_by(const Exchange *exchange, double value, int size):
+    """A tensor without axes, of 8 or 4 bytes, or a bfloat16; what is too large is infinite, without a warning."""
     cdef Managed *m = new_managed(0)
+    cdef float narrow = <float>value
+    cdef uint32_t given
     m.free = free_number
-    m.tensor.data, m.tensor.code, m.tensor.bits = &m.number, FLOAT, 64 if wide else 32
-    if wide:
+    m.tensor.data, m.tensor.code, m.tensor.bits = &m.number, BFLOAT if size == 2 else FLOAT, 8 * size
+    if size == 8:
         m.number = value
+    elif size == 4:
+        (<float *>m.tensor.data)[0] = narrow
     else:
-        (<float *>m.tensor.data)[0] = <float>value
+        memcpy(&given, &narrow, sizeof(given))
+        # The upper half, to the nearest, and of two as near to the even one; NaN has bits that stay.
+        (<uint16_t *>m.tensor.data)[0] = 0x7fc0 if narrow != narrow else (given + 0x7fff + (given >> 16 & 1)) >> 16
     return taken(exchange, m)
 
 

@@ -28,7 +28,7 @@ cdef enum: MOST_ARGUMENTS = 32
 cdef class PlainTensors:
     """Tensors of no subclass, with strides, in the CPU's memory. home: the package of the kernels."""
 
-    cdef object torch, home, kind, subkind, duals, transforms, modes, is_grad_enabled, keeps_graph
+    cdef object torch, home, kind, subkind, duals, transforms, modes, is_grad_enabled, keeps_graph, is_autocast
     cdef const Exchange *exchange
 
     def __init__(self, torch, home):
@@ -38,6 +38,7 @@ cdef class PlainTensors:
         self.transforms = torch._C._are_functorch_transforms_active
         self.modes = torch._C._len_torch_dispatch_stack
         self.is_grad_enabled = torch.is_grad_enabled
+        self.is_autocast = torch.is_autocast_enabled
         self.keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph
 
     cdef cnp.ndarray array(self, t):
@@ -53,6 +54,10 @@ cdef class PlainTensors:
     cdef bint is_seen(self):
         """Whether more comes of a call than its result: modes of dispatch, transforms, forward-mode derivatives."""
         return self.modes() or self.transforms() or self.duals._current_level >= 0
+
+    cdef object half_of(self, t, cnp.ndarray a):
+        """The dtype of a tensor of float16 or bfloat16, to which results are rounded; None of all others."""
+        return t.dtype if cnp.PyArray_TYPE(a) in (cnp.NPY_FLOAT16, cnp.NPY_VOID) else None
 
     cdef object n_threads(self):
         """As PyTorch has it, but no more than fastce would take by itself."""
@@ -88,23 +93,26 @@ cdef class PlainLosses(PlainTensors):
         cdef int n_before
         input, target = differentiable
         weight, other = others
-        x, y = self.array(input), self.constant(target, recorded)
+        x, y = self.array(input), self.array(target)
         w, v = self.constant(weight, recorded), self.constant(other, recorded)
         if x is None or y is None or (w is None) != (weight is None) or (v is None) != (other is None):
             return self.otherwise(loss, differentiable, others, options)
         module, name, n_before, has_axis = self.kernels[loss]
         wanted = recorded and input.requires_grad
-        wide = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
-        if (not (wide or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT) or (wanted and not cnp.PyArray_IS_C_CONTIGUOUS(x))
-                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.has_tensor(options) or self.is_seen()):
+        wide, half = cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE, self.half_of(input, x)
+        if (not (wide or half is not None or cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT)
+                or not self.suits(x, y, recorded and target.requires_grad)
+                or (wanted and not (cnp.PyArray_IS_C_CONTIGUOUS(x) and cnp.PyArray_TYPE(x) != cnp.NPY_FLOAT16))
+                or not (has_axis or cnp.PyArray_SAMESHAPE(x, y)) or self.has_tensor(options) or self.is_seen()
+                or (half is not None and self.is_autocast("cpu"))):
             return self.otherwise(loss, differentiable, others, options)
 
         result = self.computed(getattr(getattr(self.home, module), name), 1 if wanted else 0, x, y, w, v,
                                options, n_before, has_axis)
         if not wanted:
-            return self.tensor(result, wide)
+            return self.tensor(result, wide, half)
         value, grad = <tuple>result
-        return self.attach((self.tensor(value, wide), tensor_by(self.exchange, grad)), input)[0]
+        return self.attach((self.tensor(value, wide, half), tensor_by(self.exchange, grad)), input)[0]
 
     cdef cnp.ndarray constant(self, t, bint recorded):
         """That of a tensor which asks for no gradient, nor is of bfloat16, whose bits are not numbers to NumPy."""
@@ -112,6 +120,12 @@ cdef class PlainLosses(PlainTensors):
         if a is None or cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(a)):
             return a
         return None if cnp.PyArray_TYPE(a) == cnp.NPY_VOID or (recorded and t.requires_grad) else a
+
+    cdef bint suits(self, cnp.ndarray x, cnp.ndarray y, bint wanted):
+        """Whether no gradient by the target is wanted, nor a loss in another dtype than the logits'."""
+        cdef int has = cnp.PyArray_TYPE(y)
+        return not wanted and (has == cnp.PyArray_TYPE(x) or cnp.PyArray_TYPE(x) == cnp.NPY_DOUBLE
+                               or not (cnp.PyTypeNum_ISFLOAT(has) or has == cnp.NPY_VOID))
 
     cdef bint has_tensor(self, tuple options):
         """Whether one of them is a tensor, which may ask for a gradient."""
@@ -141,10 +155,14 @@ cdef class PlainLosses(PlainTensors):
         arguments[n] = <PyObject *>n_threads
         return PyObject_Vectorcall(kernel, arguments, (n + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
 
-    cdef object tensor(self, value, bint wide):
-        if type(value) is float:
-            return number_by(self.exchange, value, wide)
-        return tensor_by(self.exchange, np.asarray(value))
+    cdef object tensor(self, value, bint wide, half):
+        if type(value) is not float:
+            t = tensor_by(self.exchange, np.asarray(value))
+        elif half is self.torch.bfloat16:
+            return number_by(self.exchange, value, 2)
+        else:
+            t = number_by(self.exchange, value, 8 if wide else 4)
+        return t if half is None else t.to(half)
 
 
 cdef class PlainSoftmax(PlainTensors):
@@ -166,15 +184,20 @@ cdef class PlainSoftmax(PlainTensors):
         if x is not None:
             p = self.home.kernels.usual_softmax(log, x, dim, None, self.n_threads())
             if p is not NotImplemented:
-                return self.result(p, input, dim, log)
+                return self.result(tensor_by(self.exchange, p), input, dim, log)
         return self.softmax_otherwise(log, input, dim, stacklevel, dtype)
 
     def logsumexp(self, input, dim, keepdim, out):
         cdef cnp.ndarray x = self.along(input, dim, out)
         if x is not None:
-            s = self.home.kernels.usual_logsumexp(x, dim, None, keepdim, False, None, self.n_threads())
-            if s is not NotImplemented:
-                return self.result(np.asarray(s), input, dim, None)
+            half, n_threads = self.half_of(input, x), self.n_threads()
+            if half is None:
+                s = self.home.kernels.usual_logsumexp(x, dim, None, keepdim, False, None, n_threads)
+                if s is not NotImplemented:
+                    return self.result(tensor_by(self.exchange, np.asarray(s)), input, dim, None)
+            elif not keepdim and -cnp.PyArray_NDIM(x) <= dim < cnp.PyArray_NDIM(x) and cnp.PyArray_SIZE(x):
+                s, _ = self.home.kernels.logsumexp(x, dim % cnp.PyArray_NDIM(x), None, n_threads)
+                return self.result(tensor_by(self.exchange, np.asarray(s)).to(half), input, dim, None)
         return self.logsumexp_otherwise(input, dim, keepdim, out)
 
     cdef cnp.ndarray along(self, input, dim, other):
@@ -184,8 +207,7 @@ cdef class PlainSoftmax(PlainTensors):
         cdef cnp.ndarray x = self.array(input)
         return x if x is not None and cnp.PyArray_IS_C_CONTIGUOUS(x) else None
 
-    cdef object result(self, cnp.ndarray a, input, dim, log):
-        t = tensor_by(self.exchange, a)
+    cdef object result(self, t, input, dim, log):
         if not (input.requires_grad and self.is_grad_enabled()):
             return t
         return self.attach(input, dim if dim >= 0 else dim + input.ndim, (t, log))
