@@ -49,6 +49,25 @@ def test_a_sample_of_the_rows_changes_nothing(rng, monkeypatch):
         calibration.fit_temperature(z, y)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 5, 32, 33])
+def test_rows_across_vectors(rng, n_classes, dtype, level):
+    """Of few classes, in any layout, beside rows that do not count, whatever these hold."""
+    z, y = batch(rng, 5000, n_classes, dtype)
+    kept = rng.random(5000) < 0.7
+    weight = rng.uniform(1, 2, 5000)
+    exact = calibration.fit_temperature(z[kept].astype(np.float64), y[kept], sample_weight=weight[kept])
+    z[~kept] = rng.choice([np.nan, np.inf, -np.inf], (np.count_nonzero(~kept), 1))
+    for given in (z, np.asfortranarray(z), np.repeat(z, 2, axis=1)[:, ::2]):
+        by_label = calibration.fit_temperature(given, np.where(kept, y, -100), sample_weight=weight)
+        by_weight = calibration.fit_temperature(given, y, sample_weight=np.where(kept, weight, 0))
+        assert by_label == by_weight == pytest.approx(exact, rel=1e-6 if dtype != np.float64 else 1e-12)
+    kept[1234] = True
+    z[1234] = np.nan
+    with pytest.raises(ValueError, match=r"logits\[1234\] holds NaN"):
+        calibration.fit_temperature(z, np.where(kept, y, -100))
+
+
 @pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
 def test_few_rows_have_no_sample(rng, monkeypatch, shape):
     z, y = rng.normal(size=(*shape, 100)), np.full(shape, 1)
