@@ -153,6 +153,25 @@ def test_one_number_for_class_1(rng, level):
     assert calibration.calibration_error(z, y) == pytest.approx((share * distance).sum(), rel=1e-12)
 
 
+def test_the_first_of_equal_probabilities_and_rows_left_out():
+    p = np.array([[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.25, 0.25, 0.5], [9, np.nan, -1], [0, 0, 0]])
+    y, options = np.array([0, 1, 2, -100, 0], np.int8), {"n_bins": 2, "from_logits": False}
+    for dtype in (np.float32, np.float64):
+        curve = calibration.reliability_curve(p.astype(dtype), y, **options)
+        np.testing.assert_allclose(curve.accuracy, [2 / 3, 1, np.nan])
+        np.testing.assert_allclose(curve.proportion, [3 / 4, 1 / 4, 0])
+        brier = calibration.brier_score(p.astype(dtype), y, from_logits=False)
+        assert brier == pytest.approx((0.56 + 0.56 + 0.375 + 1) / 4, rel=1e-6)
+    weight = [1, 0, 3, 5, 0]
+    assert calibration.brier_score(p, y, from_logits=False, sample_weight=weight) == pytest.approx(
+        (0.56 + 3 * 0.375) / 4, rel=1e-14
+    )
+    with pytest.raises(
+        IndexError, match=r"target\[3\] is -100; expected a class index in \[0, 3\) or ignore_"
+    ):
+        calibration.brier_score(p, y, from_logits=False, ignore_index=1)
+
+
 def test_sure_rows_keep_their_digits():
     score = calibration.brier_score(np.array([[40.0, 0.0]]), [0])
     assert score == pytest.approx(2 * np.exp(-40) ** 2, rel=1e-14)

@@ -157,20 +157,21 @@ static void FN(score_logits)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double *co
     *brier = (FN(total)(squares) + rest * rest) / (total * total);
 }
 
-/* The same of probabilities, as they are. NaN where one is not in [0, 1]. */
+/* The same of probabilities, as they are. NaN where one is not in [0, 1]. No branch depends on which is the largest. */
 static void FN(score_probabilities)(const REAL *p, ptrdiff_t n, ptrdiff_t y, double *confidence, int8_t *hit,
                                     double *brier)
 {
+    REAL most = 0;
     double squares = (1 - (double)p[y]) * (1 - (double)p[y]);
-    ptrdiff_t top = 0;
     int outside = 0;
     for (ptrdiff_t j = 0; j < n; j++) {
-        outside |= !(p[j] >= 0 && p[j] <= 1);
-        if (p[j] > p[top]) top = j;
-        if (j != y) squares += (double)p[j] * p[j];
+        outside |= !(p[j] >= 0) | !(p[j] <= 1);
+        most = p[j] > most ? p[j] : most;
+        squares += j == y ? 0 : (double)p[j] * p[j];
     }
-    *hit = top == y;
-    *confidence = outside ? NAN : p[top];
+    *hit = p[y] == most;
+    for (ptrdiff_t j = 0; *hit && j < y; j++) *hit = p[j] < most;
+    *confidence = outside ? NAN : most;
     *brier = outside ? NAN : squares;
 }
 
