@@ -456,13 +456,12 @@ class _Rows:
         return slope, curvature
 
     def scores(self) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Confidence, whether it is right, squared distance and weight of the rows that count."""
-        confidence, hit, score = self._rows.scores()
+        """Confidence, whether it is right, squared distance and weight of each row: 0 of those left out."""
+        confidence, hit, score = map(np.ravel, self._rows.scores())
+        if np.isnan(confidence.sum()):
+            self._refuse(int(np.isnan(confidence).argmax()), "or nothing but -inf")
         used = hit >= 0
-        if (bad := np.isnan(confidence).ravel()).any():
-            self._refuse(int(bad.argmax()), "or nothing but -inf")
-        weight = np.ones(np.count_nonzero(used)) if self.weight is None else self.weight[used]
-        return confidence[used], hit[used], score[used], weight
+        return confidence, hit, score, used if self.weight is None else np.where(used, self.weight.ravel(), 0)
 
     def _refuse(self, row: int, what: str) -> None:
         place = ", ".join(str(i) for i in np.unravel_index(row, self.shape)) if self.shape else ""
@@ -478,11 +477,13 @@ def _labels(target: NDArray, n_classes: int, ignore_index: int | None) -> NDArra
         ignored = np.zeros(target.shape, bool)
     else:
         ignored = target == options.checked_index(ignore_index, "ignore_index", "an int or None")
-    if (bad := ~ignored & ((target < 0) | (target >= n_classes))).any():
+    label = target.astype(np.intp, order="C")
+    if (bad := ~ignored & (label.view(np.uintp) >= n_classes)).any():  # what is negative is large there
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         where = f"target[{', '.join(map(str, place))}]" if place else "target"
         raise IndexError(
             f"{where} is {target[place]}; expected a class index in [0, {n_classes})"
             + ("" if ignore_index is None else f" or ignore_index={advice.shown(ignore_index)}")
         )
-    return np.where(ignored, -1, target).astype(np.intp, order="C")
+    label[ignored] = -1
+    return label

@@ -49,6 +49,25 @@ def test_a_sample_of_the_rows_changes_nothing(rng, monkeypatch):
         calibration.fit_temperature(z, y)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 5, 32, 33])
+def test_rows_across_vectors(rng, n_classes, dtype, level):
+    """Of few classes, in any layout, beside rows that do not count, whatever these hold."""
+    z, y = batch(rng, 5000, n_classes, dtype)
+    kept = rng.random(5000) < 0.7
+    weight = rng.uniform(1, 2, 5000)
+    exact = calibration.fit_temperature(z[kept].astype(np.float64), y[kept], sample_weight=weight[kept])
+    z[~kept] = rng.choice([np.nan, np.inf, -np.inf], (np.count_nonzero(~kept), 1))
+    for given in (z, np.asfortranarray(z), np.repeat(z, 2, axis=1)[:, ::2]):
+        by_label = calibration.fit_temperature(given, np.where(kept, y, -100), sample_weight=weight)
+        by_weight = calibration.fit_temperature(given, y, sample_weight=np.where(kept, weight, 0))
+        assert by_label == by_weight == pytest.approx(exact, rel=1e-6 if dtype != np.float64 else 1e-12)
+    kept[1234] = True
+    z[1234] = np.nan
+    with pytest.raises(ValueError, match=r"logits\[1234\] holds NaN"):
+        calibration.fit_temperature(z, np.where(kept, y, -100))
+
+
 @pytest.mark.parametrize("shape", [(), (2, 3)], ids=str)
 def test_few_rows_have_no_sample(rng, monkeypatch, shape):
     z, y = rng.normal(size=(*shape, 100)), np.full(shape, 1)
@@ -132,6 +151,25 @@ def test_one_number_for_class_1(rng, level):
     assert calibration.brier_score(p, y, from_logits=False) == pytest.approx(np.mean((p - y) ** 2), rel=1e-14)
     share, distance = np.transpose(list(bins(p, y == 1, 15)))
     assert calibration.calibration_error(z, y) == pytest.approx((share * distance).sum(), rel=1e-12)
+
+
+def test_the_first_of_equal_probabilities_and_rows_left_out():
+    p = np.array([[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.25, 0.25, 0.5], [9, np.nan, -1], [0, 0, 0]])
+    y, options = np.array([0, 1, 2, -100, 0], np.int8), {"n_bins": 2, "from_logits": False}
+    for dtype in (np.float32, np.float64):
+        curve = calibration.reliability_curve(p.astype(dtype), y, **options)
+        np.testing.assert_allclose(curve.accuracy, [2 / 3, 1, np.nan])
+        np.testing.assert_allclose(curve.proportion, [3 / 4, 1 / 4, 0])
+        brier = calibration.brier_score(p.astype(dtype), y, from_logits=False)
+        assert brier == pytest.approx((0.56 + 0.56 + 0.375 + 1) / 4, rel=1e-6)
+    weight = [1, 0, 3, 5, 0]
+    assert calibration.brier_score(p, y, from_logits=False, sample_weight=weight) == pytest.approx(
+        (0.56 + 3 * 0.375) / 4, rel=1e-14
+    )
+    with pytest.raises(
+        IndexError, match=r"target\[3\] is -100; expected a class index in \[0, 3\) or ignore_"
+    ):
+        calibration.brier_score(p, y, from_logits=False, ignore_index=1)
 
 
 def test_sure_rows_keep_their_digits():

@@ -80,7 +80,7 @@ class _Run(Products):
             accumulate or self.of_x.dtype != dtype or isinstance(self.of_x, Gathered)
         )
         # Whether those of a block are a copy, which may be changed.
-        self.is_copied = not self.is_sparse and (x.dtype != dtype or isinstance(x, Gathered))
+        self.is_copied = self.is_converted or isinstance(x, Gathered)
 
     def _plan(self, memory: int) -> Blocks:
         n_rows, n_features = self.x.shape
@@ -89,7 +89,7 @@ class _Run(Products):
             per_class = n_features
         if self.is_sparse:  # SciPy's products are new arrays, of contiguous ones
             per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(HELD_BYTES // item))
-        elif self.x.dtype != self.dtype or (self.with_grad and self.rows.has_ignored and not self.is_copied):
+        elif self.is_converted or (self.with_grad and self.rows.has_ignored and not self.is_copied):
             per_row += n_features  # converted, or without those that do not count
         per_row += ceil((row_bytes(self.x, self.of_x) + self.rows.row_bytes) / item)
         if self.of_x is not None:
@@ -174,7 +174,7 @@ class _Run(Products):
 
     def _add_weight_grad(self, g: NDArray, x: Any, classes: slice, is_later: bool) -> None:
         if not (is_later or self.is_sparse) and self.of_w.dtype == self.dtype:
-            np.matmul(g.T, x, out=self.of_w[classes])
+            _multiply_back(g, x, self.of_w[classes])
             return
         for start in range(0, g.shape[1], self.n_part):
             columns = slice(start, min(start + self.n_part, g.shape[1]))
@@ -182,11 +182,19 @@ class _Run(Products):
             if self.is_sparse:
                 product[...] = (x.T @ g[:, columns]).T
             else:
-                np.matmul(g[:, columns].T, x, out=product)
+                _multiply_back(g[:, columns], x, product)
             if is_later:
                 np.add(out, product, out=out, casting="unsafe")
             else:
                 out[...] = product
+
+
+def _multiply_back(g: NDArray, x: NDArray, out: NDArray) -> None:
+    """The product of the gradient's columns with the features: of one row NumPy's would be without BLAS."""
+    if len(g) == 1:
+        np.einsum("nc,nd->cd", g, x, out=out)
+    else:
+        np.matmul(g.T, x, out=out)
 
 
 def _without(x: Any, rows: NDArray, in_place: bool) -> Any:

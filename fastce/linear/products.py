@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry.gathered import row_bytes
+from fastce._kernels.entry.gathered import Gathered, row_bytes
 from fastce.linear import sparse
 from fastce.linear.arguments import Layer
 
@@ -25,6 +25,7 @@ HELD_BYTES = 1 << 24  # of the logits of a part, four times as many classes as r
 SUMMED_BYTES = 1 << 20  # of gradients of weights that are added to others
 WIDE_BYTES = 1 << 23  # of weights that are widened
 KEPT_BYTES = 256  # of a row's sums
+FEW_CLASSES = 3  # as many products with a vector are quicker than one with a matrix that narrow
 
 
 class Blocks(NamedTuple):
@@ -99,7 +100,10 @@ class Products:
         self.x, self.w, self.dtype, self.n_threads = x, w, dtype, n_threads
         self.bias = None if bias is None else bias.astype(dtype, copy=False)
         self.first_column, self.n_classes = int(binary), 2 if binary else len(w)
-        self.is_sparse, self.is_widened = hasattr(x, "tocsr"), w.dtype != dtype
+        self.is_sparse = hasattr(x, "tocsr")
+        # Whether products take a copy: without an axis of neighbours NumPy's go without BLAS.
+        self.is_widened = w.dtype != dtype or _is_strided(w)
+        self.is_converted = not self.is_sparse and (x.dtype != dtype or _is_strided(x))
 
     def hold(self, blocks: Blocks, has_beside: bool) -> None:
         """Take the memory of a block and, for what is beside its logits, of a part."""
@@ -108,10 +112,10 @@ class Products:
         self.beside = np.empty((self.n_part if has_beside else 0, self.w.shape[1]), self.dtype)
 
     def features(self, block: slice) -> Any:
-        """Those of a block, in the dtype that is computed in."""
+        """Those of a block, in the dtype that is computed in, with an axis of neighbours."""
         if self.is_sparse:
             return sparse.rows_of(self.x, block)
-        return self.x[block].astype(self.dtype, copy=False)
+        return self.x[block].astype(self.dtype, copy=self.is_converted)
 
     def whole_logits(self, x: Any) -> NDArray:
         """Those of all classes."""
@@ -144,17 +148,24 @@ class Products:
         """Write the logits of some classes."""
         if self.is_sparse:
             z[...] = x @ w.T
+        elif len(w) <= FEW_CLASSES:
+            for column, of_class in enumerate(w):
+                z[:, column] = x @ of_class
         else:
             np.matmul(x, w.T, out=z)
         if self.bias is not None:
             z += self.bias[classes]
 
 
+def _is_strided(a: NDArray | Gathered) -> bool:
+    return isinstance(a, np.ndarray) and a.itemsize not in a.strides
+
+
 def of_blocks(layer: Layer, tokens: Any, n_threads: int | None) -> Iterator[tuple[slice, NDArray, NDArray]]:
     """Yield one block of whole rows after the other: which, their logits, in the same memory, and tokens."""
     products = Products(*layer[:4], n_threads)
     (n_rows, n_features), item = layer.x.shape, layer.dtype.itemsize
-    per_row = n_features * (layer.x.dtype != layer.dtype) + ceil(row_bytes(layer.x, tokens) / item)
+    per_row = n_features * products.is_converted + ceil(row_bytes(layer.x, tokens) / item)
     per_class = n_features * products.is_widened
     shape = n_rows, n_features, products.n_classes
     blocks = plan(shape, item, per_row, 0, per_class, WIDE_BYTES, False, layer.memory, is_whole=True)

@@ -19,7 +19,17 @@ def _padded(n_classes: int, dtype: np.dtype) -> int:
 
 def has_room(x: Any, w: NDArray, dtype: np.dtype, memory: int) -> bool:
     """Whether weights the other way round, and sums of their gradients, take at most half of `memory`."""
-    return x.shape[1] * _padded(max(2, len(w)), dtype) * (dtype.itemsize + 8) <= memory // 2
+    n_features = 4 * _n_entries(x) if _is_scattered(x) else x.shape[1]  # 4: looking them up takes room too
+    return n_features * _padded(max(2, len(w)), dtype) * (dtype.itemsize + 8) <= memory // 2
+
+
+def _n_entries(x: Any) -> int:
+    return int(x.indptr[-1] - x.indptr[0])
+
+
+def _is_scattered(x: Any) -> bool:
+    """Whether most features have no entry: those that have some are looked up."""
+    return 8 * _n_entries(x) < x.shape[1]
 
 
 def rows_of(x: Any, rows: slice) -> Any:
@@ -50,6 +60,12 @@ class _Products:
     """
 
     def __init__(self, x: Any, n_classes: int, dtype: np.dtype, binary: bool) -> None:
+        self.used: slice | NDArray = slice(None)
+        if _is_scattered(x):
+            entries = slice(x.indptr[0], x.indptr[-1])
+            self.used, places = np.unique(x.indices[entries], return_inverse=True)
+            parts = x.data[entries], places.astype(x.indices.dtype), x.indptr - x.indptr[0]
+            x = type(x)(parts, shape=(x.shape[0], len(self.used)))
         index_type = np.int32 if x.indices.dtype == x.indptr.dtype == np.int32 else np.int64
         self.x, self.whole = x, (x.indptr, x.indices, x.data)
         self.dtypes = tuple(map(np.dtype, (index_type, index_type, dtype)))
@@ -58,14 +74,20 @@ class _Products:
         )
         self.shape, self.dtype = (x.shape[1], _padded(n_classes, dtype)), dtype
         self.columns = slice(int(binary), n_classes)
-        self.sums = np.zeros(self.shape)
 
     def weights(self, w: NDArray, bias: NDArray | None) -> tuple[NDArray, NDArray]:
         weights, biases = np.zeros(self.shape, self.dtype), np.zeros(self.shape[1], self.dtype)
-        weights[:, self.columns] = w.T
+        weights[:, self.columns] = w[:, self.used].T
         if bias is not None:
             biases[self.columns] = bias
         return weights, biases
+
+    def put(self, sums: NDArray, out: NDArray, accumulate: bool) -> None:
+        """Sums of gradients of the weights to where they belong."""
+        sums = sums.T[self.columns]
+        if sums.shape != out.shape and not accumulate:
+            out[...] = 0
+        out[:, self.used] = out[:, self.used] + sums if accumulate else sums
 
     def array(self, room: int) -> NDArray:
         """For logits of a block of rows in `room` bytes, half of it for entries that are converted."""
@@ -102,21 +124,25 @@ def run(
     weights = products.weights(w, bias)
     of_w, of_bias = grads
     with_grad = of_w is not None or of_bias is not None
-    bias_sums = np.zeros(n_classes)
+    sums, bias_sums = None if x.shape[0] else np.zeros(products.shape), np.zeros(n_classes)
     logits = products.array(memory // 2)
     for block, entries in products.blocks(len(logits)):
         first, z = block.start, logits[: block.stop - block.start]
         rows.sparse_logits(*entries, *weights, z)
+        if block.stop == x.shape[0]:
+            del weights  # whose memory sums can have
         rows.of_block(z[:, :n_classes], first, with_grad)
         if of_bias is not None:
             bias_sums += z[:, :n_classes].sum(axis=0, dtype=np.float64)
         if of_w is not None:
             ignored = rows.ignored(first, len(z))
             used = np.ones(len(z), np.uint8) if ignored is None else (~ignored).view(np.uint8)
-            rows.add_sparse_grad(*entries, z, used, products.sums)
-    for out, sums in ((of_w, products.sums.T), (of_bias, bias_sums)):
-        if out is not None:
-            out[...] = out + sums[products.columns] if accumulate else sums[products.columns]
+            sums = np.zeros(products.shape) if sums is None else sums
+            rows.add_sparse_grad(*entries, z, used, sums)
+    if of_w is not None:
+        products.put(sums, of_w, accumulate)
+    if of_bias is not None:
+        of_bias[...] = bias_sums[products.columns] + (of_bias if accumulate else 0)
 
 
 def hessian_product(
@@ -136,14 +162,14 @@ def hessian_product(
     weights, others = products.weights(*coef), products.weights(*direction)
     logits = products.array(memory // 4)
     product = np.zeros_like(logits)
-    bias_sums, used = np.zeros(n_classes), np.ones(len(logits), np.uint8)
+    sums, bias_sums, used = np.zeros(products.shape), np.zeros(n_classes), np.ones(len(logits), np.uint8)
     for block, entries in products.blocks(len(logits)):
         z, t = (a[: block.stop - block.start] for a in (logits, product))
         rows.sparse_logits(*entries, *weights, z)
         rows.sparse_logits(*entries, *others, t)
         rows.hessian_rows(z[:, :n_classes], t[:, :n_classes], block.start, binary)
         bias_sums += t[:, :n_classes].sum(axis=0, dtype=np.float64)
-        rows.add_sparse_grad(*entries, t, used, products.sums)
-    of_w[...] = products.sums[:, products.columns].T
+        rows.add_sparse_grad(*entries, t, used, sums)
+    products.put(sums, of_w, False)
     if of_bias is not None:
         of_bias[...] = bias_sums[products.columns]

@@ -22,6 +22,8 @@ SHAPES = [
     (300, 33, 113),
     (7, 300, 40),
     (130, 3, 300),
+    (1, 60, 40),
+    (9, 60, 2),
 ]
 # Of sums of n products in float32 or float64, in units of eps times the sum of their sizes: n for products
 # added up one after the other. Random signs make it about the root of that.
@@ -212,6 +214,22 @@ def test_ignored_rows_are_not_used(way):
     assert not any(a.any() for a in nothing[1])
 
 
+def test_rows_without_an_axis_of_neighbours(way):
+    """Are copied block by block, and left as they were."""
+    x, w, _, y = problem((50, 60, 20))
+    y[::7] = -100
+    given = np.repeat(x, 2, axis=1)[:, ::2], np.repeat(w, 2, axis=1)[:, ::2]
+    before = given[0].copy()
+    out = fastce.LinearGrad(*(np.repeat(np.zeros_like(a), 2, axis=1)[:, ::2] for a in given), None)
+    options = {"ignore_index": -100, "memory": 1 << 15}
+    loss, grad = fastce.linear_cross_entropy_and_grad(*given, y, out=out, **options)
+    expected, exact = reference.linear_cross_entropy_and_grad(x, w, y)
+    assert loss == pytest.approx(float(expected), rel=1e-13)
+    for a, e in zip(grad[:2], exact[:2], strict=True):
+        np.testing.assert_allclose(a, e.astype(float), atol=1e-14)
+    assert bits(given[0]) == bits(before)
+
+
 def test_sure_rows_keep_their_digits(way):
     """Where others subtract p_y w_y from w_y: at a lead of 20 to 25 nothing of it is left in float32."""
     rng = np.random.default_rng(1)
@@ -380,10 +398,11 @@ def test_peak_memory(shape):
     x, w, b, y = problem(shape, np.float32)
     out = fastce.LinearGrad(np.zeros_like(x), np.zeros_like(w), np.zeros_like(b))
     memory = 1 << 24
-    for accumulate in (False, True):
+    strided = [np.repeat(a, 2, axis=1)[:, ::2] for a in (x, w)]
+    for accumulate, given in ((False, (x, w)), (True, (x, w)), (False, strided)):
         tracemalloc.start()
         fastce.linear_cross_entropy_and_grad(
-            x, w, y, linear_bias=b, out=out, accumulate=accumulate, memory=memory
+            *given, y, linear_bias=b, out=out, accumulate=accumulate, memory=memory
         )
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

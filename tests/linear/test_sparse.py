@@ -57,6 +57,25 @@ def test_dense_answer(dtype, n_classes, way):
     check(x, w, b, y, dtype, label_smoothing=0.1, weight=np.arange(1.0, n_classes + 1), reduction="sum")
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("rows", [slice(0, 40), slice(7, 30), slice(0, 0)], ids=str)
+def test_few_features_have_entries(rows, accumulate, way):
+    """In no order, some twice, some in rows that are ignored; the others' gradient is 0."""
+    x, w, _, y = problem(shape=(40, 5000, 7), density=1e-3)
+    y[::9] = -100
+    x.indices[:] = x.indices[::-1] // 2 * 2 + 1
+    part = by_kernels.rows_of(x, rows)  # views of arrays that hold more
+    expected, exact = fastce.linear_cross_entropy_and_grad(part.toarray(), w, y[rows], reduction="sum")
+    out = fastce.LinearGrad(None, np.ones_like(w), None)
+    options = {"reduction": "sum", "memory": 1 << 19, "wrt": ("linear_weight",)}
+    loss, grad = fastce.linear_cross_entropy_and_grad(
+        part, w, y[rows], out=out, accumulate=accumulate, **options
+    )
+    assert loss == pytest.approx(expected, rel=1e-14)
+    np.testing.assert_allclose(grad.linear_weight, exact.linear_weight + accumulate, rtol=0, atol=1e-15)
+    assert (grad.linear_weight[:, ::2] == accumulate).all()
+
+
 def test_formats():
     x, w, b, y = problem()
     loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b)

@@ -422,3 +422,30 @@ def test_n_threads_of_nothing(name):
 def test_no_rows_over_several_axes():
     assert fastce.logsumexp(np.zeros((0, 2, 1)), axis=(1, 2)).shape == (0,)
     assert fastce.logsumexp(np.zeros((0, 2)), axis=()).shape == (0, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_the_short_way_gives_the_same_bits(rng, dtype, axis):
+    """Arrays as they usually are go by one call; those in another memory order or with an `out` do not."""
+    x, b = rng.normal(size=(2, 5, 7)).astype(dtype)
+    b[0, :] = [1, -1, 0, 1, 2, -3, 0]
+    b[:, 3] = -2
+    spread = np.repeat(b, 2, axis=1)[:, ::2]
+    for keepdims in (False, True):
+        for options in ({}, {"b": b}, {"b": b, "return_sign": True}):
+            got = fastce.logsumexp(x, axis, keepdims=keepdims, **options)
+            other = options | ({"b": spread} if options else {})
+            out = np.empty_like(got[0] if options.get("return_sign") else got)
+            expected = fastce.logsumexp(x, axis, keepdims=keepdims, out=out, **other)
+            for a, e in zip(np.atleast_1d(got), np.atleast_1d(expected), strict=True):
+                assert np.shape(a) == np.shape(e)
+                assert a.dtype == e.dtype == dtype
+                np.testing.assert_array_equal(np.asarray(a, float), np.asarray(e, float))
+    for function in (fastce.softmax, fastce.log_softmax):
+        got, expected = function(x, axis), function(np.repeat(x, 2, axis=1)[:, ::2], axis)
+        assert (got.dtype, got.shape) == (dtype, x.shape)
+        np.testing.assert_array_equal(got.astype(float), expected.astype(float))
+        out = x.copy()
+        assert function(out, axis, out=out) is out
+        np.testing.assert_array_equal(got.astype(float), out.astype(float))

@@ -4,6 +4,13 @@
 cdef double LEAST_SCALE = 1e-18, MOST_SCALE = 1e18
 
 
+cdef enum:
+    SUMMED_WEIGHTS = 16                    # that are added up before their sum is added to a pair
+
+cdef extern from "rows/rows.h" nogil:
+    double load_number(const char *, Format, int swapped) noexcept
+
+
 # ---- Labels --------------------------------------------------------------------------------------
 
 cdef int set_labels(Labels *labels, cnp.ndarray target, object ignore_index, Py_ssize_t n_classes) except -1:
@@ -72,26 +79,57 @@ cdef class ClassWeight:
         self.given = as_floats(given, "weight")
         return self
 
-    cdef cnp.ndarray read_as(self, dtype, int number):
+    cdef cnp.ndarray read_as(self, int number):
+        """Contiguous float64 or float32. NumPy would warn of a signalling NaN, maybe of a class that no row has."""
         if cnp.PyArray_TYPE(self.given) == number and cnp.PyArray_ISCARRAY_RO(self.given):
             return self.given
-        with np.errstate(all="ignore"):        # a signalling NaN, maybe of a class that no row has
-            return self.given.astype(dtype, "C")
+        cdef cnp.npy_intp n_classes = cnp.PyArray_DIM(self.given, 0), j
+        cdef cnp.ndarray numbers = cnp.PyArray_EMPTY(1, &n_classes, number, 0)
+        cdef const char *given = <const char *>cnp.PyArray_DATA(self.given)
+        cdef void *data = cnp.PyArray_DATA(numbers)
+        cdef Format format = <Format>format_of(self.given)
+        cdef bint swapped = is_swapped(self.given)
+        cdef double weight
+        cdef Environment host = enter_environment()
+        for j in range(n_classes):
+            weight = load_number(given + j * cnp.PyArray_STRIDE(self.given, 0), format, swapped)
+            if number == cnp.NPY_DOUBLE:
+                (<double *>data)[j] = weight
+            else:
+                (<float *>data)[j] = <float>weight
+        leave_environment(host)
+        return numbers
 
     cdef int add_to(self, Formula *f, cnp.ndarray logits, Py_ssize_t n_classes) except -1:
-        self.wide = self.read_as(np.float64, cnp.NPY_DOUBLE)
-        if cnp.PyArray_NDIM(self.wide) != 1 or cnp.PyArray_DIM(self.wide, 0) != n_classes:
+        if cnp.PyArray_NDIM(self.given) != 1 or cnp.PyArray_DIM(self.given, 0) != n_classes:
             raise ValueError(f"weight has shape {np.shape(self.given)}; expected ({n_classes},), one for each class"
                              + advice.to_fit_classes(np.shape(self.given), np.shape(logits), n_classes))
+        self.wide = self.read_as(cnp.NPY_DOUBLE)
         f.class_weight = <const double *>cnp.PyArray_DATA(self.wide)
         if f.has_terms:
-            self.terms = self.wide if format_of(logits) == FORMAT_F64 else self.read_as(np.float32, cnp.NPY_FLOAT)
-            with np.errstate(all="ignore"):
-                f.total_weight = np.add.reduce(self.terms, dtype=np.float64)
-                f.weights_positive = np.minimum.reduce(self.terms, initial=1) > 0
+            self.terms = self.wide if format_of(logits) == FORMAT_F64 else self.read_as(cnp.NPY_FLOAT)
             f.term_weight = cnp.PyArray_DATA(self.terms)
-            f.heaviest = (<object>self.terms).argmax() if cnp.PyArray_SIZE(self.terms) else 0
+            summarise_weights(f, n_classes, cnp.PyArray_TYPE(self.terms) == cnp.NPY_DOUBLE)
         return 0
+
+
+cdef void summarise_weights(Formula *f, Py_ssize_t n_classes, bint is_f64) noexcept:
+    cdef Pair total = Pair(0, 0), run
+    cdef Py_ssize_t start, j
+    cdef double weight, most = -INFINITY
+    cdef Environment host = enter_environment()
+    f.heaviest, f.weights_positive = 0, True
+    for start in range(0, n_classes, SUMMED_WEIGHTS):
+        run = Pair(0, 0)
+        for j in range(start, min(start + SUMMED_WEIGHTS, n_classes)):
+            weight = (<const double *>f.term_weight)[j] if is_f64 else (<const float *>f.term_weight)[j]
+            run.sum += weight
+            f.weights_positive &= weight > 0
+            if most == most and not weight <= most:          # the first NaN, if there is one
+                f.heaviest, most = j, weight
+        add_pair(&total, run)
+    f.total_weight = total.sum + total.error
+    leave_environment(host)
 
 
 cdef cnp.ndarray as_targets(object given, bint *are_labels):

@@ -1,17 +1,24 @@
 # Softmax, its logarithm and that of its sum. A part of kernels.pyx.
 
 cdef int usual_axis(object a, object axis) except -2:
-    """The class axis of a native array with elements that the kernels read; -1: not that, or more than one axis."""
+    """The class axis of a native array with elements that the kernels read; -1: not that, or more than one axis.
+
+    Without an axis it is that of the array as one row, which it is in memory.
+    """
     cdef Py_ssize_t number
     if type(a) is not cnp.ndarray or not cnp.PyArray_SIZE(a) or is_swapped(a) or format_of(a) == FORMAT_NONE:
         return -1
     cdef int n_dims = cnp.PyArray_NDIM(a)
     if axis is None:
-        return 0 if n_dims == 1 else -1
+        return 0 if n_dims == 1 or (n_dims and cnp.PyArray_IS_C_CONTIGUOUS(a)) else -1
     if type(axis) is not int or not -n_dims <= axis < n_dims:
         return -1
     number = axis
     return <int>(number + n_dims if number < 0 else number)
+
+
+cdef cnp.ndarray as_one_row(cnp.ndarray a):
+    return a if cnp.PyArray_NDIM(a) == 1 else cnp.PyArray_Ravel(a, cnp.NPY_CORDER)
 
 
 cdef bint usual_out(object given, cnp.ndarray x) except -1:
@@ -32,22 +39,45 @@ def usual_softmax(bint log, x, axis, out, n_threads):
         return NotImplemented
     if out is None:
         out = PyArray_NewLikeArray(x, cnp.NPY_KEEPORDER, NULL, 0)
-    softmax(x, number, out, n_threads, log)
+    if axis is None:
+        softmax(as_one_row(x), 0, as_one_row(out), n_threads, log)
+    else:
+        softmax(x, number, out, n_threads, log)
     return out
 
 
+cdef bint usual_factors(object given, cnp.ndarray a) except -1:
+    """An array like a, whose elements lie as those of a if it may be that a is one row."""
+    if type(given) is not cnp.ndarray:
+        return False
+    cdef cnp.ndarray b = given
+    return (cnp.PyArray_SAMESHAPE(b, a) and cnp.PyArray_TYPE(b) == cnp.PyArray_TYPE(a) and not is_swapped(b)
+            and cnp.PyArray_IS_C_CONTIGUOUS(b))
+
+
 def usual_logsumexp(a, axis, b, keepdims, return_sign, out, n_threads):
-    """The same for logsumexp without options."""
-    if b is not None or out is not None or return_sign:
-        return NotImplemented
+    """The same for logsumexp."""
     cdef int number = usual_axis(a, axis)
-    if number < 0 or format_of(a) > FORMAT_F32:
+    if number < 0 or out is not None or (return_sign and b is None) or not (b is None or usual_factors(b, a)):
         return NotImplemented
-    cdef cnp.ndarray loss = new_losses(a, number)
-    log_sums(a, number, None, loss, None, n_threads)
+    cdef cnp.ndarray x = as_one_row(a) if axis is None else a, sign = None
+    cdef cnp.ndarray loss = new_losses(x, number)
+    if b is None:
+        log_sums(x, number, None, loss, None, n_threads)
+    else:
+        sign = np.empty_like(loss)
+        log_sums(x, number, as_one_row(b) if axis is None else b, loss, sign, n_threads)
+        if not return_sign:
+            loss[sign < 0] = np.nan
+    if format_of(x) > FORMAT_F32:
+        with np.errstate(over="ignore", under="ignore"):
+            loss = loss.astype(x.dtype)
+            sign = None if sign is None else sign.astype(x.dtype)
     if keepdims:
-        return loss.reshape(np.shape(a)[:number] + (1,) + np.shape(a)[number + 1:])
-    return loss if cnp.PyArray_NDIM(loss) else loss[()]
+        shape = (1,) * np.ndim(a) if axis is None else np.shape(a)[:number] + (1,) + np.shape(a)[number + 1:]
+        loss, sign = loss.reshape(shape), None if sign is None else sign.reshape(shape)
+    result = loss if cnp.PyArray_NDIM(loss) else loss[()]
+    return (result, sign if cnp.PyArray_NDIM(sign) else sign[()]) if return_sign else result
 
 
 cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):

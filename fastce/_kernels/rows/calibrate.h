@@ -5,10 +5,13 @@
 #include "vector/common.h"
 #include "machine/environment.h"
 
+enum { TILE = 64 }; /* rows of few classes that pass together */
+
 #define REAL_BITS 64
 #include "vector/simd.h"
 #include "vector/vmath.h"
 #include "vector/formats.h"
+#include "vector/transpose.h"
 #include "rows/calibration.h"
 #undef REAL_BITS
 
@@ -16,6 +19,7 @@
 #include "vector/simd.h"
 #include "vector/vmath.h"
 #include "vector/formats.h"
+#include "vector/transpose.h"
 #include "rows/calibration.h"
 #undef REAL_BITS
 

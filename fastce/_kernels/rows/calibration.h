@@ -56,6 +56,11 @@ static void score_binary(double x, int is_logit, ptrdiff_t y, int8_t *hit, doubl
 #define MOMENT_SCALE 0x1p-64f /* of exps: with it their products with squares of logits stay finite */
 #endif
 
+INLINE int FN(in_place)(const Batch *batch)
+{
+    return !batch->binary && batch->format == REAL_FORMAT && !batch->swapped && batch->class_stride == sizeof(REAL);
+}
+
 /* The classes of row i, in place where they are contiguous reals, else in scratch. */
 INLINE const REAL *FN(row)(const Batch *batch, ptrdiff_t i, REAL *scratch)
 {
@@ -65,8 +70,7 @@ INLINE const REAL *FN(row)(const Batch *batch, ptrdiff_t i, REAL *scratch)
         scratch[0] = batch->from_logits ? 0 : 1 - scratch[1];
         return scratch;
     }
-    if (batch->format == REAL_FORMAT && !batch->swapped && batch->class_stride == sizeof(REAL))
-        return (const REAL *)src;
+    if (FN(in_place)(batch)) return (const REAL *)src;
     FN(fetch)(src, batch->format, batch->swapped, batch->class_stride, batch->n_classes, scratch);
     return scratch;
 }
@@ -79,9 +83,28 @@ INLINE REAL FN(largest)(const REAL *x, ptrdiff_t n)
     return FN(largest_lane)(most);
 }
 
-/* E[x] - x_y and Var[x] of a row, from d = x - max. Sums are over RUN vectors in REAL, over runs in more. Where a term's
- * exp is 0 so is the product, also of a d that is -inf. */
-static void FN(add_moments)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double weight, const Temperature *t, Moments *to)
+/* Sums of e, e d and e d^2 with d = x - max. Where a term's exp is 0 so is the product, also of a d that is -inf. */
+typedef struct { vec sum, first, second; } FN(MomentSums);
+
+INLINE void FN(add_terms)(vec x, vec max, const FN(Exps) *exps, FN(MomentSums) *a)
+{
+    const vec e = FN(exps)(x, exps) * (REAL)MOMENT_SCALE;
+    const vec d = FN(larger)(x - max, FN(splat)(exps->units.lowest)), ed = e * d;
+    a->sum += e;
+    a->first += ed;
+    a->second = FN(fma)(ed, d, a->second);
+}
+
+/* E[x] - x_y and Var[x] of a row; `distance` is that of x_y from the maximum. */
+INLINE void FN(put_moments)(double sum, double first, double second, double distance, double weight, Moments *to)
+{
+    const double one = 1 / sum, mean = first * one;
+    to->slope += weight * (mean - distance);
+    to->curvature += weight * (second * one - mean * mean);
+}
+
+/* Sums are over RUN vectors in REAL, over runs in more. */
+static void FN(add_row)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double weight, const Temperature *t, Moments *to)
 {
     const REAL m = FN(largest)(x, n);
     const vec max = FN(splat)(m);
@@ -89,22 +112,14 @@ static void FN(add_moments)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double weig
     sum_vec sum = {{0}, {0}}, first = {{0}, {0}}, second = {{0}, {0}};
     for (ptrdiff_t start = 0; start < n; start += RUN * LANES) {
         const ptrdiff_t end = n - start < RUN * LANES ? n : start + RUN * LANES;
-        vec s = {0}, s1 = {0}, s2 = {0};
-        for (ptrdiff_t j = start; j < end; j += LANES) {
-            const vec z = n - j < LANES ? FN(load_n)(x + j, n - j, -INFINITY) : FN(load)(x + j);
-            const vec e = FN(exps)(z, &exps) * (REAL)MOMENT_SCALE;
-            const vec d = FN(larger)(z - max, FN(splat)(exps.units.lowest)), ed = e * d;
-            s += e;
-            s1 += ed;
-            s2 = FN(fma)(ed, d, s2);
-        }
-        FN(add)(&sum, s);
-        FN(add)(&first, s1);
-        FN(add)(&second, s2);
+        FN(MomentSums) run = {{0}, {0}, {0}};
+        for (ptrdiff_t j = start; j < end; j += LANES)
+            FN(add_terms)(n - j < LANES ? FN(load_n)(x + j, n - j, -INFINITY) : FN(load)(x + j), max, &exps, &run);
+        FN(add)(&sum, run.sum);
+        FN(add)(&first, run.first);
+        FN(add)(&second, run.second);
     }
-    const double total = FN(total)(sum), mean = FN(total)(first) / total;
-    to->slope += weight * (mean - ((double)x[y] - m));
-    to->curvature += weight * (FN(total)(second) / total - mean * mean);
+    FN(put_moments)(FN(total)(sum), FN(total)(first), FN(total)(second), (double)x[y] - m, weight, to);
 }
 
 /* Sums of e and of e^2 over n classes. */
@@ -142,31 +157,81 @@ static void FN(score_logits)(const REAL *x, ptrdiff_t n, ptrdiff_t y, double *co
     *brier = (FN(total)(squares) + rest * rest) / (total * total);
 }
 
-/* The same of probabilities, as they are. NaN where one is not in [0, 1]. */
+/* The same of probabilities, as they are. NaN where one is not in [0, 1]. No branch depends on which is the largest. */
 static void FN(score_probabilities)(const REAL *p, ptrdiff_t n, ptrdiff_t y, double *confidence, int8_t *hit,
                                     double *brier)
 {
+    REAL most = 0;
     double squares = (1 - (double)p[y]) * (1 - (double)p[y]);
-    ptrdiff_t top = 0;
     int outside = 0;
     for (ptrdiff_t j = 0; j < n; j++) {
-        outside |= !(p[j] >= 0 && p[j] <= 1);
-        if (p[j] > p[top]) top = j;
-        if (j != y) squares += (double)p[j] * p[j];
+        outside |= !(p[j] >= 0) | !(p[j] <= 1);
+        most = p[j] > most ? p[j] : most;
+        squares += j == y ? 0 : (double)p[j] * p[j];
     }
-    *hit = top == y;
-    *confidence = outside ? NAN : p[top];
+    *hit = p[y] == most;
+    for (ptrdiff_t j = 0; *hit && j < y; j++) *hit = p[j] < most;
+    *confidence = outside ? NAN : most;
     *brier = outside ? NAN : squares;
+}
+
+INLINE double FN(weight_of)(const Batch *batch, ptrdiff_t i)
+{
+    return batch->label[i] < 0 ? 0 : batch->weight ? batch->weight[i] : 1;
+}
+
+/* Up to TILE rows of at most RUN classes, one in every lane. */
+static void FN(add_tile)(const Batch *batch, ptrdiff_t begin, ptrdiff_t n_rows, const Temperature *t, REAL *scratch,
+                         Moments *to)
+{
+    REAL x[RUN * TILE], max[TILE], sum[TILE], first[TILE], second[TILE];
+    const ptrdiff_t n = batch->n_classes;
+    if (FN(in_place)(batch) && batch->n_dims == 1)
+        FN(rows_to_plane)(row_of(batch, begin), batch->stride[0], n_rows, n, x);
+    else
+        for (ptrdiff_t i = 0; i < n_rows; i++) {
+            const REAL *row = FN(row)(batch, begin + i, scratch);
+            for (ptrdiff_t c = 0; c < n; c++) x[c * TILE + i] = row[c];
+        }
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        vec m = FN(load)(x + i);
+        for (ptrdiff_t c = 1; c < n; c++) m = FN(larger)(m, FN(load)(x + c * TILE + i));
+        const FN(Exps) exps = FN(exps_against)(m, FN(units)(t));
+        FN(MomentSums) a = {{0}, {0}, {0}};
+        for (ptrdiff_t c = 0; c < n; c++) FN(add_terms)(FN(load)(x + c * TILE + i), m, &exps, &a);
+        FN(store)(max + i, m);
+        FN(store)(sum + i, a.sum);
+        FN(store)(first + i, a.first);
+        FN(store)(second + i, a.second);
+    }
+    for (ptrdiff_t i = 0; i < n_rows; i++) {
+        const double weight = FN(weight_of)(batch, begin + i);
+        if (weight == 0) continue;
+        const double distance = (double)x[batch->label[begin + i] * TILE + i] - max[i];
+        FN(put_moments)(sum[i], first[i], second[i], distance, weight, to);
+    }
 }
 
 static void FN(add_rows)(const Batch *batch, ptrdiff_t begin, ptrdiff_t end, const Temperature *t, REAL *scratch,
                          Moments *to)
 {
-    for (ptrdiff_t i = begin; i < end; i++) {
-        const double weight = batch->weight ? batch->weight[i] : 1;
-        if (batch->label[i] < 0 || weight == 0) continue;
-        FN(add_moments)(FN(row)(batch, i, scratch), batch->n_classes, batch->label[i], weight, t, to);
-        if (to->bad < 0 && !isfinite(to->slope + to->curvature)) to->bad = i;
+    for (ptrdiff_t i = begin, next; i < end; i = next) {
+        next = end - i < TILE ? end : i + TILE;
+        if (batch->n_classes <= RUN) {
+            Moments tile = {0, 0, -1};
+            FN(add_tile)(batch, i, next - i, t, scratch, &tile);
+            if (isfinite(tile.slope + tile.curvature)) {
+                to->slope += tile.slope;
+                to->curvature += tile.curvature;
+                continue;
+            }
+        }
+        for (; i < next; i++) {
+            const double weight = FN(weight_of)(batch, i);
+            if (weight == 0) continue;
+            FN(add_row)(FN(row)(batch, i, scratch), batch->n_classes, batch->label[i], weight, t, to);
+            if (to->bad < 0 && !isfinite(to->slope + to->curvature)) to->bad = i;
+        }
     }
 }
 
