@@ -191,7 +191,7 @@ def test_both_ways_of_the_softmax_family_have_the_same_bits(function, dtype, x, 
                     assert not function(leaf, dim).requires_grad
 
     short = list(results())
-    assert bool(long_way) == (dtype in DTYPES[2:] and function not in (ft.softmax, ft.log_softmax))
+    assert bool(long_way) == (dtype == torch.bfloat16 and function not in (ft.softmax, ft.log_softmax))
     monkeypatch.setattr(special, "_plain_softmax", special._softmax)
     monkeypatch.setattr(special, "_plain_logsumexp", special._logsumexp)
     for got, expected in zip(short, results(), strict=True):
