@@ -60,6 +60,8 @@ def usual_logsumexp(a, axis, b, keepdims, return_sign, out, n_threads):
     cdef int number = usual_axis(a, axis)
     if number < 0 or out is not None or (return_sign and b is None) or not (b is None or usual_factors(b, a)):
         return NotImplemented
+    if cnp.PyArray_TYPE(a) == cnp.NPY_VOID:    # PyTorch's bfloat16, which NumPy cannot round to
+        return NotImplemented
     cdef cnp.ndarray x = as_one_row(a) if axis is None else a, sign = None
     cdef cnp.ndarray loss = new_losses(x, number)
     if b is None:
