@@ -19,7 +19,11 @@
 #define FASTCE_MEASURES_H
 
 typedef enum { SELF_INFORMATION, ENTROPY, CROSS_ENTROPY, DIVERGENCE } Measure;
-enum { PIECE = 1 << 14, FAR_ROWS = 16 /* side by side, where events are farther apart than rows */ };
+enum {
+    FEW = 32,         /* events of rows that lie across vectors */
+    PIECE = 1 << 14,
+    FAR_ROWS = 16     /* that are read together, where events are farther apart than rows */
+};
 
 /* high + low = ln 2 and inverse + inverse_low = 1, both / log(base); e high is exact. Results / divisor. */
 typedef struct { double high, low, inverse, inverse_low, divisor; } Base;
@@ -39,13 +43,13 @@ typedef struct {
     Sums *sums; /* of all pieces of all rows, where there are several */
 } Measures;
 
-typedef struct { sum_vec terms, excess; mask_f64 outside; } Lanes;
+typedef struct { sum_vec terms, excess; uvec outside; } Lanes;
 
 static void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src);
 
 /* ---- One vector ------------------------------------------------------------------------------------ */
 
-typedef struct { vec m; ivec e; } Split;
+typedef struct { vec m; ivec e; } Split; /* e is biased */
 
 /* Of numbers that are not negative. Of 0: something finite. */
 INLINE Split split(vec x)
@@ -53,8 +57,8 @@ INLINE Split split(vec x)
     const UINT one = 0x3ff0000000000000, sqrt_half = 0x3fe6a09e667f3bcd;
     const mask_f64 normal = not_less_f64(x, splat_f64(0x1p-1022));
     const uvec bits = (uvec)select_f64(normal, x, x * 0x1p54) + (one - sqrt_half);
-    const ivec bias = (ivec)select_f64(normal, (vec)((ivec){0} + EXPONENT_BIAS), (vec)((ivec){0} + EXPONENT_BIAS + 54));
-    return (Split){(vec)((bits & (((UINT)1 << MANTISSA_BITS) - 1)) + sqrt_half), (ivec)(bits >> MANTISSA_BITS) - bias};
+    const ivec moved = (ivec)select_f64(normal, (vec){0}, (vec)((ivec){0} + 54));
+    return (Split){(vec)((bits & (((UINT)1 << MANTISSA_BITS) - 1)) + sqrt_half), (ivec)(bits >> MANTISSA_BITS) - moved};
 }
 
 INLINE vec whole(ivec e) { return (vec)(e + (ivec)splat_f64(TO_INTEGER)) - TO_INTEGER; }
@@ -63,7 +67,7 @@ INLINE vec whole(ivec e) { return (vec)(e + (ivec)splat_f64(TO_INTEGER)) - TO_IN
 INLINE vec log_in(vec x, const Base *base)
 {
     const Split of = split(x);
-    const vec e = whole(of.e), f = of.m - 1, s = f / (f + 2), z = s * s, inverse = splat_f64(base->inverse);
+    const vec e = whole(of.e - EXPONENT_BIAS), f = of.m - 1, s = f / (f + 2), z = s * s;
     vec q = splat_f64(0x1.2f0440420a9f8p-3);
     q = fma_f64(q, z, splat_f64(0x1.39a1df2e91e3fp-3));
     q = fma_f64(q, z, splat_f64(0x1.74663d28a2d6ep-3));
@@ -72,15 +76,12 @@ INLINE vec log_in(vec x, const Base *base)
     q = fma_f64(q, z, splat_f64(0x1.999999997ff21p-2));
     q = fma_f64(q, z, splat_f64(0x1.5555555555592p-1));
     const vec low = fma_f64(f, splat_f64(base->inverse_low), e * splat_f64(base->low));
-    const vec rest = fma_f64(s * (z * q - f), inverse, low);
+    const vec inverse = splat_f64(base->inverse), rest = fma_f64(s * (z * q - f), inverse, low);
     return fma_f64(e, splat_f64(base->high), fma_f64(f, inverse, rest));
 }
 
-/* p > 0 at q = 0 */
-INLINE mask_f64 impossible(vec p, vec q)
-{
-    return not_less_f64(splat_f64(0), q) & not_less_f64(p, splat_f64(0x1p-1074));
-}
+/* Infinity where x is 0. */
+INLINE vec beyond(vec x) { return keep_f64(not_less_f64(splat_f64(0), x), splat_f64(INFINITY)); }
 
 INLINE vec divergence(vec p, vec q, vec d)
 {
@@ -102,26 +103,42 @@ INLINE vec divergence(vec p, vec q, vec d)
     r = fma_f64(r, z, splat_f64(0x1.5555555555535p-1));
     const vec close = d * s * fma_f64(s * (1 + s), 0.5 * r, splat_f64(1));
     const vec log = fma_f64(k, splat_f64(LN2_HI), fma_f64(s * z, r, k * splat_f64(LN2_LO)) + 2 * s);
-    return select_f64(impossible(p, q), splat_f64(INFINITY), select_f64(near, close, fma_f64(p, log, -d)));
+    return select_f64(near, close, fma_f64(p, log + beyond(q), -d));
 }
 
-INLINE mask_f64 improper(vec p) { return not_less_f64(p, splat_f64(INFINITY)) | not_less_f64(splat_f64(-0x1p-1074), p); }
+/* The sign bits say where a number is negative, infinite or NaN. */
+INLINE uvec improper(vec p) { return (uvec)p | ((uvec)p + ((UINT)1 << MANTISSA_BITS)); }
+
+/* The term of p and q; *d is set in a divergence. */
+INLINE vec term(vec p, vec q, vec *d, uvec *outside, const Base *base, Measure measure)
+{
+    p += 0.0; /* no -0 */
+    *outside |= improper(p);
+    if (measure == SELF_INFORMATION) return beyond(p) - log_in(p, base);
+    if (measure == ENTROPY) return p * log_in(p, base);
+    q += 0.0;
+    *outside |= improper(q);
+    if (measure == CROSS_ENTROPY)
+        return keep_f64(not_less_f64(p, splat_f64(0x1p-1074)), p * (log_in(q, base) - beyond(q)));
+    *d = p - q;
+    return divergence(p, q, *d);
+}
+
+INLINE int any_outside(uvec outside)
+{
+    UINT all = 0;
+    for (int i = 0; i < LANES; i++) all |= outside[i];
+    return (INT)all < 0;
+}
+
+/* ---- Rows of many events: along vectors ------------------------------------------------------------- */
 
 INLINE void add_events(Lanes *lanes, vec p, vec q, const Base *base, Measure measure)
 {
-    lanes->outside |= improper(p);
-    if (measure == ENTROPY) add_f64(&lanes->terms, p * log_in(p, base));
-    else lanes->outside |= improper(q);
-    if (measure == CROSS_ENTROPY)
-        add_f64(&lanes->terms, select_f64(impossible(p, q), splat_f64(-INFINITY), p * log_in(q, base)));
-    if (measure == DIVERGENCE) {
-        const vec d = p - q;
-        add_f64(&lanes->excess, d);
-        add_f64(&lanes->terms, divergence(p, q, d));
-    }
+    vec d;
+    add_f64(&lanes->terms, term(p, q, &d, &lanes->outside, base, measure));
+    if (measure == DIVERGENCE) add_f64(&lanes->excess, d);
 }
-
-/* ---- Rows ------------------------------------------------------------------------------------------ */
 
 INLINE void add_run(Lanes *to, const double *p, const double *q, ptrdiff_t n, const Base *base, Measure measure)
 {
@@ -154,20 +171,73 @@ static double result_of(Sums s, const Measures *m)
     return (s.terms.sum + s.terms.error) / m->base.divisor + 0.0; /* no -0 */
 }
 
+/* ---- Rows of few events: across vectors ------------------------------------------------------------- */
+
+INLINE uvec list_terms(const double *p, const double *q, ptrdiff_t n, const Base *base, Measure measure,
+                       double *terms, double *excess)
+{
+    uvec outside = {0};
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t k = n - i;
+        vec a = k < LANES ? load_n_f64(p + i, k, 0) : load_f64(p + i), b = a, d;
+        if (measure >= CROSS_ENTROPY) b = k < LANES ? load_n_f64(q + i, k, 1) : load_f64(q + i);
+        store_f64(terms + i, term(a, b, &d, &outside, base, measure));
+        if (measure == DIVERGENCE) store_f64(excess + i, d);
+    }
+    return outside;
+}
+
+/* The sums of LANES rows of n numbers, side by side; of the last rows again if there are fewer. */
+INLINE sum_vec sums_of_rows(const double *terms, ptrdiff_t n_rows, ptrdiff_t n)
+{
+    const double *row[LANES_COUNT];
+    sum_vec sums = {{0}, {0}};
+    for (int i = 0; i < LANES; i++) row[i] = terms + (i < n_rows ? i : n_rows - 1) * n;
+    for (ptrdiff_t j = 0; j < n; j++) {
+        vec a;
+        for (int i = 0; i < LANES; i++) a[i] = row[i][j];
+        add_f64(&sums, a);
+    }
+    return sums;
+}
+
+INLINE mask_f64 is_finite(vec a) { return (mask_f64)~not_less_f64(absolute_f64(a), splat_f64(INFINITY)); }
+
+/* As result_of has it. */
+INLINE vec results_of(sum_vec terms, sum_vec excess, const Measures *m)
+{
+    const vec zero = {0};
+    vec sum = terms.sum, error = terms.error;
+    if (m->measure == DIVERGENCE) {
+        sum_vec both = terms;
+        add_f64(&both, keep_f64(is_finite(sum), excess.sum));
+        sum = both.sum;
+        error = both.error + excess.error;
+    } else {
+        sum = -sum;
+        error = -error;
+    }
+    return (sum + keep_f64(is_finite(sum), error)) / m->base.divisor + zero;
+}
+
+/* ---- From arrays to results ------------------------------------------------------------------------- */
+
 /* Events begin, ..., begin + n - 1 of rows that follow each other, as float64 side by side: where they are or in the
- * scratch. The n_rows n events are at most STRIP. */
+ * scratch. Bytes from a row to the next are what *distance says, or as many as the row has. The n_rows n events are
+ * at most STRIP. */
 static const char *gather(const Given *g, ptrdiff_t first, ptrdiff_t n_rows, ptrdiff_t begin, ptrdiff_t n,
                           double *scratch, ptrdiff_t *distance)
 {
     const Operand *rows = &g->rows;
     const ptrdiff_t step = g->event_stride, apart = rows->stride[rows->n_dims - 1];
     const int adjacent = rows->format == FORMAT_F64 && !rows->swapped && (step == sizeof(double) || n == 1);
-    *distance = n * (ptrdiff_t)sizeof(double);
+    if (distance) *distance = n * (ptrdiff_t)sizeof(double);
     for (ptrdiff_t row = 0, run; row < n_rows; row += run) {
         const char *src = locate(rows, first + row, &run) + begin * step;
         double *dst = scratch + row * n, column[STRIP];
         run = run < n_rows - row ? run : n_rows - row;
-        if (run == n_rows && (adjacent || apart == 0)) {
+        if (run == n_rows && adjacent && !distance && (apart == n * step || run == 1)) return src;
+        if (run == n_rows && distance && (adjacent || apart == 0)) {
             *distance = apart;
             if (adjacent) return src;
             run = 1;
@@ -195,7 +265,7 @@ static int run_piece(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows, ptrdi
     const ptrdiff_t step = at_once ? size : STRIP / m->n_together;
     double p[STRIP], q[STRIP], result[STRIP];
     Lanes lanes[FAR_ROWS];
-    mask_f64 outside = {0};
+    uvec outside = {0};
     ptrdiff_t j = 0;
     do {
         const ptrdiff_t n = size - j < step ? size - j : step;
@@ -216,22 +286,35 @@ static int run_piece(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows, ptrdi
         j += n;
     } while (j < size);
     if (!m->sums) deliver_strip(&m->result, first, n_rows, result);
-    return !every_lane_f64((mask_f64)~outside);
+    return any_outside(outside);
 }
 
-static int run_elements(const Measures *m, ptrdiff_t first, ptrdiff_t n)
+/* Some rows of few events, or elements. */
+static int run_few(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows)
 {
-    double p[STRIP] = {0}, result[STRIP];
-    mask_f64 outside = {0};
-    read_f64(&m->p.rows, first, n, p);
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        const vec x = load_f64(p + i);
-        outside |= improper(x);
-        const vec size = (0 - log_in(x, &m->base)) / m->base.divisor + 0.0; /* no -0 */
-        store_f64(result + i, select_f64(not_less_f64(splat_f64(0), x), splat_f64(INFINITY), size));
+    const ptrdiff_t n = m->n_events, count = n_rows * n;
+    double p[STRIP], q[STRIP], terms[STRIP], excess[STRIP], result[STRIP];
+    const double *a = (const double *)gather(&m->p, first, n_rows, 0, n, p, NULL), *b = a;
+    uvec outside;
+    if (m->measure >= CROSS_ENTROPY) b = (const double *)gather(&m->q, first, n_rows, 0, n, q, NULL);
+    if (m->measure == SELF_INFORMATION) {
+        outside = list_terms(a, a, count, &m->base, SELF_INFORMATION, terms, NULL);
+        if (m->base.divisor != 1)
+            for (ptrdiff_t i = 0; i < count; i++) terms[i] = terms[i] / m->base.divisor + 0.0;
+        deliver_strip(&m->result, first, n_rows, terms);
+        return any_outside(outside);
     }
-    deliver_strip(&m->result, first, n, result);
-    return !every_lane_f64((mask_f64)~outside);
+    if (m->measure == ENTROPY) outside = list_terms(a, a, count, &m->base, ENTROPY, terms, NULL);
+    else if (m->measure == CROSS_ENTROPY) outside = list_terms(a, b, count, &m->base, CROSS_ENTROPY, terms, NULL);
+    else outside = list_terms(a, b, count, &m->base, DIVERGENCE, terms, excess);
+    for (ptrdiff_t row = 0; row < n_rows; row += LANES) {
+        const sum_vec sums = sums_of_rows(terms + row * n, n_rows - row, n);
+        sum_vec differences = {{0}, {0}};
+        if (m->measure == DIVERGENCE) differences = sums_of_rows(excess + row * n, n_rows - row, n);
+        store_f64(result + row, results_of(sums, differences, m));
+    }
+    deliver_strip(&m->result, first, n_rows, result);
+    return any_outside(outside);
 }
 
 /* The order of rows is that of their units: pieces of rows that are read together. */
@@ -242,8 +325,7 @@ static int run_units(const Measures *m, ptrdiff_t begin, ptrdiff_t end)
     for (ptrdiff_t unit = begin; unit < end && !outside; unit++) {
         const ptrdiff_t first = unit / m->n_pieces * m->n_together, rest = m->n_rows - first;
         const ptrdiff_t n_rows = rest < m->n_together ? rest : m->n_together;
-        outside = m->measure == SELF_INFORMATION ? run_elements(m, first, n_rows)
-                                                 : run_piece(m, first, n_rows, unit % m->n_pieces);
+        outside = m->n_events <= FEW ? run_few(m, first, n_rows) : run_piece(m, first, n_rows, unit % m->n_pieces);
     }
     leave_environment(host);
     return outside;
@@ -259,8 +341,8 @@ static void join_pieces(const Measures *m)
             add_pair(&sums.terms, m->sums[row * m->n_pieces + piece].terms);
             add_pair(&sums.excess, m->sums[row * m->n_pieces + piece].excess);
         }
-        const double result = result_of(sums, m);
-        deliver_strip(&m->result, row, 1, &result);
+        double result[LANES_COUNT] = {result_of(sums, m)};
+        deliver_strip(&m->result, row, 1, result);
     }
     leave_environment(host);
 }
