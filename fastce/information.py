@@ -1,23 +1,17 @@
-"""Information measures of given distributions: probabilities in, nats or bits out. Plain NumPy."""
+"""Information measures of given distributions: probabilities in, nats or bits out."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from fastce._kernels.entry import advice, arrays
+from fastce._kernels import computed_by
 
 __all__ = ["cross_entropy", "entropy", "kl_divergence", "self_information"]
 
-# 1/3, 1/5, 1/7, ...: R of `_kl_terms`. |s| <= 1/3 there, so what is left out is below 9^-17 / 37 = 2^-59.
-_ATANH_TAIL = [1 / (2 * k + 3) for k in range(17)]
 
-
+@computed_by("information", "self_information")
 def self_information(p: ArrayLike, *, base: float | None = None) -> Any:
     r"""Information content of events of given probabilities, elementwise.
 
@@ -65,11 +59,9 @@ def self_information(p: ArrayLike, *, base: float | None = None) -> Any:
     >>> information.self_information([1.0, 0.5, 0.125, 0.0], base=2)
     array([ 0.,  1.,  3., inf])
     """
-    log, unit = _logarithm(base)
-    p, dtype = _probabilities(p, "p")
-    return _rounded(-_log(log, p), dtype, unit)
 
 
+@computed_by("information", "entropy")
 def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     r"""Entropy of distributions.
 
@@ -113,12 +105,9 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     >>> information.entropy([0.5, 0.25, 0.25, 0.0], base=2)
     np.float64(1.5)
     """
-    log, unit = _logarithm(base)
-    p, dtype = _probabilities(p, "p")
-    p = _events_last(p, axis)
-    return _rounded(_total(_expected(p, -_log(log, p))), dtype, unit)
 
 
+@computed_by("information", "cross_entropy")
 def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     r"""Cross-entropy of distributions q relative to p.
 
@@ -167,11 +156,9 @@ def cross_entropy(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
     >>> information.cross_entropy([0.5, 0.5], [1.0, 0.0])
     np.float64(inf)
     """
-    log, unit = _logarithm(base)
-    p, q, dtype = _pair(p, q, axis)
-    return _rounded(_total(_expected(p, -_log(log, q))), dtype, unit)
 
 
+@computed_by("information", "kl_divergence")
 def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     r"""Kullback-Leibler divergence of distributions p from q, without cancellation.
 
@@ -222,142 +209,3 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
     >>> np.sum(p * np.log(p / q)) == 2.0**-79
     np.False_
     """
-    unit = math.log(_checked(base))
-    p, q, dtype = _pair(p, q, axis)
-    with np.errstate(all="ignore"):
-        difference, rest = _two_sum(p, -q)
-        excess, excess_low = _sum(difference)
-        total, total_low = _sum(terms := _kl_terms(p, q, difference))
-        high, low = _two_sum(total, excess)
-        result = high + (low + (total_low + (excess_low + rest.sum(axis=-1))))
-        plain = terms.sum(axis=-1)
-    return _rounded(np.where(np.isfinite(plain), result, plain), dtype, unit)
-
-
-def _kl_terms(p: NDArray, q: NDArray, d: NDArray) -> NDArray:
-    """The terms p log(p/q) - p + q >= 0, given d = p - q.
-
-    With s = (p - q) / (p + q), log(p/q) = 2 atanh(s) = 2 (s + s^3 R(s^2)), R(z) = 1/3 + z/5 + z^2/7 + ...,
-    and the terms of first order drop out: what remains is d s (1 + s (1 + s) R). That is used where p and q
-    are within a factor of 2, so that d is exact; elsewhere at most two thirds of the larger part cancel.
-    """
-    near = (p <= 2 * q) & (q <= 2 * p) & (p > 0)
-    u = np.where(near, d, 0.0) / np.where(near, q, 1.0)
-    s = u / (2 + u)  # p + q could overflow
-    z, tail = s * s, np.zeros_like(s)
-    for coefficient in reversed(_ATANH_TAIL):
-        tail = tail * z + coefficient
-    ratio = p / q
-    usual = (ratio > np.finfo(np.float64).tiny) & (ratio < np.inf)
-    log = np.where(usual, np.log(ratio), np.log(p) - np.log(q))
-    return np.where(near, d * s * (1 + s * (1 + s) * tail), _expected(p, log) - d)
-
-
-# --- arguments and results --------------------------------------------------------------------------
-
-
-def _checked(base: float | None) -> float:
-    if base is None:
-        return math.e  # math.log(math.e) is exactly 1
-    if not isinstance(base, Real) or isinstance(base, bool):
-        raise TypeError(f"base is {advice.shown(base)}; expected a number, or None for e")
-    try:
-        value = float(base)
-    except OverflowError:  # an int beyond float64
-        value = math.inf
-    if not (0 < value < math.inf and value != 1):
-        raise ValueError(
-            f"base is {advice.shown(base)}; expected a finite number above 0 other than 1, or None for e"
-        )
-    return value
-
-
-def _logarithm(base: float | None) -> tuple[Callable[[NDArray], NDArray], float]:
-    """A logarithm and what to divide it by: powers of 2 and 10 have whole logarithms in their own base."""
-    own = {2: np.log2, 10: np.log10}.get(_checked(base))
-    return (own, 1.0) if own else (np.log, math.log(_checked(base)))
-
-
-def _probabilities(given: ArrayLike, name: str) -> tuple[NDArray, np.dtype]:
-    """The values in float64, and the dtype of the result."""
-    a = arrays.any_array(given, name)
-    narrow = a.dtype.name in ("float32", "float16", "bfloat16")
-    if not narrow and a.dtype.kind not in "iub" and a.dtype.name != "float64":
-        raise TypeError(
-            f"{name} has dtype {a.dtype}; expected float32, float64, float16, bfloat16 (of ml_dtypes), "
-            "an integer dtype or bool" + advice.to_convert(a)
-        )
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused below
-        values = a.astype(np.float64)
-    if (wrong := ~((values >= 0) & (values < np.inf))).any():
-        place = tuple(int(i) for i in np.argwhere(wrong)[0])
-        where = f" at {place}" if place else ""
-        raise ValueError(
-            f"{name} is {values[place]}{where}; expected finite probabilities of at least 0"
-            + advice.to_be_inside("probs", values[place])
-        )
-    return values, np.dtype(np.float32 if narrow else np.float64)
-
-
-def _pair(p: ArrayLike, q: ArrayLike, axis: int) -> tuple[NDArray, NDArray, np.dtype]:
-    p, p_dtype = _probabilities(p, "p")
-    q, q_dtype = _probabilities(q, "q")
-    try:
-        p, q = np.broadcast_arrays(p, q)
-    except ValueError:
-        raise ValueError(
-            f"p has shape {p.shape} and q has shape {q.shape}; expected shapes that broadcast"
-        ) from None
-    return _events_last(p, axis), _events_last(q, axis), np.promote_types(p_dtype, q_dtype)
-
-
-def _events_last(a: NDArray, axis: int) -> NDArray:
-    return np.moveaxis(a, arrays.normalized_axis(axis, a.ndim), -1)
-
-
-def _rounded(a: NDArray, dtype: np.dtype, unit: float) -> Any:
-    """In that unit, whose size may take it beyond the numbers, and that dtype."""
-    with np.errstate(over="ignore", under="ignore"):
-        return (a / unit + 0.0).astype(dtype)[()]  # + 0.0: no -0.0
-
-
-# --- arithmetic ---------------------------------------------------------------------------------------
-
-
-def _log(log: Callable[[NDArray], NDArray], a: NDArray) -> NDArray:
-    with np.errstate(divide="ignore"):
-        return log(a)
-
-
-def _expected(p: NDArray, information: NDArray) -> NDArray:
-    """p times information, 0 where p is 0 whatever the other is."""
-    with np.errstate(all="ignore"):
-        return np.where(p == 0, 0.0, p * information)
-
-
-def _total(terms: NDArray) -> NDArray:
-    """The sum along the last axis; where that is infinite, the error terms of `_sum` are NaN."""
-    with np.errstate(all="ignore"):
-        high, low = _sum(terms)
-        plain = terms.sum(axis=-1)
-        return np.where(np.isfinite(plain), high + low, plain)
-
-
-def _sum(terms: NDArray) -> tuple[NDArray, NDArray]:
-    """The sum along the last axis and its rounding error: a tree of pairs, each with its error kept."""
-    high, low = terms, np.zeros_like(terms)
-    if not terms.shape[-1]:
-        return terms.sum(axis=-1), terms.sum(axis=-1)
-    while (n := high.shape[-1]) > 1:
-        paired, half = n // 2, n - n // 2
-        total, error = _two_sum(high[..., :paired], high[..., half:])
-        low = np.concatenate([low[..., :paired] + low[..., half:] + error, low[..., paired:half]], axis=-1)
-        high = np.concatenate([total, high[..., paired:half]], axis=-1)
-    return high[..., 0], low[..., 0]
-
-
-def _two_sum(a: NDArray, b: NDArray) -> tuple[NDArray, NDArray]:
-    """a + b rounded, and the rounding error, which is exact (Knuth, TAOCP 2, section 4.2.2)."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)

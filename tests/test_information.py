@@ -11,7 +11,7 @@ from conftest import DTYPES, bits
 import fastce
 from fastce import information
 
-pytestmark = pytest.mark.once  # NumPy alone, no kernels
+
 
 # A log within 1 ULP (2.5 in NumPy's widest vectors), a product, the sum compensated, the rounding to float32
 # or the quotient by the base's logarithm.

@@ -239,7 +239,7 @@ if __name__ == "__main__":
         print_fit(exp_kernel(table_bits), degree, bits)
         if table_bits:
             print_table(table_bits, bits)
-    for kernel, degree in (LOG, 6), (LOG, 2), (LOG_UP_TO_2, 4), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
+    for kernel, degree in (LOG, 6), (LOG, 2), (LOG_UP_TO_2, 4), (LOG_UP_TO_2, 9), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
         print_fit(kernel, degree, 53)
     print_fit(LOG_DIRECT, 9, 24)
     for degree, bits in (4, 24), (9, 53):

@@ -30,7 +30,7 @@ LEVELS = {
 }
 
 #: What is compiled once for each level: the first two are what every program needs.
-MODULES = ("kernels", "elementwise", "scoring", "calibration", "boosting")
+MODULES = ("kernels", "elementwise", "scoring", "calibration", "boosting", "information")
 
 
 def built() -> tuple[str, ...]:

@@ -108,3 +108,17 @@ INLINE void FN(deliver)(const Operand *a, ptrdiff_t first, ptrdiff_t n, const RE
 {
     if (a->data && !FN(is_plain)(a)) FN(write)(a, first, n, scratch);
 }
+
+#if REAL_BITS == 32
+/* Results in float64, a strip of them, to an array of float32 or float64. */
+static inline void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src)
+{
+    if (to->format == FORMAT_F64) {
+        write_f64(to, first, n, src);
+        return;
+    }
+    float narrow[STRIP];
+    for (ptrdiff_t i = 0; i < n; i += LANES_F64) store_narrow_f32(narrow + i, load_f64(src + i));
+    write_f32(to, first, n, narrow);
+}
+#endif

@@ -32,18 +32,6 @@
 
 static void store_floats(float *p, vec_f64 a) { store_narrow_f32(p, a); }
 
-/* Results in float64, a strip of them, to an array of float32 or float64. */
-static void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src)
-{
-    if (to->format == FORMAT_F64) {
-        write_f64(to, first, n, src);
-        return;
-    }
-    float narrow[STRIP];
-    for (ptrdiff_t i = 0; i < n; i += LANES_F64) store_narrow_f32(narrow + i, load_f64(src + i));
-    write_f32(to, first, n, narrow);
-}
-
 static void deliver_plane(const float *plane, const Matrix *to, ptrdiff_t first, ptrdiff_t n_rows, ptrdiff_t n_classes)
 {
     const Layout *layout = &to->layout;
