@@ -13,7 +13,7 @@
  *
  * The d are summed beside the terms. Whatever their subtraction has rounded is in both sums and cancels.
  *
- * The row sum is one order whatever the layout, threads or rows beside it: lane by lane, in pieces of PIECE events.
+ * The order of a row's sum depends on its length alone: one by one, or lane by lane in pieces of PIECE events.
  */
 #ifndef FASTCE_MEASURES_H
 #define FASTCE_MEASURES_H
@@ -29,7 +29,8 @@ enum {
 typedef struct { double high, low, inverse, inverse_low, divisor; } Base;
 
 static const Base nats = {LN2_HI, LN2_LO, 1, 0, 1}, shannons = {1, 0, LOG2E, 0x1.777d0ffda0d24p-56, 1};
-static const Base hartleys = {0x1.34413509f8p-2, -0x1.80433b83b532ap-44, 0x1.bcb7b1526e50ep-2, 0x1.95355baaafad3p-57, 1};
+static const Base hartleys = {0x1.34413509f8p-2, -0x1.80433b83b532ap-44, 0x1.bcb7b1526e50ep-2, 0x1.95355baaafad3p-57,
+                              1};
 
 typedef struct { Operand rows; ptrdiff_t event_stride; } Given;
 typedef struct { Pair terms, excess; } Sums; /* excess: of the d */
@@ -238,7 +239,7 @@ static const char *gather(const Given *g, ptrdiff_t first, ptrdiff_t n_rows, ptr
         const char *src = locate(rows, first + row, &run) + begin * step;
         double *dst = scratch + row * n, column[STRIP];
         run = run < n_rows - row ? run : n_rows - row;
-        if (run == n_rows && adjacent && !distance && (apart == n * step || run == 1)) return src;
+        if (run == n_rows && adjacent && !distance && (apart == n * (ptrdiff_t)sizeof(double) || run == 1)) return src;
         if (run == n_rows && distance && (adjacent || apart == 0)) {
             *distance = apart;
             if (adjacent) return src;
@@ -279,7 +280,7 @@ static int run_piece(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows, ptrdi
             if (j == 0) *of_row = (Lanes){0};
             add_row(of_row, a + row * p_distance, b + row * q_distance, n, &m->base, m->measure);
             if (j + n < size) continue;
-            Sums sums = {pair_of(of_row->terms), {0}};
+            Sums sums = {pair_of(of_row->terms), {0, 0}};
             if (m->measure == DIVERGENCE) sums.excess = pair_of(of_row->excess);
             if (m->sums) m->sums[(first + row) * m->n_pieces + piece] = sums;
             else result[row] = result_of(sums, m);
