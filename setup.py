@@ -16,7 +16,8 @@ from setuptools.errors import CompileError
 HERE = "fastce/_kernels"
 SHARED = ["entry/arrays", "entry/calls", "entry/dlpack", "entry/options", "entry/tensors", "machine/cpu",
           "machine/threads"]
-SOURCES = ["kernels", "elementwise", "scoring", "calibration", "boosting", "information"]  # of entry/, built for each level
+# Of entry/, built for each level.
+SOURCES = ["kernels", "elementwise", "scoring", "calibration", "boosting", "information"]
 HEADERS = [str(path) for pattern in ("*.h", "*.pxi") for path in Path(HERE).rglob(pattern)]
 
 # Flags per level; fastce/_kernels/__init__.py names the CPU features that go with each.

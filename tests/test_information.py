@@ -1,6 +1,7 @@
 """Entropy and divergences of given distributions, against mpmath; digits, infinities, what is refused."""
 
 import re
+import tracemalloc
 
 import ml_dtypes
 import mpmath
@@ -11,9 +12,7 @@ from conftest import DTYPES, bits
 import fastce
 from fastce import information
 
-
-
-# A log within 1 ULP (2.5 in NumPy's widest vectors), a product, the sum compensated, the rounding to float32
+# A log within 1 ULP, a product, the sum compensated, the rounding to float32
 # or the quotient by the base's logarithm.
 ULP = 4
 ONE = (information.self_information, information.entropy)
@@ -181,6 +180,88 @@ def test_axes_and_layouts(axis, rng):
             assert got[place] == function(*(np.ascontiguousarray(a[place]) for a in rows))
         for change in (np.asfortranarray, lambda a: a.copy()[::-1][::-1], lambda a: a.astype(">f8"), list):
             assert bits(function(*map(change, arrays), axis=axis)) == bits(got)
+
+
+LENGTHS = (2, 9, 128, 129, 1500, 2**15 + 77)  # across vectors, along them, in several strips and pieces
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bits_depend_on_the_row_alone(n, dtype, rng):
+    """Not on threads, the rows beside it, its layout or the byte order."""
+    n_rows = max(3, 5000 // n)
+    p, q = ((rng.dirichlet(np.ones(n), n_rows) + 1e-6).astype(dtype) for _ in range(2))
+    spread = np.zeros((n_rows, 2 * n), dtype)
+    before = fastce.get_num_threads()
+    for function, arrays in ((information.entropy, (p,)), *((f, (p, q)) for f in TWO)):
+        got = function(*arrays)
+        for n_threads in (1, 2, 5):
+            fastce.set_num_threads(n_threads)
+            assert bits(function(*arrays)) == bits(got)
+            assert bits(function(*(a[1:] for a in arrays))) == bits(got[1:])
+        fastce.set_num_threads(before)
+        assert bits(function(*(a[::-1] for a in arrays))) == bits(got[::-1])
+        assert bits(function(*(np.asfortranarray(a) for a in arrays))) == bits(got)
+        assert bits(function(*(np.ascontiguousarray(a.T) for a in arrays), axis=0)) == bits(got)
+        spread[:, ::2] = p
+        assert bits(function(spread[:, ::2], *arrays[1:])) == bits(got)
+        if dtype in (np.float32, np.float64):
+            assert bits(function(p.astype(np.dtype(dtype).newbyteorder(">")), *arrays[1:])) == bits(got)
+        if len(arrays) == 2:
+            same = np.broadcast_to(q[:1], q.shape)
+            assert bits(function(p, same)) == bits(function(p, same.copy())) == bits(function(p, q[0]))
+
+
+@pytest.mark.parametrize("n", [130, 2**15 + 77])
+@pytest.mark.parametrize("scale", [1e-2, 1e-9, 1e-15])
+def test_long_rows_that_are_close(n, scale, rng):
+    p = rng.dirichlet(np.ones(n))
+    q = p * (1 + scale * rng.normal(size=n))
+    assert ulps(information.kl_divergence(p, q), *exact_kl(p, q)) <= ULP
+    assert bits(information.kl_divergence(p, p)) == bits(np.float64(0))
+    p[n // 2], q[n - 1] = 0, 0
+    assert information.kl_divergence(p, q) == information.cross_entropy(p, q) == np.inf
+    assert ulps(information.entropy(p), exact_cross_entropy(p, p)) <= ULP
+
+
+def test_negative_zero_is_zero():
+    for n in (3, 200):
+        zero, half = np.full(n, -0.0), np.full(n, 0.5)
+        assert np.array_equal(information.self_information(zero), np.full(n, np.inf))
+        for result in (information.entropy(zero), *(function(zero, zero) for function in TWO)):
+            assert bits(result) == bits(np.float64(0))
+        assert information.kl_divergence(zero, half) == 0
+        assert information.cross_entropy(half, zero) == information.kl_divergence(half, zero) == np.inf
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nothing_is_allocated_but_results(dtype, rng):
+    p = rng.random((300, 1000)).astype(dtype)
+    arrays = (p, np.asfortranarray(p), p[::2, ::3], p[::-1].T)
+    calls = [(f, a) for f in (*ONE, lambda a: information.kl_divergence(a, a[:1])) for a in arrays]
+    for function, a in calls:
+        function(a)
+        tracemalloc.start()
+        result = function(a)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < result.nbytes + 4096
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_where_the_improper_number_is(n, rng):
+    for value in (-0.25, np.nan, -np.nan, np.inf, -np.inf, -5e-324):
+        p, good = np.full((2, n, 3), 0.5), np.full(3, 0.5)
+        p[1, n - 1, 2] = value
+        message = rf" is {value} at \(1, {n - 1}, 2\); expected"
+        for axis in (-1, 1):
+            with pytest.raises(ValueError, match="p" + message):
+                information.entropy(p, axis=axis)
+            for function in TWO:
+                with pytest.raises(ValueError, match="q" + message):
+                    function(good, p, axis=axis)
+        with pytest.raises(ValueError, match="p" + message):
+            information.self_information(p)
 
 
 def test_broadcasting(rng):

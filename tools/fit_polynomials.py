@@ -1,4 +1,4 @@
-"""Fit the polynomials of fastce/_kernels: vmath.h, binary.h; run ``python tools/fit_polynomials.py``.
+"""Fit the polynomials of fastce/_kernels/*/*.h; run ``python tools/fit_polynomials.py``.
 
 Prints the constants of the exp and log kernels as C hexadecimal floats, lowest power first.
 
@@ -239,7 +239,8 @@ if __name__ == "__main__":
         print_fit(exp_kernel(table_bits), degree, bits)
         if table_bits:
             print_table(table_bits, bits)
-    for kernel, degree in (LOG, 6), (LOG, 2), (LOG_UP_TO_2, 4), (LOG_UP_TO_2, 9), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3):
+    fits = (LOG, 6), (LOG, 2), (LOG_UP_TO_2, 4), (LOG_UP_TO_2, 9), (LOG_AFTER_TABLE, 7), (LOG_AFTER_TABLE, 3)
+    for kernel, degree in fits:
         print_fit(kernel, degree, 53)
     print_fit(LOG_DIRECT, 9, 24)
     for degree, bits in (4, 24), (9, 53):

@@ -13,14 +13,14 @@
  *
  * The d are summed beside the terms. Whatever their subtraction has rounded is in both sums and cancels.
  *
- * The row sum is one order whatever the layout, threads or rows beside it: lane by lane, in pieces of PIECE events.
+ * The order of a row's sum depends on its length alone: one by one, or lane by lane in pieces of PIECE events.
  */
 #ifndef FASTCE_MEASURES_H
 #define FASTCE_MEASURES_H
 
 typedef enum { SELF_INFORMATION, ENTROPY, CROSS_ENTROPY, DIVERGENCE } Measure;
 enum {
-    FEW = 32,         /* events of rows that lie across vectors */
+    FEW = 128,         /* events of rows that lie across vectors */
     PIECE = 1 << 14,
     FAR_ROWS = 16     /* that are read together, where events are farther apart than rows */
 };
@@ -29,7 +29,8 @@ enum {
 typedef struct { double high, low, inverse, inverse_low, divisor; } Base;
 
 static const Base nats = {LN2_HI, LN2_LO, 1, 0, 1}, shannons = {1, 0, LOG2E, 0x1.777d0ffda0d24p-56, 1};
-static const Base hartleys = {0x1.34413509f8p-2, -0x1.80433b83b532ap-44, 0x1.bcb7b1526e50ep-2, 0x1.95355baaafad3p-57, 1};
+static const Base hartleys = {0x1.34413509f8p-2, -0x1.80433b83b532ap-44, 0x1.bcb7b1526e50ep-2, 0x1.95355baaafad3p-57,
+                              1};
 
 typedef struct { Operand rows; ptrdiff_t event_stride; } Given;
 typedef struct { Pair terms, excess; } Sums; /* excess: of the d */
@@ -68,13 +69,14 @@ INLINE vec log_in(vec x, const Base *base)
 {
     const Split of = split(x);
     const vec e = whole(of.e - EXPONENT_BIAS), f = of.m - 1, s = f / (f + 2), z = s * s;
-    vec q = splat_f64(0x1.2f0440420a9f8p-3);
-    q = fma_f64(q, z, splat_f64(0x1.39a1df2e91e3fp-3));
-    q = fma_f64(q, z, splat_f64(0x1.74663d28a2d6ep-3));
-    q = fma_f64(q, z, splat_f64(0x1.c71c5213d5964p-3));
-    q = fma_f64(q, z, splat_f64(0x1.24924941e1426p-2));
-    q = fma_f64(q, z, splat_f64(0x1.999999997ff21p-2));
-    q = fma_f64(q, z, splat_f64(0x1.5555555555592p-1));
+    const vec square = z * z;
+    vec odd = splat_f64(0x1.39a1df2e91e3fp-3), even = splat_f64(0x1.2f0440420a9f8p-3);
+    even = fma_f64(even, square, splat_f64(0x1.74663d28a2d6ep-3));
+    odd = fma_f64(odd, square, splat_f64(0x1.c71c5213d5964p-3));
+    even = fma_f64(even, square, splat_f64(0x1.24924941e1426p-2));
+    odd = fma_f64(odd, square, splat_f64(0x1.999999997ff21p-2));
+    even = fma_f64(even, square, splat_f64(0x1.5555555555592p-1));
+    const vec q = fma_f64(odd, z, even);
     const vec low = fma_f64(f, splat_f64(base->inverse_low), e * splat_f64(base->low));
     const vec inverse = splat_f64(base->inverse), rest = fma_f64(s * (z * q - f), inverse, low);
     return fma_f64(e, splat_f64(base->high), fma_f64(f, inverse, rest));
@@ -91,16 +93,17 @@ INLINE vec divergence(vec p, vec q, vec d)
     const vec b = (vec)((uvec)of_q.m - ((uvec)near_e << MANTISSA_BITS)), s = (of_p.m - b) / (of_p.m + b), z = s * s;
     const vec k = whole(e - near_e);
     /* Relative error of the logarithm by the polynomial for |s| <= 1/3: 0.012 * 2^-53 */
-    vec r = splat_f64(0x1.5c84bbf9362eep-3);
-    r = fma_f64(r, z, splat_f64(0x1.55a5031f1b95ap-4));
-    r = fma_f64(r, z, splat_f64(0x1.efdae0bb71251p-4));
-    r = fma_f64(r, z, splat_f64(0x1.10679e5068162p-3));
-    r = fma_f64(r, z, splat_f64(0x1.3b1dde25cd141p-3));
-    r = fma_f64(r, z, splat_f64(0x1.745cb3e3152f9p-3));
-    r = fma_f64(r, z, splat_f64(0x1.c71c741d27b27p-3));
-    r = fma_f64(r, z, splat_f64(0x1.249249208b36p-2));
-    r = fma_f64(r, z, splat_f64(0x1.99999999a0767p-2));
-    r = fma_f64(r, z, splat_f64(0x1.5555555555535p-1));
+    const vec square = z * z;
+    vec odd = splat_f64(0x1.5c84bbf9362eep-3), even = splat_f64(0x1.55a5031f1b95ap-4);
+    even = fma_f64(even, square, splat_f64(0x1.10679e5068162p-3));
+    odd = fma_f64(odd, square, splat_f64(0x1.efdae0bb71251p-4));
+    even = fma_f64(even, square, splat_f64(0x1.745cb3e3152f9p-3));
+    odd = fma_f64(odd, square, splat_f64(0x1.3b1dde25cd141p-3));
+    even = fma_f64(even, square, splat_f64(0x1.249249208b36p-2));
+    odd = fma_f64(odd, square, splat_f64(0x1.c71c741d27b27p-3));
+    even = fma_f64(even, square, splat_f64(0x1.5555555555535p-1));
+    odd = fma_f64(odd, square, splat_f64(0x1.99999999a0767p-2));
+    const vec r = fma_f64(odd, z, even);
     const vec close = d * s * fma_f64(s * (1 + s), 0.5 * r, splat_f64(1));
     const vec log = fma_f64(k, splat_f64(LN2_HI), fma_f64(s * z, r, k * splat_f64(LN2_LO)) + 2 * s);
     return select_f64(near, close, fma_f64(p, log + beyond(q), -d));
@@ -236,7 +239,7 @@ static const char *gather(const Given *g, ptrdiff_t first, ptrdiff_t n_rows, ptr
         const char *src = locate(rows, first + row, &run) + begin * step;
         double *dst = scratch + row * n, column[STRIP];
         run = run < n_rows - row ? run : n_rows - row;
-        if (run == n_rows && adjacent && !distance && (apart == n * step || run == 1)) return src;
+        if (run == n_rows && adjacent && !distance && (apart == n * (ptrdiff_t)sizeof(double) || run == 1)) return src;
         if (run == n_rows && distance && (adjacent || apart == 0)) {
             *distance = apart;
             if (adjacent) return src;
@@ -277,7 +280,7 @@ static int run_piece(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows, ptrdi
             if (j == 0) *of_row = (Lanes){0};
             add_row(of_row, a + row * p_distance, b + row * q_distance, n, &m->base, m->measure);
             if (j + n < size) continue;
-            Sums sums = {pair_of(of_row->terms), {0}};
+            Sums sums = {pair_of(of_row->terms), {0, 0}};
             if (m->measure == DIVERGENCE) sums.excess = pair_of(of_row->excess);
             if (m->sums) m->sums[(first + row) * m->n_pieces + piece] = sums;
             else result[row] = result_of(sums, m);

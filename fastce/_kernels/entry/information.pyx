@@ -41,7 +41,7 @@ cdef extern from "numpy/arrayobject.h":
     cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *descr, int subok)
 
 cdef extern from "elements/information.h" nogil:
-    enum: MAX_DIMS, STRIP, PIECE, FAR_ROWS
+    enum: MAX_DIMS, STRIP, FEW, PIECE, FAR_ROWS
     ctypedef enum Measure: SELF_INFORMATION, ENTROPY, CROSS_ENTROPY, DIVERGENCE
     ctypedef struct Operand:
         char *data
@@ -180,7 +180,7 @@ cdef object measured(Measure measure, object given_p, object given_q, object axi
     cdef cnp.ndarray p, q, result
     cdef cnp.dtype dtype
     cdef bint wide, is_far = False
-    cdef int n_dims, events = -1, dim, kept = 0, k = 0, i
+    cdef int n_dims, events = -1, dim, kept = 0, k, i
     cdef Py_ssize_t length, key
     cdef Py_ssize_t[MAX_DIMS] shape, rows, result_stride, p_stride, q_stride, keys
     cdef int[MAX_DIMS] order
@@ -243,10 +243,7 @@ cdef object measured(Measure measure, object given_p, object given_q, object axi
     if kept > 0:
         is_far = (0 < abs(p_stride[kept - 1]) < abs(m.p.event_stride)
                   or 0 < abs(q_stride[kept - 1]) < abs(m.q.event_stride))
-    m.n_together = STRIP // max(m.n_events, 1)
-    if is_far and m.n_events > STRIP // FAR_ROWS:
-        m.n_together = FAR_ROWS
-    m.n_together = max(m.n_together, 1)
+    m.n_together = FAR_ROWS if is_far and m.n_events > FEW else max(STRIP // max(m.n_events, 1), 1)
     m.n_pieces = max((m.n_events + PIECE - 1) // PIECE, 1)
     m.measure, m.sums = measure, NULL
     if m.n_rows > 0 and run_releasing_gil(&m):
