@@ -78,7 +78,7 @@ INLINE vec log_in(vec x, const Base *base)
     even = fma_f64(even, square, splat_f64(0x1.5555555555592p-1));
     const vec q = fma_f64(odd, z, even);
     const vec low = fma_f64(f, splat_f64(base->inverse_low), e * splat_f64(base->low));
-    const vec inverse = splat_f64(base->inverse), rest = fma_f64(s * (z * q - f), inverse, low);
+    const vec inverse = splat_f64(base->inverse), rest = fma_f64(s * fma_f64(z, q, -f), inverse, low);
     return fma_f64(e, splat_f64(base->high), fma_f64(f, inverse, rest));
 }
 
@@ -253,8 +253,13 @@ static const char *gather(const Given *g, ptrdiff_t first, ptrdiff_t n_rows, ptr
                 read_run_f64(src + r * apart, rows->format, rows->swapped, step, n, dst + r * n);
         else
             for (ptrdiff_t j = 0; j < n; j++) {
-                read_run_f64(src + j * step, rows->format, rows->swapped, apart, run, column);
-                for (ptrdiff_t r = 0; r < run; r++) dst[r * n + j] = column[r];
+                const char *event = src + j * step;
+                if (rows->format == FORMAT_F64 && !rows->swapped)
+                    for (ptrdiff_t r = 0; r < run; r++) memcpy(&dst[r * n + j], event + r * apart, sizeof *dst);
+                else {
+                    read_run_f64(event, rows->format, rows->swapped, apart, run, column);
+                    for (ptrdiff_t r = 0; r < run; r++) dst[r * n + j] = column[r];
+                }
             }
     }
     return (const char *)scratch;

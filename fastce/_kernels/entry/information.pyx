@@ -13,7 +13,7 @@ C. Numbers are checked where they are read. An improper one ends the call, whose
 D. Below SERIAL_WORK events a call stays on its thread, below GIL_WORK it keeps the GIL as well: see G in kernels.pyx.
 """
 
-from math import inf, log
+from math import inf
 from numbers import Real
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
 from cython.parallel cimport prange
+from libc.math cimport log
 from libc.stdlib cimport free, malloc
 
 from fastce._kernels.entry import advice
@@ -33,6 +34,7 @@ from fastce._kernels.entry.arrays cimport (
     is_swapped,
     normalised_axis,
 )
+from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.machine.threads cimport give_back, take
 
 cnp.import_array()
@@ -140,6 +142,8 @@ cdef void set_rows(Operand *o, cnp.ndarray a, const Py_ssize_t *shape, const Py_
 
 cdef int set_base(Base *base, object given, bint whole) except -1:
     """Nats, bits and hartleys by logarithms of their own, `whole` for their own powers; others by a divisor."""
+    cdef Environment host
+    cdef double value = inf                # of an int beyond float64
     base[0] = nats
     if given is None:
         return 0
@@ -147,8 +151,8 @@ cdef int set_base(Base *base, object given, bint whole) except -1:
         raise TypeError(f"base is {advice.shown(given)}; expected a number, or None for e")
     try:
         value = float(given)
-    except OverflowError:                  # an int beyond float64
-        value = inf
+    except OverflowError:
+        pass
     if not (0 < value < inf and value != 1):
         raise ValueError(
             f"base is {advice.shown(given)}; expected a finite number above 0 other than 1, or None for e"
@@ -156,7 +160,9 @@ cdef int set_base(Base *base, object given, bint whole) except -1:
     if whole and value in (2, 10):
         base[0] = shannons if value == 2 else hartleys
     else:
+        host = enter_environment()
         base.divisor = log(value)
+        leave_environment(host)
     return 0
 
 
