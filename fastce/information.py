@@ -21,8 +21,8 @@ def self_information(p: ArrayLike, *, base: float | None = None) -> Any:
     Parameters
     ----------
     p : array_like
-        Probabilities, of any shape. float64, or float32, float16 and bfloat16 (of ``ml_dtypes``), which are
-        computed in float64; integers and bools convert to float64.
+        Probabilities, of any shape. float64, or float32, float16 and bfloat16 (of ``ml_dtypes``); integers
+        and bools convert to float64.
     base : float, optional
         Of the logarithm: 2 for bits, 10 for hartleys. Default: e, nats.
 
@@ -92,7 +92,7 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     Notes
     -----
     Within 4 ULP of the exact value where no probability is above 1: the terms are summed in twice float64's
-    precision. Defined in [1]_, theorem 2.
+    precision, those of narrower dtypes in float64. Defined in [1]_, theorem 2.
 
     References
     ----------

@@ -51,7 +51,7 @@ cdef extern from "elements/information.h" nogil:
         Py_ssize_t *shape
         Py_ssize_t *stride
     ctypedef struct Base:
-        double divisor
+        double inverse, divisor
     const Base nats, shannons, hartleys
     ctypedef struct Given:
         Operand rows
@@ -60,6 +60,7 @@ cdef extern from "elements/information.h" nogil:
         pass
     ctypedef struct Measures:
         Measure measure
+        int narrow
         Base base
         Py_ssize_t n_rows, n_events, n_together, n_pieces
         Given p, q
@@ -252,6 +253,7 @@ cdef object measured(Measure measure, object given_p, object given_q, object axi
     m.n_together = FAR_ROWS if is_far and m.n_events > FEW else max(STRIP // max(m.n_events, 1), 1)
     m.n_pieces = max((m.n_events + PIECE - 1) // PIECE, 1)
     m.measure, m.sums = measure, NULL
+    m.narrow = not wide and measure != DIVERGENCE and m.base.inverse == 1
     if m.n_rows > 0 and run_releasing_gil(&m):
         raise_improper(p, "p")
         raise_improper(q, "q")
