@@ -21,8 +21,8 @@ def self_information(p: ArrayLike, *, base: float | None = None) -> Any:
     Parameters
     ----------
     p : array_like
-        Probabilities, of any shape. float64, or float32, float16 and bfloat16 (of ``ml_dtypes``), which are
-        computed in float64; integers and bools convert to float64.
+        Probabilities, of any shape. float64, or float32, float16 and bfloat16 (of ``ml_dtypes``); integers
+        and bools convert to float64.
     base : float, optional
         Of the logarithm: 2 for bits, 10 for hartleys. Default: e, nats.
 
@@ -92,7 +92,7 @@ def entropy(p: ArrayLike, *, axis: int = -1, base: float | None = None) -> Any:
     Notes
     -----
     Within 4 ULP of the exact value where no probability is above 1: the terms are summed in twice float64's
-    precision. Defined in [1]_, theorem 2.
+    precision, those of narrower dtypes in float64. Defined in [1]_, theorem 2.
 
     References
     ----------
@@ -186,9 +186,9 @@ def kl_divergence(p: ArrayLike, q: ArrayLike, *, axis: int = -1, base: float | N
     -----
     The terms :math:`p_j \log (p_j / q_j)` have both signs and cancel where p is close to q. Those of the
     first sum on the right are not negative, and each is computed to a few ULP; the second sum, 0 for exact
-    distributions, is added up in twice float64's precision. The result is within 12 ULP of the larger of the
-    two sums (of float64's smallest normal number per term, if they are smaller): NumPy's logarithm and what
-    is done with it are off by 4, and of :math:`p_j \log (p_j / q_j)` two thirds may cancel. As inputs are not
+    distributions, is added up in twice float64's precision. The result is within 8 ULP of the larger of the
+    two sums (of float64's smallest normal number per term, if they are smaller): of :math:`p_j \log (p_j /
+    q_j)` two thirds may cancel. As inputs are not
     renormalised, it holds what their rounding adds to or takes from their total, and may be negative by
     that. Defined in [1]_.
 

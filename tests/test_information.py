@@ -280,7 +280,9 @@ def test_dtypes(dtype, rng):
     for function, arrays in (*((f, (p,)) for f in ONE), *((f, (p, q)) for f in TWO)):
         got = function(*arrays)
         assert got.dtype == expected
-        assert np.array_equal(got, function(*(a.astype(np.float64) for a in arrays)).astype(expected))
+        wide = function(*(a.astype(np.float64) for a in arrays)).astype(expected)
+        exact = expected == np.float64 or function is information.kl_divergence
+        np.testing.assert_array_max_ulp(got, wide, maxulp=0 if exact else 2)  # a logarithm in float32
         assert np.isscalar(function(*(a[0, 0] if function in ONE[:1] else a[0] for a in arrays)))
 
 

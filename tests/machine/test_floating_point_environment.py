@@ -138,6 +138,10 @@ def test_lists(name):
     functions = [
         lambda: fastce.nll_loss([small], [0]),
         lambda: fastce.nll_loss([wide], [0]),
+        lambda: fastce.information.self_information(small, base=3),
+        lambda: fastce.information.entropy(small * 20_000),
+        lambda: fastce.information.cross_entropy(small * 100, 0.1),
+        lambda: fastce.information.kl_divergence(wide, small[:1]),
         lambda: fastce.binary_cross_entropy([0.5] * 3, small, weight=small),
         lambda: fastce.log_softmax(small),
         lambda: fastce.logsumexp(small, b=wide[1:]),

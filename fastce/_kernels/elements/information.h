@@ -21,5 +21,6 @@
 #include "vector/vmath.h"
 #include "vector/formats.h"
 #include "elements/operands.h"
+#include "elements/measures.h"
 #undef REAL_BITS
 #endif

@@ -1,6 +1,7 @@
 /* Entropy, cross-entropy and divergence of distributions p and q along an axis, self-information of elements.
  *
- * Included once, after operands.h of float64: all formats are computed in float64. A row is the events of one
+ * Included once per REAL_BITS, after operands.h: all formats are computed in float64, but for logarithms of a result in
+ * float32, whose products and sums need not be. A row is the events of one
  * distribution. With x = 2^e m, sqrt(1/2) <= m < sqrt(2), f = m - 1 and s = f / (2 + f)
  *
  *     log x = e ln 2 + f - s (f - s^2 Q(s^2))        Q(z) = 2/3 + 2/5 z + 2/7 z^2 + ...
@@ -15,10 +16,10 @@
  *
  * The order of a row's sum depends on its length alone: one by one, or lane by lane in pieces of PIECE events.
  */
-#ifndef FASTCE_MEASURES_H
-#define FASTCE_MEASURES_H
+#if REAL_BITS == 64
 
-typedef enum { SELF_INFORMATION, ENTROPY, CROSS_ENTROPY, DIVERGENCE } Measure;
+/* OF_LOGS: of p and logarithms that are there. */
+typedef enum { SELF_INFORMATION, ENTROPY, CROSS_ENTROPY, DIVERGENCE, OF_LOGS } Measure;
 enum {
     FEW = 128,         /* events of rows that lie across vectors */
     PIECE = 1 << 14,
@@ -37,6 +38,7 @@ typedef struct { Pair terms, excess; } Sums; /* excess: of the d */
 
 typedef struct {
     Measure measure;
+    int narrow; /* logarithms in float32 are enough: nats, or divided at the end; not of DIVERGENCE */
     Base base;
     ptrdiff_t n_rows, n_events, n_together, n_pieces; /* rows that are read together; pieces of each */
     Given p, q;
@@ -47,6 +49,8 @@ typedef struct {
 typedef struct { sum_vec terms, excess; uvec outside; } Lanes;
 
 static void deliver_strip(const Operand *to, ptrdiff_t first, ptrdiff_t n, const double *src);
+static int narrow_logs(const double *x, ptrdiff_t n, double *logs);
+static int narrow_elements(const Measures *m, ptrdiff_t first, ptrdiff_t n);
 
 /* ---- One vector ------------------------------------------------------------------------------------ */
 
@@ -78,7 +82,7 @@ INLINE vec log_in(vec x, const Base *base)
     even = fma_f64(even, square, splat_f64(0x1.5555555555592p-1));
     const vec q = fma_f64(odd, z, even);
     const vec low = fma_f64(f, splat_f64(base->inverse_low), e * splat_f64(base->low));
-    const vec inverse = splat_f64(base->inverse), rest = fma_f64(s * (z * q - f), inverse, low);
+    const vec inverse = splat_f64(base->inverse), rest = fma_f64(s * fma_f64(z, q, -f), inverse, low);
     return fma_f64(e, splat_f64(base->high), fma_f64(f, inverse, rest));
 }
 
@@ -119,6 +123,7 @@ INLINE vec term(vec p, vec q, vec *d, uvec *outside, const Base *base, Measure m
     *outside |= improper(p);
     if (measure == SELF_INFORMATION) return beyond(p) - log_in(p, base);
     if (measure == ENTROPY) return p * log_in(p, base);
+    if (measure == OF_LOGS) return keep_f64(not_less_f64(p, splat_f64(0x1p-1074)), p * q);
     q += 0.0;
     *outside |= improper(q);
     if (measure == CROSS_ENTROPY)
@@ -139,7 +144,9 @@ INLINE int any_outside(uvec outside)
 INLINE void add_events(Lanes *lanes, vec p, vec q, const Base *base, Measure measure)
 {
     vec d;
-    add_f64(&lanes->terms, term(p, q, &d, &lanes->outside, base, measure));
+    const vec a = term(p, q, &d, &lanes->outside, base, measure);
+    if (measure == OF_LOGS) lanes->terms.sum += a;
+    else add_f64(&lanes->terms, a);
     if (measure == DIVERGENCE) add_f64(&lanes->excess, d);
 }
 
@@ -157,6 +164,7 @@ static void add_row(Lanes *lanes, const char *p, const char *q, ptrdiff_t n, con
     const double *a = (const double *)p, *b = (const double *)q;
     if (measure == ENTROPY) add_run(lanes, a, a, n, base, ENTROPY);
     else if (measure == CROSS_ENTROPY) add_run(lanes, a, b, n, base, CROSS_ENTROPY);
+    else if (measure == OF_LOGS) add_run(lanes, a, b, n, base, OF_LOGS);
     else add_run(lanes, a, b, n, base, DIVERGENCE);
 }
 
@@ -191,7 +199,7 @@ INLINE uvec list_terms(const double *p, const double *q, ptrdiff_t n, const Base
 }
 
 /* The sums of LANES rows of n numbers, side by side; of the last rows again if there are fewer. */
-INLINE sum_vec sums_of_rows(const double *terms, ptrdiff_t n_rows, ptrdiff_t n)
+INLINE sum_vec sums_of_rows(const double *terms, ptrdiff_t n_rows, ptrdiff_t n, int narrow)
 {
     const double *row[LANES_COUNT];
     sum_vec sums = {{0}, {0}};
@@ -199,7 +207,8 @@ INLINE sum_vec sums_of_rows(const double *terms, ptrdiff_t n_rows, ptrdiff_t n)
     for (ptrdiff_t j = 0; j < n; j++) {
         vec a;
         for (int i = 0; i < LANES; i++) a[i] = row[i][j];
-        add_f64(&sums, a);
+        if (narrow) sums.sum += a;
+        else add_f64(&sums, a);
     }
     return sums;
 }
@@ -253,8 +262,13 @@ static const char *gather(const Given *g, ptrdiff_t first, ptrdiff_t n_rows, ptr
                 read_run_f64(src + r * apart, rows->format, rows->swapped, step, n, dst + r * n);
         else
             for (ptrdiff_t j = 0; j < n; j++) {
-                read_run_f64(src + j * step, rows->format, rows->swapped, apart, run, column);
-                for (ptrdiff_t r = 0; r < run; r++) dst[r * n + j] = column[r];
+                const char *event = src + j * step;
+                if (rows->format == FORMAT_F64 && !rows->swapped)
+                    for (ptrdiff_t r = 0; r < run; r++) memcpy(&dst[r * n + j], event + r * apart, sizeof *dst);
+                else {
+                    read_run_f64(event, rows->format, rows->swapped, apart, run, column);
+                    for (ptrdiff_t r = 0; r < run; r++) dst[r * n + j] = column[r];
+                }
             }
     }
     return (const char *)scratch;
@@ -266,19 +280,25 @@ static int run_piece(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows, ptrdi
     const ptrdiff_t begin = piece * PIECE, rest = m->n_events - begin, size = rest < PIECE ? rest : PIECE;
     const int at_once = m->n_together * size <= STRIP;
     const ptrdiff_t step = at_once ? size : STRIP / m->n_together;
-    double p[STRIP], q[STRIP], result[STRIP];
+    double p[STRIP], q[STRIP], result[STRIP], logs[STRIP];
     Lanes lanes[FAR_ROWS];
     uvec outside = {0};
+    int wrong = 0;
     ptrdiff_t j = 0;
     do {
         const ptrdiff_t n = size - j < step ? size - j : step;
-        ptrdiff_t p_distance, q_distance = 0;
+        ptrdiff_t p_distance, q_distance;
         const char *a = gather(&m->p, first, n_rows, begin + j, n, p, &p_distance), *b = a;
-        if (m->measure != ENTROPY) b = gather(&m->q, first, n_rows, begin + j, n, q, &q_distance);
+        if (m->measure == ENTROPY) q_distance = p_distance;
+        else b = gather(&m->q, first, n_rows, begin + j, n, q, &q_distance);
         for (ptrdiff_t row = 0; row < n_rows; row++) {
             Lanes *of_row = &lanes[at_once ? 0 : row];
             if (j == 0) *of_row = (Lanes){0};
-            add_row(of_row, a + row * p_distance, b + row * q_distance, n, &m->base, m->measure);
+            const char *x = a + row * p_distance, *y = b + row * q_distance;
+            if (m->narrow) {
+                wrong |= narrow_logs((const double *)y, n, logs);
+                add_row(of_row, x, (const char *)logs, n, &m->base, OF_LOGS);
+            } else add_row(of_row, x, y, n, &m->base, m->measure);
             if (j + n < size) continue;
             Sums sums = {pair_of(of_row->terms), {0, 0}};
             if (m->measure == DIVERGENCE) sums.excess = pair_of(of_row->excess);
@@ -289,7 +309,7 @@ static int run_piece(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows, ptrdi
         j += n;
     } while (j < size);
     if (!m->sums) deliver_strip(&m->result, first, n_rows, result);
-    return any_outside(outside);
+    return wrong | any_outside(outside);
 }
 
 /* Some rows of few events, or elements. */
@@ -298,8 +318,10 @@ static int run_few(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows)
     const ptrdiff_t n = m->n_events, count = n_rows * n;
     double p[STRIP], q[STRIP], terms[STRIP], excess[STRIP], result[STRIP];
     const double *a = (const double *)gather(&m->p, first, n_rows, 0, n, p, NULL), *b = a;
-    uvec outside;
+    uvec outside = {0};
+    int wrong = 0;
     if (m->measure >= CROSS_ENTROPY) b = (const double *)gather(&m->q, first, n_rows, 0, n, q, NULL);
+    if (m->narrow) wrong = narrow_logs(b, count, excess);
     if (m->measure == SELF_INFORMATION) {
         outside = list_terms(a, a, count, &m->base, SELF_INFORMATION, terms, NULL);
         if (m->base.divisor != 1)
@@ -307,17 +329,19 @@ static int run_few(const Measures *m, ptrdiff_t first, ptrdiff_t n_rows)
         deliver_strip(&m->result, first, n_rows, terms);
         return any_outside(outside);
     }
-    if (m->measure == ENTROPY) outside = list_terms(a, a, count, &m->base, ENTROPY, terms, NULL);
+    if (m->narrow) outside = list_terms(a, excess, count, &m->base, OF_LOGS, terms, NULL);
+    else if (m->measure == ENTROPY) outside = list_terms(a, a, count, &m->base, ENTROPY, terms, NULL);
     else if (m->measure == CROSS_ENTROPY) outside = list_terms(a, b, count, &m->base, CROSS_ENTROPY, terms, NULL);
     else outside = list_terms(a, b, count, &m->base, DIVERGENCE, terms, excess);
     for (ptrdiff_t row = 0; row < n_rows; row += LANES) {
-        const sum_vec sums = sums_of_rows(terms + row * n, n_rows - row, n);
-        sum_vec differences = {{0}, {0}};
-        if (m->measure == DIVERGENCE) differences = sums_of_rows(excess + row * n, n_rows - row, n);
+        sum_vec sums, differences = {{0}, {0}};
+        if (m->narrow) sums = sums_of_rows(terms + row * n, n_rows - row, n, 1);
+        else sums = sums_of_rows(terms + row * n, n_rows - row, n, 0);
+        if (m->measure == DIVERGENCE) differences = sums_of_rows(excess + row * n, n_rows - row, n, 0);
         store_f64(result + row, results_of(sums, differences, m));
     }
     deliver_strip(&m->result, first, n_rows, result);
-    return any_outside(outside);
+    return wrong | any_outside(outside);
 }
 
 /* The order of rows is that of their units: pieces of rows that are read together. */
@@ -328,7 +352,8 @@ static int run_units(const Measures *m, ptrdiff_t begin, ptrdiff_t end)
     for (ptrdiff_t unit = begin; unit < end && !outside; unit++) {
         const ptrdiff_t first = unit / m->n_pieces * m->n_together, rest = m->n_rows - first;
         const ptrdiff_t n_rows = rest < m->n_together ? rest : m->n_together;
-        outside = m->n_events <= FEW ? run_few(m, first, n_rows) : run_piece(m, first, n_rows, unit % m->n_pieces);
+        if (m->narrow && m->measure == SELF_INFORMATION) outside = narrow_elements(m, first, n_rows);
+        else outside = m->n_events <= FEW ? run_few(m, first, n_rows) : run_piece(m, first, n_rows, unit % m->n_pieces);
     }
     leave_environment(host);
     return outside;
@@ -348,5 +373,66 @@ static void join_pieces(const Measures *m)
         deliver_strip(&m->result, row, 1, result);
     }
     leave_environment(host);
+}
+#else
+INLINE vec narrow_log(vec x, uvec *outside)
+{
+    const UINT one = 0x3f800000, sqrt_half = 0x3f3504f3;
+    x += 0.0f; /* no -0 */
+    const mask_f32 normal = not_less_f32(x, splat_f32(0x1p-126f));
+    const uvec bits = (uvec)select_f32(normal, x, x * 0x1p24f) + (one - sqrt_half);
+    const ivec moved = (ivec)select_f32(normal, (vec){0}, (vec)((ivec){0} + 24));
+    const ivec e = (ivec)(bits >> MANTISSA_BITS) - moved - EXPONENT_BIAS;
+    const vec k = (vec)(e + (ivec)splat_f32(TO_INTEGER)) - TO_INTEGER;
+    const vec f = (vec)((bits & (((UINT)1 << MANTISSA_BITS) - 1)) + sqrt_half) - 1;
+    *outside |= (uvec)x | ((uvec)x + ((UINT)1 << MANTISSA_BITS));
+    return log_of_parts_f32(k, f, (vec){0}).high - keep_f32(not_less_f32(splat_f32(0), x), splat_f32(INFINITY));
+}
+
+INLINE int any_outside_f32(uvec outside)
+{
+    UINT all = 0;
+    for (int i = 0; i < LANES; i++) all |= outside[i];
+    return (INT)all < 0;
+}
+
+/* Of numbers of float32. Returns whether one is improper. */
+static int narrow_logs(const double *x, ptrdiff_t n, double *logs)
+{
+    uvec outside = {0};
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t left = n - i, upper = left - LANES_F64;
+        vec_f64 low = splat_f64(1), high = low;
+        if (left < LANES) {
+            low = load_n_f64(x + i, upper < 0 ? left : LANES_F64, 1);
+            if (upper > 0) high = load_n_f64(x + i + LANES_F64, upper, 1);
+        } else {
+            low = load_f64(x + i);
+            high = load_f64(x + i + LANES_F64);
+        }
+        store_as_f64_f32(logs + i, narrow_log(narrowed_f32(low, high), &outside));
+    }
+    return any_outside_f32(outside);
+}
+
+static int narrow_elements(const Measures *m, ptrdiff_t first, ptrdiff_t n)
+{
+    float scratch[STRIP], narrow[STRIP];
+    const float *x = input_f32(&m->p.rows, first, n, scratch);
+    float *result = output_f32(&m->result, first, narrow);
+    uvec outside = {0};
+    for (ptrdiff_t i = 0; i < n; i += LANES) {
+        const ptrdiff_t k = n - i < LANES ? n - i : LANES;
+        const vec log = narrow_log(k < LANES ? load_n_f32(x + i, k, 1) : load_f32(x + i), &outside);
+        vec size = 0 - log;
+        if (m->base.divisor != 1) {
+            const sum_vec wide = widened_f32(size);
+            size = narrowed_f32(wide.low / m->base.divisor + 0.0, wide.high / m->base.divisor + 0.0);
+        }
+        if (k < LANES) store_n_f32(result + i, k, size);
+        else store_f32(result + i, size);
+    }
+    deliver_f32(&m->result, first, n, narrow);
+    return any_outside_f32(outside);
 }
 #endif

@@ -13,7 +13,7 @@ C. Numbers are checked where they are read. An improper one ends the call, whose
 D. Below SERIAL_WORK events a call stays on its thread, below GIL_WORK it keeps the GIL as well: see G in kernels.pyx.
 """
 
-from math import inf, log
+from math import inf
 from numbers import Real
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.ref cimport Py_INCREF
 from cython.parallel cimport prange
+from libc.math cimport log
 from libc.stdlib cimport free, malloc
 
 from fastce._kernels.entry import advice
@@ -33,6 +34,7 @@ from fastce._kernels.entry.arrays cimport (
     is_swapped,
     normalised_axis,
 )
+from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.machine.threads cimport give_back, take
 
 cnp.import_array()
@@ -49,7 +51,7 @@ cdef extern from "elements/information.h" nogil:
         Py_ssize_t *shape
         Py_ssize_t *stride
     ctypedef struct Base:
-        double divisor
+        double inverse, divisor
     const Base nats, shannons, hartleys
     ctypedef struct Given:
         Operand rows
@@ -58,6 +60,7 @@ cdef extern from "elements/information.h" nogil:
         pass
     ctypedef struct Measures:
         Measure measure
+        int narrow
         Base base
         Py_ssize_t n_rows, n_events, n_together, n_pieces
         Given p, q
@@ -140,6 +143,8 @@ cdef void set_rows(Operand *o, cnp.ndarray a, const Py_ssize_t *shape, const Py_
 
 cdef int set_base(Base *base, object given, bint whole) except -1:
     """Nats, bits and hartleys by logarithms of their own, `whole` for their own powers; others by a divisor."""
+    cdef Environment host
+    cdef double value = inf                # of an int beyond float64
     base[0] = nats
     if given is None:
         return 0
@@ -147,8 +152,8 @@ cdef int set_base(Base *base, object given, bint whole) except -1:
         raise TypeError(f"base is {advice.shown(given)}; expected a number, or None for e")
     try:
         value = float(given)
-    except OverflowError:                  # an int beyond float64
-        value = inf
+    except OverflowError:
+        pass
     if not (0 < value < inf and value != 1):
         raise ValueError(
             f"base is {advice.shown(given)}; expected a finite number above 0 other than 1, or None for e"
@@ -156,7 +161,9 @@ cdef int set_base(Base *base, object given, bint whole) except -1:
     if whole and value in (2, 10):
         base[0] = shannons if value == 2 else hartleys
     else:
+        host = enter_environment()
         base.divisor = log(value)
+        leave_environment(host)
     return 0
 
 
@@ -246,6 +253,7 @@ cdef object measured(Measure measure, object given_p, object given_q, object axi
     m.n_together = FAR_ROWS if is_far and m.n_events > FEW else max(STRIP // max(m.n_events, 1), 1)
     m.n_pieces = max((m.n_events + PIECE - 1) // PIECE, 1)
     m.measure, m.sums = measure, NULL
+    m.narrow = not wide and measure != DIVERGENCE and m.base.inverse == 1
     if m.n_rows > 0 and run_releasing_gil(&m):
         raise_improper(p, "p")
         raise_improper(q, "q")
