@@ -91,7 +91,7 @@ class _Run(Products):
             per_class, per_row = 3 * per_class, 2 * min(self.n_classes, isqrt(HELD_BYTES // item))
         elif self.is_converted or (self.with_grad and self.rows.has_ignored and not self.is_copied):
             per_row += n_features  # converted, or without those that do not count
-        per_row += ceil((row_bytes(self.x, self.of_x) + self.rows.row_bytes) / item)
+        per_row += self.by_class + ceil((row_bytes(self.x, self.of_x) + self.rows.row_bytes) / item)
         if self.of_x is not None:
             per_row += n_features * (self.sums_input + self.is_widened)
             in_parts = n_features * (not self.is_widened)

@@ -104,6 +104,7 @@ class Products:
         # Whether products take a copy: without an axis of neighbours NumPy's go without BLAS.
         self.is_widened = w.dtype != dtype or _is_strided(w)
         self.is_converted = not self.is_sparse and (x.dtype != dtype or _is_strided(x))
+        self.by_class = len(w) <= FEW_CLASSES and not self.is_sparse
 
     def hold(self, blocks: Blocks, has_beside: bool) -> None:
         """Take the memory of a block and, for what is beside its logits, of a part."""
@@ -148,7 +149,7 @@ class Products:
         """Write the logits of some classes."""
         if self.is_sparse:
             z[...] = x @ w.T
-        elif len(w) <= FEW_CLASSES:
+        elif self.by_class:
             for column, of_class in enumerate(w):
                 z[:, column] = x @ of_class
         else:
@@ -165,7 +166,7 @@ def of_blocks(layer: Layer, tokens: Any, n_threads: int | None) -> Iterator[tupl
     """Yield one block of whole rows after the other: which, their logits, in the same memory, and tokens."""
     products = Products(*layer[:4], n_threads)
     (n_rows, n_features), item = layer.x.shape, layer.dtype.itemsize
-    per_row = n_features * products.is_converted + ceil(row_bytes(layer.x, tokens) / item)
+    per_row = n_features * products.is_converted + products.by_class + ceil(row_bytes(layer.x, tokens) / item)
     per_class = n_features * products.is_widened
     shape = n_rows, n_features, products.n_classes
     blocks = plan(shape, item, per_row, 0, per_class, WIDE_BYTES, False, layer.memory, is_whole=True)

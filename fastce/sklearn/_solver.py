@@ -36,6 +36,7 @@ from fastce.sklearn._preconditioners import (
     EARLY,
     LATE,
     PATIENCE,
+    SAMPLE_BYTES,
     WHOLE,
     Preconditioner,
     Problem,
@@ -83,7 +84,7 @@ def minimize(
         return Problem(X, target, n_classes, sample_weight, fit_intercept, l2)
 
     is_wide = not sparse.issparse(X) and X.shape[0] <= min(MOST_ROWS, X.shape[1] // 2)
-    if is_wide and not _is_tiny(X, coef.size):
+    if is_wide and 8 * X.size <= SAMPLE_BYTES and not _is_tiny(X, coef.size):
         return _minimum_of_wide(problem, X, coef, l2, tol, max_iter, callback)
     with limited_blas(X, coef.size):
         return _minimum(problem(X), coef, tol, max_iter, callback)
@@ -117,7 +118,7 @@ def _minimum_of_wide(
 
         def outside(u: NDArray) -> NDArray:
             u = u.reshape(len(coef), -1)
-            return np.hstack([span.coef(u[:, : span.rank]), u[:, span.rank :]]).ravel()
+            return np.hstack([span.coef(u[:, :n_rows]), u[:, n_rows:]]).ravel()
 
         told = callback and (lambda u: callback(outside(u)))
         start = np.hstack([span.start, coef[:, n_columns:]])
@@ -191,7 +192,7 @@ def descend(
     kept = f.dtype if f.size > LARGE else np.dtype(np.float64)
     for n_iter in range(max_iter + 1):
         if n_iter == max_iter:
-            return Solution(w, loss, n_iter, _flat(g) <= tol)
+            return Solution(w, loss, n_iter, settled > 0 or _flat(g) <= tol)
         settled += _flat(g) <= tol
         if solve is None or (n_iter % patience == 0 and settled % EARLY == 0):
             solve = preconditioner(w, n_iter)
@@ -201,7 +202,7 @@ def descend(
         if 0 <= gain <= enough or (settled and (settled > beyond or gain <= GAIN * abs(loss))):
             return Solution(w, loss, n_iter, True)
         # Losses end at 0: of a direction that promises more, the curvature is more than was thought.
-        step = loss / gain if gain > loss > 0 else 1.0
+        step = first = loss / gain if gain > loss > 0 else 1.0
         while True:
             new = w + step * d
             new_loss, new_g = f.loss_and_grad(new)
@@ -212,7 +213,7 @@ def descend(
                 break
             step *= float(np.clip(-slope * step / (2 * (new_loss - loss - slope * step)), 0.1, 0.5))
             # Nothing below the rounding errors of the objective; NaN where negative weights have no minimum.
-            if not step >= 1e-6 or not np.isfinite(slope):
+            if not step >= 1e-6 * first or not np.isfinite(slope):
                 return Solution(w, loss, n_iter, bool(settled) or -slope <= noise * abs(loss))
         gained = loss - new_loss
         if most and (product := step * (new_slope - slope)) > 0:

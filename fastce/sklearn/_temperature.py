@@ -131,8 +131,8 @@ class TemperatureScaling(Probabilities, ClassifierMixin, MetaEstimatorMixin, Bas
             given = {} if sample_weight is None else {"sample_weight": sample_weight}
             if given and not has_fit_parameter(estimator, "sample_weight"):
                 warnings.warn(
-                    f"{type(estimator).__name__}.fit takes no sample_weight: weights serve the temperature "
-                    "alone, and its logits are those of unweighted rows",
+                    f"{type(estimator).__name__}.fit has no parameter sample_weight: weights serve the "
+                    "temperature alone, and its logits are those of unweighted rows",
                     stacklevel=2,
                 )
                 given = {}

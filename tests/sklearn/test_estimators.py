@@ -33,6 +33,7 @@ pytest.importorskip("sklearn", "1.8")  # the first that fastce.sklearn takes
 
 import fastce.sklearn
 from fastce.sklearn import LogisticRegression, LogisticRegressionCV, TemperatureScaling, _solver
+from fastce.sklearn._span import Span
 
 pytestmark = pytest.mark.once
 
@@ -370,6 +371,27 @@ def test_wide_of_low_rank(rng, capfd):
     assert capfd.readouterr() == ("", "")  # LAPACK prints what it is given wrongly
 
 
+@pytest.mark.parametrize("kind", ["as it is", "large row", "large column", "equal rows", "zeros"])
+def test_coordinates_of_wide_data(kind, rng):
+    """Of coefficients in the span of the rows, also where X X' has lost what is small beside the largest."""
+    X, coef = rng.normal(size=(50, 300)), rng.normal(size=(3, 300))
+    if kind == "large row":
+        X[7] *= 1e8
+    elif kind == "large column":
+        X[:, 3] = 2e9
+    elif kind == "equal rows":
+        X[20:40] = X[:20]
+    elif kind == "zeros":
+        X[:] = 0
+    span = Span(X, coef, stays_beside=True)
+    noise = 1e-14 * np.linalg.norm(X, axis=1)[:, None] * np.linalg.norm(coef)
+    assert (np.abs(span.rows @ span.start.T - X @ coef.T) <= 10 * noise).all()
+    np.testing.assert_allclose(span.coef(span.start), coef, atol=1e-12)
+    u = rng.normal(size=(3, 50))
+    inside = Span(X, np.zeros_like(coef), stays_beside=False).coef(u)
+    assert (np.abs(span.rows @ u.T - X @ inside.T) <= 10 * noise).all()
+
+
 def test_a_class_without_weight(rng):
     """Its logits fall without end, slower and slower: the objective is not to stay above scikit-learn's."""
     X = rng.normal(size=(500, 10))
@@ -481,7 +503,7 @@ def test_temperature_of_a_classifier_without_weights(classifier):
     X, y = X[50:], y[50:]
     weight = np.arange(1.0, len(y) + 1)
     with pytest.warns(
-        UserWarning, match=r"\.fit takes no sample_weight: weights serve the temperature alone"
+        UserWarning, match=r"\.fit has no parameter sample_weight: weights serve the temperature"
     ):
         model = TemperatureScaling(classifier).fit(X, y, sample_weight=weight)
     fitted = TemperatureScaling(clone(classifier).fit(X, y)).fit(X, y, sample_weight=weight)

@@ -244,8 +244,13 @@ typedef struct { ptrdiff_t positive, negative; int nan; } Infinities;
 INLINE int any_nan(const char *row, ptrdiff_t n, ptrdiff_t stride, int is_double)
 {
     int found = 0;
-    for (ptrdiff_t j = 0; j < n; j++)
-        found |= is_double ? isnan(*(const double *)(row + j * stride)) : isnan(*(const float *)(row + j * stride));
+    for (ptrdiff_t j = 0; j < n; j++) { /* aligned or not */
+        double wide = 0;
+        float narrow = 0;
+        if (is_double) memcpy(&wide, row + j * stride, sizeof wide);
+        else memcpy(&narrow, row + j * stride, sizeof narrow);
+        found |= is_double ? isnan(wide) : isnan(narrow);
+    }
     return found;
 }
 
