@@ -187,12 +187,13 @@ LENGTHS = (2, 9, 128, 129, 1500, 2**15 + 77)  # across vectors, along them, in s
 
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_bits_depend_on_the_row_alone(n, dtype, rng):
+def test_bits_depend_on_the_row_alone(n, dtype, rng, request):
     """Not on threads, the rows beside it, its layout or the byte order."""
     n_rows = max(3, 5000 // n)
     p, q = ((rng.dirichlet(np.ones(n), n_rows) + 1e-6).astype(dtype) for _ in range(2))
     spread = np.zeros((n_rows, 2 * n), dtype)
     before = fastce.get_num_threads()
+    request.addfinalizer(lambda: fastce.set_num_threads(before))
     for function, arrays in ((information.entropy, (p,)), *((f, (p, q)) for f in TWO)):
         got = function(*arrays)
         for n_threads in (1, 2, 5):

@@ -155,28 +155,6 @@ def test_probabilities(dtype):
             assert_ulp(got, exact, LOSS_ULP[compute_dtype(dtype)])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_negative_log(dtype):
-    least, most = float(ml_dtypes.finfo(dtype).smallest_subnormal), float(ml_dtypes.finfo(dtype).max)
-    rng = np.random.default_rng(4)
-    p = np.exp(rng.uniform(np.log(least), np.log(most), 5000))
-    p = np.concatenate([p, 1 + rng.normal(size=1000) * 1e-3, [1, least, most, 0, np.inf]]).astype(dtype)
-    with np.errstate(divide="ignore"):
-        exact = -np.log(p.astype(np.longdouble))
-    got = fastce._kernels.elementwise.negative_log(p)
-    assert got.dtype == compute_dtype(dtype)
-    assert_ulp(got, exact, LOSS_ULP[compute_dtype(dtype)])
-    assert not np.signbit(got[p == 1]).any()
-    half = fastce._kernels.elementwise.negative_log(p.astype(float), scale=0.5)
-    assert_ulp(half, exact / 2, LOSS_ULP[half.dtype])
-
-
-@pytest.mark.parametrize("p", [-1e-300, -1.0, np.nan, -np.inf])
-def test_negative_log_of_what_has_none(p):
-    with pytest.raises(ValueError, match=r"p\[1, 2\] is .*expected a number in \[0, inf\]"):
-        fastce._kernels.elementwise.negative_log([[1.0, 1.0, 1.0], [1.0, 1.0, p]])
-
-
 # ---- Infinities, NaN, zeros ----------------------------------------------------------------------
 
 

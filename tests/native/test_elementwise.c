@@ -71,7 +71,6 @@ static const Case CASES[] = {
     {"focal", {FOCAL, 1, 1, 2, 0.25}, 1, 0},
     {"focal 1.5", {FOCAL, 1, 1, 1.5, NAN}, 0, 0},
     {"probabilities", {OF_PROBABILITIES, 0, 1, 0, NAN}, 0, 0},
-    {"logarithm", {NEGATIVE_LOG, 0, 1, 0, NAN}, 0, 0},
 };
 enum { N_CASES = sizeof CASES / sizeof *CASES };
 
@@ -80,7 +79,6 @@ static const double LOSS_ULP[] = {4, 2, 2, 2}, GRAD_ULP[] = {8, 4, 0.5 + 0x1p-11
 static double some_number(const Case *c, int format, int i)
 {
     const double end = format == FORMAT_F64 ? 750 : 106;
-    if (c->options.formula == NEGATIVE_LOG) return i % 2 ? uniform(0, 2) : exp(uniform(-80, 80));
     if (c->options.formula == OF_PROBABILITIES)
         return i % 2 ? uniform(0, 1) : i % 4 ? exp(uniform(-90, 0)) : i % 8 != 0;
     if (i % 50 == 0) return i % 100 ? end : -end;
@@ -106,7 +104,7 @@ static void check_case(const Case *c, int format, int target_format, Place where
     snprintf(context, sizeof context, "%s, %s, target of format %d, layout %d", c->name, FORMATS[format].name,
              target_format, where);
     e.operand[GIVEN] = place(where, format, x, n, 0);
-    if (c->options.formula != NEGATIVE_LOG) e.operand[TARGET] = place(where, target_format, y, n, 0);
+    e.operand[TARGET] = place(where, target_format, y, n, 0);
     if (c->weighted) e.operand[WEIGHT] = place(where, FORMAT_F64, w, n, broadcast);
     if (c->weighted && !is_focal) e.operand[POS_WEIGHT] = place(FLAT, FORMAT_F32, pos, n, 0);
     e.operand[LOSS] = place(where, computed, none, n, 0);
@@ -116,8 +114,7 @@ static void check_case(const Case *c, int format, int target_format, Place where
     Pair blocks[3] = {{0, 0}};
     const ptrdiff_t n_strips = (n + STRIP - 1) / STRIP;
     ptrdiff_t run;
-    if (e.operand[TARGET].data)
-        expect(!run_strips(&e, 0, n_strips, 1, blocks), "a target is said to be outside [0, 1]");
+    expect(!run_strips(&e, 0, n_strips, 1, blocks), "a target is said to be outside [0, 1]");
     for (ptrdiff_t k = 0; k < n_strips; k++)
         expect(!run_strips(&e, k, k + 1, 0, &blocks[k]), "an element is said to be outside its range");
     Wide sum = 0;
@@ -127,7 +124,6 @@ static void check_case(const Case *c, int format, int target_format, Place where
         Exact exact = {0};
         if (is_focal) exact = focal_exact(x[i], y[i] == 1, alpha * w[i], c->options.gamma);
         else if (c->options.formula == WITH_LOGITS) exact = with_logits_exact(x[i], a, b);
-        else if (c->options.formula == NEGATIVE_LOG) exact.loss = -logl(x[i]);
         else exact.loss = y[i] ? fminl(-logl(x[i]), 100) : fminl(-log1pl(-(Wide)x[i]), 100);
         const double powers = computed == FORMAT_F64 ? 3 : 1; /* of an error */
         const double more = is_focal ? powers * c->options.gamma : 0;
@@ -147,7 +143,7 @@ static void check_case(const Case *c, int format, int target_format, Place where
     const Wide allowed = LOSS_ULP[format] * ldexp(1, -FORMATS[computed].mantissa_bits) * fabsl(sum);
     expect(got == sum || (isnan(got) && isnan(sum)) || fabsl(got - sum) <= allowed, "the sum of the losses");
 
-    Operand *last = &e.operand[c->options.formula == NEGATIVE_LOG ? GIVEN : TARGET];
+    Operand *last = &e.operand[TARGET];
     if (last->format < FORMAT_NONE) encode(last->format, last->swapped, -0.25, locate(last, n - 1, &run));
     else memset(locate(last, n - 1, &run), 2, last->format == INTEGER_8 ? 1 : 2); /* not 1, in whichever byte order */
     expect(run_strips(&e, n_strips - 1, n_strips, 0, &blocks[0]), "an element outside its range is not noticed");

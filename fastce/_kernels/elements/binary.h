@@ -53,22 +53,22 @@ INLINE vec narrow_f32(const vec_f64 *parts)
 }
 #endif
 
-/* Some element is NaN or not in [0, highest]. */
-INLINE int FN(outside)(const REAL *a, ptrdiff_t n, REAL highest)
+/* Some element is NaN or not in [0, 1]. */
+INLINE int FN(outside)(const REAL *a, ptrdiff_t n)
 {
     int outside = 0;
-    for (ptrdiff_t i = 0; i < n; i++) outside |= !(a[i] >= 0 && a[i] <= highest);
+    for (ptrdiff_t i = 0; i < n; i++) outside |= !(a[i] >= 0 && a[i] <= 1);
     return outside;
 }
 
 #if REAL_BITS == 64
-typedef enum { WITH_LOGITS, FOCAL, OF_PROBABILITIES, NEGATIVE_LOG } Formula;
+typedef enum { WITH_LOGITS, FOCAL, OF_PROBABILITIES } Formula;
 
 /* What the elements of a call have in common. */
 typedef struct {
     Formula formula;
     int order;                 /* of the derivatives that are wanted: 0, 1 or 2 */
-    double scale;              /* of the derivatives; of the logarithm itself in NEGATIVE_LOG */
+    double scale;              /* of the derivatives */
     double gamma, alpha;       /* of FOCAL; alpha NaN: none */
 } Options;
 
@@ -163,19 +163,6 @@ INLINE vec of_probabilities(vec p, vec a, vec b, int rough)
     return a * lesser_f64(log1p_f64(q / larger_f64(p, least), rough), most)
            + b * lesser_f64(log1p_f64(p / larger_f64(q, least), rough), most);
 }
-
-/* -log p for p >= 0, near 1 to the last digits. Very small and very large ones are moved by 2^64. */
-INLINE vec negative_log(vec p, int rough)
-{
-    const vec infinity = splat_f64(INFINITY), zero = {0}, ln2_64 = splat_f64(0x1.62e42fefa39efp+5);
-    const mask_f64 above = not_less_f64(p, splat_f64(1)), normal = not_less_f64(p, splat_f64(0x1p-960));
-    const mask_f64 huge = not_less_f64(p, splat_f64(0x1p960)), positive = not_less_f64(p, splat_f64(0x1p-1074));
-    const vec moved = select_f64(huge, p * 0x1p-64, select_f64(normal, p, p * 0x1p64));
-    const vec log_of_move = select_f64(huge, ln2_64, select_f64(normal, zero, ln2_64));
-    const vec argument = select_f64(above, moved - 1, (1 - moved) / moved);
-    const vec size = log1p_f64(argument, rough) + log_of_move, finite = select_f64(above, 0 - size, size);
-    return select_f64(not_less_f64(p, infinity), -p, select_f64(positive, finite, infinity));
-}
 #endif
 
 INLINE Tail FN(tail)(vec e, int part)
@@ -202,7 +189,7 @@ typedef struct {
 INLINE void FN(sweep_strip)(const FN(Strip) *s, const Options *o, sum_vec_f64 *sum, Formula formula, int order,
                             int plain)
 {
-    const REAL fill = formula == WITH_LOGITS || formula == FOCAL ? -INFINITY : formula == NEGATIVE_LOG;
+    const REAL fill = formula == OF_PROBABILITIES ? 0 : -INFINITY;
     const int rough = REAL_BITS == 32;
     const FN(Exps) exps = FN(exps_against)(FN(splat)(0), &FN(plain_units));
     const Exps_f64 wide_exps = exps_against_f64(splat_f64(0), &plain_units_f64);
@@ -215,7 +202,7 @@ INLINE void FN(sweep_strip)(const FN(Strip) *s, const Options *o, sum_vec_f64 *s
         for (int part = 0; part < N_PARTS; part++) {
             const vec_f64 wide = FN(widen)(x, part);
             vec_f64 a = FN(widen)(y, part), b = 1 - a;
-            if (!plain && formula != NEGATIVE_LOG) {
+            if (!plain) {
                 a = load_f64(s->a + i + part * LANES_F64);
                 b = load_f64(s->b + i + part * LANES_F64);
             }
@@ -226,7 +213,6 @@ INLINE void FN(sweep_strip)(const FN(Strip) *s, const Options *o, sum_vec_f64 *s
                 d = focal(wide, tail, a, b, o, rough, order);
             }
             if (formula == OF_PROBABILITIES) d.loss = of_probabilities(wide, a, b, rough);
-            if (formula == NEGATIVE_LOG) d.loss = o->scale * negative_log(wide, rough);
             loss[part] = d.loss;
             grad[part] = d.grad;
             hess[part] = d.hess;

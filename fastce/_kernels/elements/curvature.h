@@ -56,7 +56,7 @@ static int logistic_strip(const Logistic *s, ptrdiff_t first, ptrdiff_t n)
     const vec_f64 zero = {0};
     read_f64(&s->margin, first, n, x);
     read_f64(&s->target, first, n, y);
-    if (outside_f64(y, n, 1)) return 1;
+    if (outside_f64(y, n)) return 1;
     if (s->weight.data) read_f64(&s->weight, first, n, w);
     for (ptrdiff_t i = 0; i < n; i += LANES_F64) {
         const vec_f64 margin = load_f64(x + i);

@@ -257,7 +257,7 @@ static const char *gather(const Given *g, ptrdiff_t first, ptrdiff_t n_rows, ptr
         }
         if (n == 1) read_run_f64(src, rows->format, rows->swapped, apart, run, dst);
         else if (apart == n * step) read_run_f64(src, rows->format, rows->swapped, step, run * n, dst);
-        else if (run == 1 || apart == 0 || labs(step) <= labs(apart))
+        else if (run == 1 || apart == 0 || llabs(step) <= llabs(apart))
             for (ptrdiff_t r = 0; r < run; r++)
                 read_run_f64(src + r * apart, rows->format, rows->swapped, step, n, dst + r * n);
         else

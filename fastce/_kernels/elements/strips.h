@@ -21,7 +21,7 @@ static int read_coefficients(const Elements *e, ptrdiff_t first, ptrdiff_t n, do
     double weight[STRIP], pos_weight[STRIP];
     const Operand *given = e->operand;
     const double *y = input_f64(&given[TARGET], first, n, a);
-    if (outside_f64(y, n, 1)) return 1;
+    if (outside_f64(y, n)) return 1;
     const double *w = NULL;
     if (given[WEIGHT].data) w = input_f64(&given[WEIGHT], first, n, weight);
     if (e->options.formula == FOCAL) {
@@ -50,7 +50,7 @@ static int read_coefficients(const Elements *e, ptrdiff_t first, ptrdiff_t n, do
 static int FN(check_strip)(const Elements *e, ptrdiff_t first, ptrdiff_t n)
 {
     REAL target[STRIP];
-    return FN(outside)(FN(input)(&e->operand[TARGET], first, n, target), n, 1);
+    return FN(outside)(FN(input)(&e->operand[TARGET], first, n, target), n);
 }
 
 /* The strip from element `first` on. Returns whether some element is outside its range; then nothing is written. */
@@ -65,17 +65,14 @@ static int FN(run_strip)(const Elements *e, ptrdiff_t first, ptrdiff_t n, sum_ve
                    FN(output)(&operand[HESS], first, hess)};
     if (e->plain) {
         s.target = FN(input)(&operand[TARGET], first, n, target);
-        if (FN(outside)(s.target, n, 1)) return 1;
+        if (FN(outside)(s.target, n)) return 1;
         if (o->order == 0) FN(sweep_strip)(&s, o, sum, WITH_LOGITS, 0, 1);
         else if (o->order == 1) FN(sweep_strip)(&s, o, sum, WITH_LOGITS, 1, 1);
         else FN(sweep_strip)(&s, o, sum, WITH_LOGITS, 2, 1);
-    } else if (o->formula == NEGATIVE_LOG) {
-        if (FN(outside)(s.given, n, INFINITY)) return 1;
-        FN(sweep_strip)(&s, o, sum, NEGATIVE_LOG, 0, 0);
     } else {
         if (read_coefficients(e, first, n, a, b)) return 1;
         if (o->formula == OF_PROBABILITIES) {
-            if (FN(outside)(s.given, n, 1)) return 1;
+            if (FN(outside)(s.given, n)) return 1;
             FN(sweep_strip)(&s, o, sum, OF_PROBABILITIES, 0, 0);
         } else if (o->formula == FOCAL) {
             if (o->order == 0) FN(sweep_strip)(&s, o, sum, FOCAL, 0, 0);

@@ -48,7 +48,7 @@ cdef extern from "elements/elementwise.h" nogil:
     enum: MAX_DIMS, STRIP
     enum: INTEGER_8, INTEGER_16, INTEGER_32, INTEGER_64
     enum: GIVEN, TARGET, WEIGHT, POS_WEIGHT, LOSS, GRAD, HESS, N_OPERANDS
-    ctypedef enum Formula: WITH_LOGITS, FOCAL, OF_PROBABILITIES, NEGATIVE_LOG
+    ctypedef enum Formula: WITH_LOGITS, FOCAL, OF_PROBABILITIES
     ctypedef struct Options:
         Formula formula
         int order
@@ -191,15 +191,15 @@ cdef cnp.ndarray new_losses(cnp.ndarray given):
     return PyArray_NewLikeArray(given, cnp.NPY_KEEPORDER, <void *>dtype, 0)
 
 
-cdef int raise_outside(cnp.ndarray a, str name, double most) except -1:
-    """Does nothing if every element is in [0, most]."""
+cdef int raise_outside(cnp.ndarray a, str name) except -1:
+    """Does nothing if every element is in [0, 1]."""
     with np.errstate(invalid="ignore"):
-        bad = np.asarray(~((np.asarray(a) >= 0) & (np.asarray(a) <= most)))
+        bad = np.asarray(~((np.asarray(a) >= 0) & (np.asarray(a) <= 1)))
     if not bad.any():
         return 0
     place = tuple(int(i) for i in np.argwhere(bad)[0])
     where = f"{name}[{', '.join(map(str, place))}]" if place else name
-    raise ValueError(f"{where} is {a[place]}; expected a number in [0, {most:g}]"
+    raise ValueError(f"{where} is {a[place]}; expected a number in [0, 1]"
                      + advice.to_be_inside(name, float(a[place])))
 
 
@@ -273,7 +273,7 @@ cdef object binary(Options *options, object first, str name, object given_target
                 check_apart(grad, hess, "hess_out")
         if out is not None or hess_out is not None:
             if not cnp.PyArray_ISBOOL(target) and run_releasing_gil(&e, True, n_threads, &total):
-                raise_outside(target, "target", 1)
+                raise_outside(target, "target")
                 raise_changed()
         if options.order >= 1:
             if grad is None:
@@ -288,9 +288,9 @@ cdef object binary(Options *options, object first, str name, object given_target
             set_operand(&e.operand[LOSS], loss, "loss", given, order, n_dims)
 
         if run_releasing_gil(&e, False, n_threads, &total):
-            raise_outside(target, "target", 1)
+            raise_outside(target, "target")
             if options.formula == OF_PROBABILITIES:
-                raise_outside(given, name, 1)
+                raise_outside(given, name)
             raise_changed()
         if reduction == MEAN:
             total = mean(total, denominator, given_normalizer is not None)
@@ -319,24 +319,3 @@ def binary_focal_loss(order, logits, target, gamma, alpha, weight, reduction, no
 def binary_cross_entropy(probs, target, weight, reduction, normalizer, n_threads):
     cdef Options options = Options(OF_PROBABILITIES, 0, 1, 0, NAN)
     return binary(&options, probs, "probs", target, weight, None, reduction, normalizer, n_threads, None, None)
-
-
-def negative_log(p, scale=1.0, n_threads=None):
-    """scale * -log(p) of each element: float64 for float64, float32 for narrower ones; p >= 0, +inf where it is 0."""
-    cdef int threads = checked_n_threads(n_threads)
-    cdef cnp.ndarray given = as_floats(p, "p"), result = new_losses(given)
-    cdef int[MAX_DIMS] order
-    cdef int n_dims = order_dims(given, order), i
-    cdef double total
-    cdef Elements e
-    e.n = cnp.PyArray_SIZE(given)
-    e.options = Options(NEGATIVE_LOG, 0, scale, 0, NAN)
-    e.plain = False
-    for i in range(N_OPERANDS):
-        e.operand[i].data = NULL
-    set_operand(&e.operand[GIVEN], given, "p", given, order, n_dims)
-    set_operand(&e.operand[LOSS], result, "p", given, order, n_dims)
-    if run_releasing_gil(&e, False, threads, &total):
-        raise_outside(given, "p", INFINITY)
-        raise_changed()
-    return result
