@@ -39,7 +39,7 @@ def run(
     rows : LinearRows
         Targets and options, checked.
     x, w, bias
-        (N, D), (C, D) and (C,) of any dtypes; `x` may be a CSR array, or `Gathered`.
+        (N, D), (C, D) and (C,) of any dtypes; `x` may be a CSR array, `sparse.Products` of it, or `Gathered`.
     grads
         Of `x`, `w` and `bias`, each an array of its shape or None; that of `x` may be `Gathered`.
     accumulate : bool
@@ -51,8 +51,10 @@ def run(
     binary : bool
         Of two classes the logit of one is 0, that of the other the product with the only row of `w`.
     """
-    if hasattr(x, "tocsr") and sparse.has_room(x, w, dtype, memory):
-        sparse.run(rows, x, w, bias, grads[1:], accumulate, dtype, memory, binary)
+    if hasattr(x, "tocsr") and sparse.has_room(x, len(w), dtype, memory):
+        x = sparse.Products(x, 2 if binary else len(w), dtype, binary)
+    if isinstance(x, sparse.Products):
+        sparse.run(rows, x, w, bias, grads[1:], accumulate, memory)
     else:
         _Run(rows, x, w, bias, grads, accumulate, dtype, binary).run(memory)
 
@@ -224,10 +226,10 @@ def hessian_product(
     binary: bool,
 ) -> None:
     """The Hessian of the mean of all rows at weights and bias `coef`, times those of a direction."""
-    n_rows, n_classes, is_sparse = x.shape[0], 2 if binary else len(coef[0]), not isinstance(x, np.ndarray)
-    if is_sparse and sparse.has_room(x, coef[0], dtype, memory):
-        sparse.hessian_product(rows, x, coef, direction, of_w, of_bias, dtype, memory, binary)
+    if isinstance(x, sparse.Products):
+        sparse.hessian_product(rows, x, coef, direction, of_w, of_bias, memory)
         return
+    n_rows, n_classes = x.shape[0], 2 if binary else len(coef[0])
     n_block = max(1, memory // (2 * dtype.itemsize * (n_classes + (x.dtype != dtype) * x.shape[1])))
     held = np.zeros((2, min(n_block, n_rows), n_classes), dtype)
     of_w[...] = 0
@@ -258,4 +260,9 @@ def transposed_product(g: NDArray, x: Any) -> NDArray:
 
 def squared(x: Any) -> Any:
     """Features squared, one by one."""
-    return np.square(x) if isinstance(x, np.ndarray) else x.multiply(x).tocsr()
+    if isinstance(x, np.ndarray):
+        return np.square(x)
+    if not x.has_canonical_format:  # entries of the same place add up
+        x = x.copy()
+        x.sum_duplicates()
+    return type(x)((np.square(x.data), x.indices, x.indptr), shape=x.shape)

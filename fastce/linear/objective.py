@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
 from fastce._kernels.entry import arrays, options
-from fastce.linear import arguments, blocks
+from fastce.linear import arguments, blocks, sparse
 from fastce.linear.arguments import MEMORY, as_csr
 
 __all__ = ["Objective", "Point", "objective"]
@@ -120,6 +120,9 @@ class Objective:
         self.n_classes, self.fit_intercept, self.l2 = n_classes, bool(fit_intercept), l2
         self.shape = (1 if self.binary else n_classes, self.n_features + self.fit_intercept)
         self.size = self.shape[0] * self.shape[1]
+        self._features = self._X
+        if self._is_sparse and sparse.has_room(self._X, n_classes, self.dtype, MEMORY):
+            self._features = sparse.Products(self._X, n_classes, self.dtype, self.binary)
         self._rows = _kernels.kernels.LinearRows(
             (n_rows, n_classes),
             self.dtype,
@@ -170,7 +173,7 @@ class Objective:
         else:
             w = np.ascontiguousarray(w, self.dtype)
             grads = (None, of_w, of_bias)
-            blocks.run(self._rows, self._X, w, bias, grads, False, self.dtype, MEMORY, self.binary)
+            blocks.run(self._rows, self._features, w, bias, grads, False, self.dtype, MEMORY, self.binary)
         if with_grad and self.l2:
             of_w += self.l2 * w
         return self._rows.result() + self._penalty(w), grad
@@ -194,7 +197,7 @@ class Objective:
             self._rows.hessian_product(self._X, w, bias, v, v_bias, of_w, of_bias, self.binary, MEMORY)
         else:
             at, out = ((w, bias), (v, v_bias)), (of_w, of_bias)
-            blocks.hessian_product(self._rows, self._X, *at, *out, self.dtype, MEMORY, self.binary)
+            blocks.hessian_product(self._rows, self._features, *at, *out, self.dtype, MEMORY, self.binary)
         if self.l2:
             of_w += self.l2 * v
         return product.reshape(np.shape(V))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ def _padded(n_classes: int, dtype: np.dtype) -> int:
     return -(-n_classes // lanes) * lanes
 
 
-def has_room(x: Any, w: NDArray, dtype: np.dtype, memory: int) -> bool:
+def has_room(x: Any, n_classes: int, dtype: np.dtype, memory: int) -> bool:
     """Whether weights the other way round, and sums of their gradients, take at most half of `memory`."""
     n_features = 4 * _n_entries(x) if _is_scattered(x) else x.shape[1]  # 4: looking them up takes room too
-    return n_features * _padded(max(2, len(w)), dtype) * (dtype.itemsize + 8) <= memory // 2
+    return n_features * _padded(max(2, n_classes), dtype) * (dtype.itemsize + 8) <= memory // 2
 
 
 def _n_entries(x: Any) -> int:
@@ -53,27 +54,41 @@ def cut(x: Any, n_rows: int, most: int) -> Iterator[slice]:
         first = end
 
 
-class _Products:
+def _as_read(x: Any, dtype: np.dtype) -> tuple[np.dtype, ...]:
+    """Dtypes in which kernels read starts, indices and numbers."""
+    index_type = np.int32 if x.indices.dtype == x.indptr.dtype == np.int32 else np.int64
+    return np.dtype(index_type), np.dtype(index_type), dtype
+
+
+class Products:
     """Products of CSR rows with weights the other way round, a block of rows at a time, and back.
 
-    Of two classes, if binary, the logit of the first is 0 and the weights are those of the other.
+    Of two classes, if binary, the logit of the first is 0 and the weights are those of the other. For rows
+    that are multiplied time and again, one is kept: from the second gradient on, `by_feature` serves.
     """
 
     def __init__(self, x: Any, n_classes: int, dtype: np.dtype, binary: bool) -> None:
+        self.n_classes, self.n_grads = n_classes, 0
         self.used: slice | NDArray = slice(None)
         if _is_scattered(x):
             entries = slice(x.indptr[0], x.indptr[-1])
             self.used, places = np.unique(x.indices[entries], return_inverse=True)
             parts = x.data[entries], places.astype(x.indices.dtype), x.indptr - x.indptr[0]
             x = type(x)(parts, shape=(x.shape[0], len(self.used)))
-        index_type = np.int32 if x.indices.dtype == x.indptr.dtype == np.int32 else np.int64
-        self.x, self.whole = x, (x.indptr, x.indices, x.data)
-        self.dtypes = tuple(map(np.dtype, (index_type, index_type, dtype)))
+        self.x, self.whole, self.dtypes = x, (x.indptr, x.indices, x.data), _as_read(x, dtype)
         self.is_read_as_is = all(
             a.dtype == kind and a.flags.c_contiguous for a, kind in zip(self.whole, self.dtypes, strict=True)
         )
         self.shape, self.dtype = (x.shape[1], _padded(n_classes, dtype)), dtype
         self.columns = slice(int(binary), n_classes)
+
+    @cached_property
+    def by_feature(self) -> tuple[NDArray, NDArray, NDArray]:
+        """Where the entries of each feature start, their rows and numbers."""
+        x = type(self.x)((self.x.data.astype(self.dtype, copy=False), *self.whole[1::-1]), shape=self.x.shape)
+        x = x.tocsc()
+        parts = zip((x.indptr, x.indices, x.data), _as_read(x, self.dtype), strict=True)
+        return tuple(a.astype(kind, copy=False) for a, kind in parts)
 
     def weights(self, w: NDArray, bias: NDArray | None) -> tuple[NDArray, NDArray]:
         weights, biases = np.zeros(self.shape, self.dtype), np.zeros(self.shape[1], self.dtype)
@@ -88,6 +103,17 @@ class _Products:
         if sums.shape != out.shape and not accumulate:
             out[...] = 0
         out[:, self.used] = out[:, self.used] + sums if accumulate else sums
+
+    def add_grad(
+        self, rows: Any, entries: tuple[Any, ...], g: NDArray, used: NDArray, sums: NDArray, memory: int
+    ) -> None:
+        """Add to `sums` gradients `g` of logits of a block of rows, those that are used, times features."""
+        self.n_grads += 1
+        n_bytes = _n_entries(self.x) * sum(a.itemsize for a in self.dtypes[1:])
+        if self.n_grads > 1 and len(g) == self.x.shape[0] and n_bytes <= memory // 4:
+            rows.put_feature_grads(*self.by_feature, g, used, sums)
+        else:
+            rows.add_sparse_grad(*entries, g, used, sums)
 
     def array(self, room: int) -> NDArray:
         """For logits of a block of rows in `room` bytes, half of it for entries that are converted."""
@@ -109,27 +135,24 @@ class _Products:
 
 def run(
     rows: Any,
-    x: Any,
+    products: Products,
     w: NDArray,
     bias: NDArray | None,
     grads: tuple[NDArray | None, NDArray | None],
     accumulate: bool,
-    dtype: np.dtype,
     memory: int,
-    binary: bool,
 ) -> None:
-    """Add the losses of CSR features `x` to `rows`, and write the other gradients: `blocks.run`."""
-    n_classes = 2 if binary else len(w)
-    products = _Products(x, n_classes, dtype, binary)
+    """Add the losses of CSR features to `rows`, and write the other gradients: `blocks.run`."""
+    n_rows, n_classes = products.x.shape[0], products.n_classes
     weights = products.weights(w, bias)
     of_w, of_bias = grads
     with_grad = of_w is not None or of_bias is not None
-    sums, bias_sums = None if x.shape[0] else np.zeros(products.shape), np.zeros(n_classes)
+    sums, bias_sums = None if n_rows else np.zeros(products.shape), np.zeros(n_classes)
     logits = products.array(memory // 2)
     for block, entries in products.blocks(len(logits)):
         first, z = block.start, logits[: block.stop - block.start]
         rows.sparse_logits(*entries, *weights, z)
-        if block.stop == x.shape[0]:
+        if block.stop == n_rows:
             del weights  # whose memory sums can have
         rows.of_block(z[:, :n_classes], first, with_grad)
         if of_bias is not None:
@@ -138,7 +161,7 @@ def run(
             ignored = rows.ignored(first, len(z))
             used = np.ones(len(z), np.uint8) if ignored is None else (~ignored).view(np.uint8)
             sums = np.zeros(products.shape) if sums is None else sums
-            rows.add_sparse_grad(*entries, z, used, sums)
+            products.add_grad(rows, entries, z, used, sums, memory)
     if of_w is not None:
         products.put(sums, of_w, accumulate)
     if of_bias is not None:
@@ -147,18 +170,15 @@ def run(
 
 def hessian_product(
     rows: Any,
-    x: Any,
+    products: Products,
     coef: tuple[NDArray, NDArray | None],
     direction: tuple[NDArray, NDArray | None],
     of_w: NDArray,
     of_bias: NDArray | None,
-    dtype: np.dtype,
     memory: int,
-    binary: bool,
 ) -> None:
     """The Hessian of the mean times weights and bias of a direction: `blocks.hessian_product`."""
-    n_classes = 2 if binary else len(coef[0])
-    products = _Products(x, n_classes, dtype, binary)
+    n_classes, binary = products.n_classes, products.columns.start
     weights, others = products.weights(*coef), products.weights(*direction)
     logits = products.array(memory // 4)
     product = np.zeros_like(logits)
@@ -169,7 +189,7 @@ def hessian_product(
         rows.sparse_logits(*entries, *others, t)
         rows.hessian_rows(z[:, :n_classes], t[:, :n_classes], block.start, binary)
         bias_sums += t[:, :n_classes].sum(axis=0, dtype=np.float64)
-        rows.add_sparse_grad(*entries, t, used, sums)
+        products.add_grad(rows, entries, t, used[: len(t)], sums, memory)
     products.put(sums, of_w, False)
     if of_bias is not None:
         of_bias[...] = bias_sums[products.columns]

@@ -8,6 +8,7 @@ from conftest import FLOATS, bits
 from scipy import sparse
 
 import fastce
+from fastce import _kernels
 from fastce.linear import sparse as by_kernels
 
 
@@ -108,6 +109,34 @@ def test_same_bits_for_any_number_of_threads(dtype):
         loss, grad = fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=b, n_threads=n_threads)
         results.append((loss, bits(grad.linear_weight), bits(grad.linear_bias)))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("index_type", [np.int32, np.int64], ids=str)
+@pytest.mark.parametrize("n_classes", [2, 7, 40])
+def test_entries_by_feature_give_the_same_bits(dtype, index_type, n_classes):
+    """From its second gradient on, a kept product adds up by feature, in whatever order entries come."""
+    n_rows, rng = 500, np.random.default_rng(1)
+    x, w, b, y = problem(dtype, (n_rows, 300, n_classes))
+    order = np.concatenate([rng.permutation(np.arange(*x.indptr[i : i + 2])) for i in range(n_rows)])
+    indices = np.minimum(x.indices[order] // 2 * 2, 200)  # some twice in a row, and some in none
+    parts = x.data[order], indices.astype(index_type), x.indptr.astype(index_type)
+    x = sparse.csr_array(parts, shape=x.shape)
+    y[::9] = -100
+    x.data[x.indptr[9] : x.indptr[10]] = np.nan  # of an ignored row
+    options = dtype, y, None, None, -100, 0.0, 0.0, 1.0, None, "mean", None, None
+    rows = _kernels.kernels.LinearRows((n_rows, n_classes), *options)
+    rows.check()
+    kept, results = by_kernels.Products(x, n_classes, np.dtype(dtype), False), []
+    for _ in range(2):
+        of_w, of_bias = np.empty(w.shape), np.empty(n_classes)
+        by_kernels.run(rows, kept, w, b, (of_w, of_bias), False, 1 << 26)
+        results.append((bits(of_w), bits(of_bias)))
+    assert "by_feature" in vars(kept)
+    assert results[0] == results[1]
+    assert np.isfinite(of_w).all()
+    assert of_w[:, :200].any()
+    assert not of_w[:, 201:].any()
 
 
 def test_ignored_rows_are_not_used(way):

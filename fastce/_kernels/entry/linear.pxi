@@ -372,6 +372,18 @@ cdef class LinearRows:
                             cnp.PyArray_DIM(sums, 0), <double *>cnp.PyArray_DATA(sums), max(taken, 1))
             give_back(taken)
 
+    def put_feature_grads(self, cnp.ndarray feature_starts, cnp.ndarray rows, cnp.ndarray data, cnp.ndarray g,
+                          cnp.ndarray used, cnp.ndarray sums):
+        """What `add_sparse_grad` adds to zeros, of all rows, whose entries lie in the order of features."""
+        cdef Sparse x = sparse_of(feature_starts, rows, data, cnp.PyArray_DIM(g, 1))
+        cdef Py_ssize_t n_features = cnp.PyArray_DIM(sums, 0)
+        cdef Py_ssize_t work = sparse_work(feature_starts, 0, n_features, x.padded)
+        cdef int taken = take(self.n_threads, 1 + n_features // SPARSE_ROWS, work, SERIAL_WORK)
+        with nogil:
+            run_feature_grads(self.is_f64, &x, cnp.PyArray_DATA(g), <char *>cnp.PyArray_DATA(used), n_features,
+                              <double *>cnp.PyArray_DATA(sums), max(taken, 1))
+            give_back(taken)
+
     cdef object packed(self, cnp.ndarray w, bias, Linear *layer):
         """Weights, and behind them the bias, as the products read them."""
         cdef Layout layout = layout_of(w)

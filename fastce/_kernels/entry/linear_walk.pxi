@@ -51,9 +51,11 @@ cdef extern from "linear/linear.h" nogil:
                        const void *bias, void *z) noexcept
     void add_sparse_grad(bint is_f64, const Sparse *, Py_ssize_t first, Py_ssize_t n_rows, const void *g,
                          const char *used, int64_t begin, int64_t end, double *sums) noexcept
+    void put_feature_grads(bint is_f64, const Sparse *, Py_ssize_t begin, Py_ssize_t end, const void *g,
+                           const char *used, double *sums) noexcept
 
 cdef enum:
-    SPARSE_ROWS = 64                       # that a thread takes at a time
+    SPARSE_ROWS = 64                       # or features that a thread takes at a time
     SUM_BYTES = 1 << 22                    # of the weights' gradients of all blocks, if more than LEAST_BLOCKS
     LEAST_BLOCKS = 16
     CHECKED_ROWS = 8192                    # at a time, where their targets or weights are gathered
@@ -240,6 +242,20 @@ cdef void run_sparse_features(bint is_f64, const Sparse *x, Py_ssize_t first, Py
                               const char *used, int64_t begin, int64_t end, double *sums) noexcept nogil:
     cdef Environment host = enter_environment()
     add_sparse_grad(is_f64, x, first, n_rows, g, used, begin, end, sums)
+    leave_environment(host)
+
+
+cdef void run_feature_grads(bint is_f64, const Sparse *x, const void *g, const char *used, Py_ssize_t n_features,
+                            double *sums, int n_threads) noexcept nogil:
+    cdef Py_ssize_t part, n_parts = (n_features + SPARSE_ROWS - 1) // SPARSE_ROWS
+    for part in prange(n_parts, schedule="dynamic", num_threads=n_threads):
+        run_feature_part(is_f64, x, part * SPARSE_ROWS, min(n_features, (part + 1) * SPARSE_ROWS), g, used, sums)
+
+
+cdef void run_feature_part(bint is_f64, const Sparse *x, Py_ssize_t begin, Py_ssize_t end, const void *g,
+                           const char *used, double *sums) noexcept nogil:
+    cdef Environment host = enter_environment()
+    put_feature_grads(is_f64, x, begin, end, g, used, sums)
     leave_environment(host)
 
 

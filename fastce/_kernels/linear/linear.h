@@ -156,6 +156,12 @@ static void add_sparse_grad(int is_f64, const Sparse *x, ptrdiff_t first, ptrdif
     IN_PRECISION(is_f64, add_sparse_grad, x, first, n_rows, g, used, from, to, sums);
 }
 
+static void put_feature_grads(int is_f64, const Sparse *x, ptrdiff_t from, ptrdiff_t to, const void *g, const char *used,
+                              double *sums)
+{
+    IN_PRECISION(is_f64, put_feature_grads, x, from, to, g, used, sums);
+}
+
 static void hessian_tile(int is_f64, const void *p, ptrdiff_t n_columns, int binary, ptrdiff_t n_rows,
                          const double *sample, double scale, void *t)
 {

@@ -3,7 +3,8 @@
  * Included once per REAL_BITS, after products.h. Weights are the other way round, (D, padded): the classes of a feature
  * lie together, and an entry of a row touches one run of them. A thread has rows of its own for the logits; for the
  * gradient of the weights it has features of its own and goes through all rows, in their order: what it adds up does not
- * depend on how many threads there are, and nobody's sums have to be added to another's.
+ * depend on how many threads there are, and nobody's sums have to be added to another's. Where the entries of a feature lie
+ * together as well, each feature takes the gradients of its rows, in the same order: the same bits without sums in memory.
  */
 
 INLINE int64_t FN(position)(const Sparse *x, const void *array, ptrdiff_t i)
@@ -77,6 +78,38 @@ static void FN(add_sparse_grad)(const Sparse *x, ptrdiff_t first, ptrdiff_t n_ro
         if (!used[i]) continue;
 #define PART_OF(vectors) \
     FN(sparse_grad_part)(x, start, stop, last, from, to, g + i * x->padded + v * LANES_F64, sums + v * LANES_F64, vectors)
+        IN_GROUPS(x->padded / LANES_F64, v, PART_OF)
+#undef PART_OF
+    }
+}
+
+/* A feature's gradient, in vectors that stay in registers: the sum over its entries, in [start, end), of their rows'. */
+INLINE void FN(feature_grad_part)(const Sparse *x, ptrdiff_t start, ptrdiff_t end, ptrdiff_t last, const REAL *g,
+                                  const char *used, double *to, ptrdiff_t vectors)
+{
+    vec_f64 sum[COLUMNS];
+    for (ptrdiff_t v = 0; v < vectors; v++) sum[v] = (vec_f64){0};
+    for (ptrdiff_t k = start; k < end; k++) {
+        const ptrdiff_t row = FN(position)(x, x->indices, k);
+        const ptrdiff_t ahead = FN(position)(x, x->indices, FN(smaller)(k + AHEAD_ENTRIES, last));
+        const double value = ((const REAL *)x->data)[k];
+        FN(ask_for)(g + ahead * x->padded, 0, vectors * LANES_F64 * (ptrdiff_t)sizeof(REAL), 0);
+        if (!used[row]) continue;
+        for (ptrdiff_t v = 0; v < vectors; v++)
+            sum[v] = times_add_f64(value, FN(load_wide)(g + row * x->padded + v * LANES_F64), sum[v]);
+    }
+    for (ptrdiff_t v = 0; v < vectors; v++) store_f64(to + v * LANES_F64, sum[v]);
+}
+
+/* add_sparse_grad of a matrix whose rows are features, those in [from, to), and whose columns are rows. */
+static void FN(put_feature_grads)(const Sparse *x, ptrdiff_t from, ptrdiff_t to, const REAL *g, const char *used,
+                                  double *sums)
+{
+    const ptrdiff_t last = FN(position)(x, x->row_starts, to) - 1;
+    for (ptrdiff_t d = from; d < to; d++) {
+        const ptrdiff_t start = FN(position)(x, x->row_starts, d), end_of = FN(position)(x, x->row_starts, d + 1);
+#define PART_OF(vectors) \
+    FN(feature_grad_part)(x, start, end_of, last, g + v * LANES_F64, used, sums + d * x->padded + v * LANES_F64, vectors)
         IN_GROUPS(x->padded / LANES_F64, v, PART_OF)
 #undef PART_OF
     }
