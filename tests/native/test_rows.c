@@ -202,7 +202,7 @@ typedef enum { WHOLE, SPLIT, STREAMED } How;
 static void run(const Case *c, const Batch *b, const Array *x, const Array *q, How how, Got *got)
 {
     const int split = how == SPLIT;
-    static double scratch[SCRATCH];
+    static double scratch[3 * APART_SCRATCH];
     static float narrow[MOST_CLASSES];
     static Rows rows;
     const Formula f = formula_of(c, b, narrow);
@@ -212,8 +212,9 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, H
     const Labels labels = {8, 1, 0, 1, -1, b->n};
     ptrdiff_t tile_rows = across ? TILE : CHUNK / b->n;
     tile_rows = tile_rows < 1 ? 1 : tile_rows < TILE ? tile_rows : TILE;
+    const ptrdiff_t each = across ? scratch_across(b->n * (b->format == FORMAT_F64 ? 8 : 4)) : SCRATCH;
     Tile tile = {0, b->n, &f, NULL, NULL, NULL, NULL, x->layout, q->layout, got->grad.layout, got->hess.layout, scratch,
-                 own_scratches(), own_scratches() + SCRATCH, is_long && has_grad && !split ? own_staging() : NULL};
+                 scratch + each, scratch + 2 * each, is_long && has_grad && !split ? own_staging() : NULL};
     const int native = b->format == FORMAT_F64 || b->format == FORMAT_F32;
     tile.streams = how == STREAMED && native && !across && !f.by_element && c->kind != HINGE
                    && !got->grad.layout.swapped && got->grad.layout.class_stride == FORMATS[b->format].bytes;

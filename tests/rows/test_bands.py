@@ -1,4 +1,4 @@
-"""Many classes far apart in memory: sums that move with the maximum, in bands of adjacent rows."""
+"""Many classes far apart in memory: tiles held as a whole, or in bands, whose sums move with the maximum."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def columns(dtype, n_classes):
     return np.stack(x, axis=1).astype(dtype)
 
 
-@pytest.mark.parametrize("n_classes", [113, 225, 1000])
+@pytest.mark.parametrize("n_classes", [113, 225, 1000, 1300])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_moving_maxima(level, dtype, n_classes):
     x = np.tile(columns(dtype, n_classes), 40)  # whole bands, and a rest
@@ -50,10 +50,11 @@ def test_moving_maxima(level, dtype, n_classes):
 
 
 @pytest.mark.parametrize("n_rows", [17, 511, 680])
+@pytest.mark.parametrize("n_classes", [300, 1100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_neighbours(level, dtype, n_rows):
+def test_neighbours(level, dtype, n_classes, n_rows):
     """A row's bits are its own: alone, among others that are read twice, and whichever thread has it."""
-    kinds = columns(dtype, 300)
+    kinds = columns(dtype, n_classes)
     of = np.random.default_rng(2).integers(0, kinds.shape[1], n_rows)
     x, y = np.ascontiguousarray(kinds[:, of]), np.arange(17)[of] * 17
     for function in SOFTMAXES:

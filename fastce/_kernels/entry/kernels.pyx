@@ -9,7 +9,7 @@ A. A call is one `Problem`: a plain struct without Python objects, filled with t
 B. Batch axes are ordered by the stride of the logits and merged where all arrays allow it: any memory
    layout is walked in memory order and nothing is copied. The innermost axis is cut into tiles; of few
    classes the longest, where the nearest has fewer than SHORT_AXIS rows.
-C. A tile is at most TILE rows whose logits, exps and gradient fit in cache together. What a row
+C. A tile is at most TILE rows whose logits, exps and gradient fit in a cache together. What a row
    needs between its three stages lives in `Rows`, on the stack. A gradient that no cache would hold goes past
    them from the scratch (`may_stream`).
 D. Tiles are dealt to at most BLOCKS blocks, blocks to threads. The blocks, and with them every sum, depend

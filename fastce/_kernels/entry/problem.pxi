@@ -2,7 +2,7 @@
 # kernels.pyx.
 
 cdef extern from "rows/rows.h" nogil:
-    enum: TILE, CHUNK, SCRATCH, FEW_BYTES, BAND
+    enum: TILE, CHUNK, SCRATCH, FEW_BYTES, APART_BYTES, BAND
     ctypedef enum Kind: CROSS_ENTROPY, FOCAL, MARGIN, NLL, HINGE, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP
     ctypedef enum Hinge: ONE_VS_REST, MULTI_MARGIN, CRAMMER_SINGER
     ctypedef enum Transform: AS_GIVEN, SOFTCAP, COSINES
@@ -46,6 +46,7 @@ cdef extern from "rows/rows.h" nogil:
         int size
         bint is_signed, swapped, has_ignore
         int64_t ignore_index, n_classes
+    Py_ssize_t scratch_across(Py_ssize_t row_bytes) noexcept
     bint may_stream(const Tile *, Py_ssize_t n_rows) noexcept
     void derive(Formula *, Py_ssize_t n_classes, bint from_labels) noexcept
 
@@ -229,7 +230,7 @@ cdef void lay_out(Problem *p) noexcept nogil:
     if p.n_rows > 0:
         p.n_tiles = p.n_rows // p.shape[p.n_dims - 1] * p.tiles_in_inner
     p.band = 1
-    if p.across and not few and p.formula.kind != HINGE:
+    if p.across and p.n_classes * item > APART_BYTES and p.formula.kind != HINGE:
         p.band = <int>max(1, min(BAND, p.n_tiles // 8))
     p.n_blocks = <int>min(BLOCKS, (p.n_tiles + p.band - 1) // p.band)
 

@@ -92,9 +92,14 @@ cdef void begin_tiles(const Problem *p, double *scratch, Tile *tile) noexcept no
 
 
 cdef inline void give_scratches(const Problem *p, Tile *tile) noexcept nogil:
-    """The second and third scratch of this thread."""
+    """The second and third scratch of this thread, or all of a tile across that is too large for the stack."""
+    cdef Py_ssize_t row_bytes = p.n_classes * (8 if p.layout[LOGITS].format == FORMAT_F64 else 4)
     tile.second = tile.third = NULL
-    if tile.formula.by_element or p.data[Q] or p.across:
+    if p.across and FEW_BYTES < row_bytes <= APART_BYTES:
+        tile.scratch = <double *>own_staging()
+        tile.second = tile.scratch + scratch_across(row_bytes)
+        tile.third = tile.second + scratch_across(row_bytes)
+    elif tile.formula.by_element or p.data[Q] or p.across:
         tile.second = own_scratches()
         tile.third = tile.second + SCRATCH
 

@@ -1,6 +1,6 @@
 /* Tiles across: what passes through the scratch, and when.
  *
- * Included once per REAL_BITS, after across.h. Few classes are in the scratch at once. More than CHUNK_ACROSS pass in
+ * Included once per REAL_BITS, after across.h. Most tiles are in the scratch as a whole. Larger ones pass in
  * chunks, each of all tiles of a band of adjacent ones before the next: so memory is walked in runs of several lines,
  * and a page is looked up once for many rows. Where nothing but the sum of the exps is wanted, the logits are read once
  * for it: against the largest so far, and a sum moves with that by an exact power of two. The exps are computed again
@@ -64,7 +64,7 @@ static void FN(sweep_band)(const Tile *tile, Rows *rows, FN(Tally) *tally, ptrdi
 {
     const ptrdiff_t n_classes = tile->n_classes;
     const int single = FN(is_single)(tile), knows_maxima = FN(knows_maxima)(tile);
-    const ptrdiff_t chunk = single ? CHUNK_ACROSS : BAND_CHUNK;
+    const ptrdiff_t chunk = single ? n_classes : BAND_CHUNK;
 
     for (ptrdiff_t t = 0; t < n_tiles; t++)
         for (ptrdiff_t i = 0; i < FN(in_vectors)(tile[t].n_rows); i++) {
@@ -179,7 +179,7 @@ static void FN(write_chunk)(const Tile *tile, const Rows *rows, ptrdiff_t start,
 static void FN(write_band)(const Tile *tile, const Rows *rows, FN(Scaling) *scaling, ptrdiff_t n_tiles)
 {
     const int single = FN(is_single)(tile);
-    const ptrdiff_t chunk = single ? CHUNK_ACROSS : BAND_CHUNK;
+    const ptrdiff_t chunk = single ? tile->n_classes : BAND_CHUNK;
     int simple[BAND];
     for (ptrdiff_t t = 0; t < n_tiles; t++) simple[t] = FN(begin_scaling)(&tile[t], &rows[t], &scaling[t]);
     for (ptrdiff_t start = 0; start < tile->n_classes; start += chunk)

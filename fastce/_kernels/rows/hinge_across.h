@@ -52,11 +52,12 @@ INLINE void FN(read_given_of_plane)(const Tile *tile, Rows *rows)
 static void FN(sweep_hinges_across)(const Tile *tile, Rows *rows)
 {
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
+    const ptrdiff_t chunk = FN(is_single)(tile) ? n_classes : CHUNK_ACROSS;
     const Formula *f = tile->formula;
     FN(HingeTally) tally;
     if (n_rows < 1 || n_classes < 1) return; /* never: see sweep_across */
-    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
+    for (ptrdiff_t start = 0; start < n_classes; start += chunk) {
+        const ptrdiff_t n = FN(smaller)(n_classes - start, chunk);
         FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, (REAL *)tile->scratch);
         FN(find_targets)(rows->label, n_rows, start, n, tally.target);
         if (start == 0) {
@@ -109,13 +110,14 @@ INLINE void FN(write_lanes_of)(const Tile *tile, const Rows *rows, ptrdiff_t sta
 static void FN(write_hinges_across)(const Tile *tile, const Rows *rows)
 {
     const ptrdiff_t n_rows = tile->n_rows, n_classes = tile->n_classes;
+    const ptrdiff_t chunk = FN(is_single)(tile) ? n_classes : CHUNK_ACROSS;
     const int has_ramps = tile->formula->power == 2 && tile->formula->hinge != CRAMMER_SINGER;
     FN(Slopes) slopes;
     INT target[TILE];
     const int simple = FN(set_slopes)(tile->formula, rows, n_rows, &slopes);
-    for (ptrdiff_t start = 0; start < n_classes; start += CHUNK_ACROSS) {
-        const ptrdiff_t n = FN(smaller)(n_classes - start, CHUNK_ACROSS);
-        if (n_classes > CHUNK_ACROSS)
+    for (ptrdiff_t start = 0; start < n_classes; start += chunk) {
+        const ptrdiff_t n = FN(smaller)(n_classes - start, chunk);
+        if (n < n_classes)
             FN(fetch_plane)(tile, tile->logits, &tile->logits_layout, start, n, (REAL *)tile->scratch);
         FN(find_targets)(rows->label, n_rows, start, n, target);
         for (ptrdiff_t i = 0; i < n_rows; i += LANES) {

@@ -22,10 +22,11 @@ INLINE ptrdiff_t count_pieces(ptrdiff_t n_classes)
 
 /* Memory of a thread, which the system makes when it first asks for it and frees with it: where the exps of a long
  * row are staged that the gradient can't hold (of half precision, strided, swapped, streamed); its pieces; and the
- * second and third scratch. What short rows need is on the stack, which may be as small as 128 KiB. */
+ * second and third scratch; or all scratches of a tile across that is too large for the stack. What short rows need is
+ * on the stack, which may be as small as 128 KiB. */
 static void *own_staging(void)
 {
-    static _Thread_local double memory[STAGED_BYTES / sizeof(double)];
+    static _Thread_local _Alignas(64) double memory[STAGED_BYTES / sizeof(double)];
     return memory;
 }
 

@@ -5,10 +5,10 @@
  * once, and it does not matter that the classes of an image lie a power of two apart and share one set of every cache.
  */
 #undef CHUNK_ACROSS
-#define CHUNK_ACROSS ((ptrdiff_t)(FEW_BYTES / sizeof(REAL))) /* classes */
+#define CHUNK_ACROSS ((ptrdiff_t)(FEW_BYTES / sizeof(REAL))) /* classes that are adjacent */
 
 /* All classes are in the scratch at once. */
-INLINE int FN(is_single)(const Tile *tile) { return tile->n_classes <= CHUNK_ACROSS; }
+INLINE int FN(is_single)(const Tile *tile) { return tile->n_classes <= (ptrdiff_t)(APART_BYTES / sizeof(REAL)); }
 
 INLINE int FN(is_plane)(const Layout *layout) /* rows are adjacent in memory */
 {

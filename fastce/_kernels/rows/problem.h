@@ -10,10 +10,16 @@ enum {
     MAX_PIECES = 1024,      /* parts of a long row that are swept on their own */
     STAGED_BYTES = 1 << 21, /* of exps of a row in pieces, apart from its gradient */
     STREAMED_BYTES = 1 << 25, /* of a gradient that no cache would hold until it is used */
-    FEW_BYTES = 512,        /* of a row that lies across vectors: 128 float32, 64 float64; longer ones lie along them */
-    SCRATCH = 8192          /* doubles: a chunk, or a tile of rows of FEW_BYTES and again transposed */
+    FEW_BYTES = 512,        /* of a row that lies across vectors: 128 float32, 64 float64; longer ones lie along them, */
+    APART_BYTES = 4096,     /* unless their classes are apart in memory: tiles up to that are held as a whole */
+    SCRATCH = 8192,         /* doubles: a chunk, or a tile of rows of FEW_BYTES and again transposed */
+    APART_SCRATCH = SCRATCH * (APART_BYTES / FEW_BYTES)
 };
 _Static_assert(CHUNK <= SCRATCH && 2 * TILE * FEW_BYTES <= SCRATCH * 8, "what the scratch is for must fit");
+_Static_assert(3 * APART_SCRATCH * 8 <= STAGED_BYTES, "scratches of a tile across are where long rows stage");
+
+/* Doubles of each scratch of a tile across. */
+static inline ptrdiff_t scratch_across(ptrdiff_t row_bytes) { return row_bytes <= FEW_BYTES ? SCRATCH : APART_SCRATCH; }
 
 /* Of r in Rows when it is computed in float64: keeps its digits where r is subnormal, for a weight that brings
  * them back. */
@@ -68,7 +74,7 @@ typedef struct {
     const char *logits, *q;  /* q: target distributions, or the factors of the exps in LOG_SUM_EXP; or NULL */
     char *grad, *hess;
     Layout logits_layout, q_layout, grad_layout, hess_layout;
-    double *scratch;         /* SCRATCH of them */
+    double *scratch;         /* SCRATCH of them, or scratch_across */
     double *second, *third;  /* the same each, where something goes by element, q is given or rows lie across vectors */
     void *staging;           /* STAGED_BYTES, or NULL: for the exps of a long row that the gradient can't hold */
     int streams;             /* the gradient is written past the caches, and nothing staged in it */

@@ -223,7 +223,7 @@ static void epilogue(const Tile *tile, Rows *rows)
 static int has_own_precision(const Formula *f, ptrdiff_t n_classes, ptrdiff_t item)
 {
     return f->kind == CROSS_ENTROPY && !f->by_element && (f->even == 0 || f->even >= 0x1p-126)
-           && n_classes * item <= FEW_BYTES;
+           && n_classes * item <= APART_BYTES;
 }
 
 /* Rows of extreme weights, in a tile of their own, in memory of a thread as in pieces.h. Planes take half a scratch. */
@@ -232,7 +232,8 @@ static void run_extreme(const Tile *tile, Rows *rows, const ptrdiff_t *extreme, 
     const int is_f64 = tile->logits_layout.format == FORMAT_F64;
     const ptrdiff_t item = is_f64 ? sizeof(double) : sizeof(float);
     const Layout layout = {is_f64 ? FORMAT_F64 : FORMAT_F32, 0, TILE * item, item};
-    void *plane = tile->third + SCRATCH / 2, *q = tile->second + SCRATCH / 2;
+    const ptrdiff_t half = scratch_across(tile->n_classes * item) / 2;
+    void *plane = tile->third + half, *q = tile->second + half;
     static _Thread_local Rows memory;
     Rows *some = &memory;
     Tile few = *tile;
@@ -290,15 +291,15 @@ static void run_tile(const Tile *tile, Rows *rows, int across)
         else run_in_own_precision(tile, rows);
         return;
     }
-    const int few = across && tile->n_classes * item <= FEW_BYTES;
-    if (few && tile->formula->kind == SOFTMAX) {
+    const int single = across && tile->n_classes * item <= APART_BYTES;
+    if (single && tile->formula->kind == SOFTMAX) {
         IN_PRECISION_OF(tile, softmax_of_few, tile);
         return;
     }
-    if (few && tile->formula->kind == LOG_SUM_EXP && tile->q) {
+    if (single && tile->formula->kind == LOG_SUM_EXP && tile->q) {
         IN_PRECISION_OF(tile, sweep_factors, tile, rows);
         finish_log_sums(tile, rows, REST_SCALE_F64);
-    } else if (few && takes_maximum(tile)) {
+    } else if (single && takes_maximum(tile)) {
         IN_PRECISION_OF(tile, sweep_log_sums, tile, rows);
         finish_log_sums(tile, rows, 1);
     } else {
