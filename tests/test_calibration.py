@@ -88,6 +88,10 @@ def test_ends_of_the_range():
         with pytest.warns(RuntimeWarning, match="the loss falls without end as the temperature grows"):
             assert calibration.fit_temperature(x, [0, 1, 0]) == pytest.approx(np.exp(10))
     assert calibration.fit_temperature(np.ones((3, 4)), [0, 1, 2]) == 1
+    x = np.full((3, 1000), -2 * np.exp(10), np.float32)  # at that temperature their exps times their squares
+    x[:, 0] = 0
+    with pytest.warns(RuntimeWarning, match="the loss falls without end as the temperature grows"):
+        assert calibration.fit_temperature(x, [1, 2, 3]) == pytest.approx(np.exp(10))
 
 
 def test_layouts_ignored_rows_and_threads(rng, level):
@@ -98,6 +102,8 @@ def test_layouts_ignored_rows_and_threads(rng, level):
         f(planes, y.reshape(10, 30), axis=1) for f in (calibration.fit_temperature, calibration.brier_score)
     ]
     assert tuple(got) == expected
+    some = z.reshape(10, 30, 12)[:, ::2], y.reshape(10, 30)[:, ::2]
+    assert calibration.fit_temperature(*some) == calibration.fit_temperature(*map(np.ascontiguousarray, some))
     more = np.vstack([z, np.full((5, 12), np.nan, np.float32)])
     assert calibration.brier_score(more, np.append(y, [-100] * 5)) == pytest.approx(expected[1], rel=1e-14)
     one, three = (
@@ -172,9 +178,16 @@ def test_the_first_of_equal_probabilities_and_rows_left_out():
         calibration.brier_score(p, y, from_logits=False, ignore_index=1)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_first_of_equal_logits(level, dtype):
+    z = np.array([[2, 2, 0], [2, 2, 0], [0, 2, 2], [0, 2, 2]], dtype)
+    assert calibration.reliability_curve(z, [0, 1, 1, 2], n_bins=1).accuracy[0] == 0.5
+
+
 def test_sure_rows_keep_their_digits():
     score = calibration.brier_score(np.array([[40.0, 0.0]]), [0])
-    assert score == pytest.approx(2 * np.exp(-40) ** 2, rel=1e-14)
+    assert score == pytest.approx(2 * np.exp(-40) ** 2, rel=1e-14, abs=0)
+    assert calibration.brier_score(np.array([40.0]), [1]) == pytest.approx(np.exp(-40) ** 2, rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize(

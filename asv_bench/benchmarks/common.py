@@ -8,7 +8,7 @@ from fastce.cli.measure import random_batch
 from fastce.cli.rivals import RIVALS, Batch, Calls, UnsupportedError
 
 FEW_CLASSES = [(1_000_000, n_classes) for n_classes in (2, 3, 10)]
-SHAPES = [(32, 10), *FEW_CLASSES, (100_000, 32), (8192, 1000), (1024, 32000)]
+SHAPES = [(32, 10), *FEW_CLASSES, (100_000, 32), (8192, 1000), (1024, 32000), (1, 600_000)]
 DTYPES = ["float32", "float64"]
 
 ROTATED_BYTES = 128 << 20  # logits of one benchmark's copies together: far beyond the caches

@@ -42,18 +42,19 @@ class Fit(NamedTuple):
 
 
 def cases(quick: bool) -> list[Case]:
-    """The table's rows: large data, small data, hard data."""
+    """The table's rows: large data, wide data, small data, hard data."""
     share = 10 if quick else 1
     shapes = {
         "200000x64x10": ("float32", "float64"),
         "200000x30x2": ("float32",),
         "20000x784x10": ("float32", "float64"),
     }
+    wide = dict.fromkeys(("500x1010x2", "100x784x10"), ("float64",))
     made = {
         f"{shape} {dtype}, {columns}": partial(
-            dense, *map(int, shape.split("x")), dtype, columns == "correlated", share
+            dense, *map(int, shape.split("x")), dtype, columns == "correlated", 1 if shape in wide else share
         )
-        for shape, dtypes in shapes.items()
+        for shape, dtypes in (shapes | wide).items()
         for dtype in dtypes
         for columns in ("independent", "correlated")
     }

@@ -14,11 +14,11 @@ import numpy as np
 from rich.console import Console
 
 import fastce
+from fastce.cli import linear_goals, neighbours
 from fastce.cli.bounds import closest_to_bound, require_wide_reference
 from fastce.cli.callers import CALLERS, at_once
 from fastce.cli.common import UserError, new_table, require, still_live, three_digits, time_text
 from fastce.cli.inference import rival_ratio, row_ratio, score_ratio
-from fastce.cli.linear_goals import figures
 from fastce.cli.measure import GRAD, LOSS, STREAM, measure, random_batch
 from fastce.cli.relatives import OPTIONS, best_ratio, option_cost
 from fastce.cli.report import Run
@@ -165,7 +165,11 @@ def _goals() -> list[Goal]:
             )
         ),
         Goal("a token of one row of 128256, ÷ read from cache", _row, at_most=1.5),
-        *(Goal(name, partial(_figure, function), **bound) for name, function, bound in figures()),
+        *(
+            Goal(name, partial(_figure, function), **bound)
+            for module in (linear_goals, neighbours)
+            for name, function, bound in module.figures()
+        ),
         Goal("errors in ULP ÷ their bounds, worst", _accuracy, at_most=1.0),
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastce
-from fastce.cli import goals, linear_goals, main, relatives
+from fastce.cli import goals, linear_goals, main, neighbours, relatives
 from fastce.cli.measure import Case
 from fastce.cli.report import Run
 
@@ -78,6 +78,17 @@ def test_times_of_a_level_come_from_a_run_at_it(monkeypatch):
 def test_a_goal_without_its_rival_is_left_out(monkeypatch):
     monkeypatch.setattr("fastce.cli.rivals.find_spec", lambda module: None)
     assert linear_goals._head_torch(1, 1)[1] == "no torch"
+
+
+def test_neighbours_are_timed_in_the_order_of_their_names(monkeypatch):
+    def seconds(calls, rounds):
+        assert all(call() is not None for call in calls.values())
+        return dict(zip(calls, (3.0, 2.0), strict=True))
+
+    monkeypatch.setattr(neighbours, "interleaved", seconds)
+    ratios = {name: function(1, fastce.get_num_threads()) for name, function, _ in neighbours.figures()}
+    assert all("÷" in name for name in ratios)
+    assert set(ratios.values()) == {(1.5, "3.00 s ÷ 2.00 s")}
 
 
 def test_what_is_missing_is_in_the_extras_that_are_named(monkeypatch, capsys):

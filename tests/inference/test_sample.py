@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from conftest import DTYPES, bits, nasty
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
@@ -58,6 +58,7 @@ def test_many_rows(filters):
     assert_drawn_from(sampled_distribution(x, **filters), drawn.tokens)
 
 
+@example(x=[0.0, 1.0, 1.5, -2.0], top_k=None, top_p=0.9, min_p=0.5, temperature=1)
 @given(
     x=st.lists(st.sampled_from([0.0, 1.0, 1.5, -2.0, 9.0, -np.inf]), min_size=1, max_size=60),
     top_k=st.none() | st.integers(1, 70),

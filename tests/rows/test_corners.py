@@ -138,7 +138,7 @@ def test_classes_far_apart(dtype, rng):
             out, hess_out = apart(np.zeros_like(x)), apart(np.zeros_like(x))
             got = fastce.cross_entropy_and_hess(apart(x), target, out=out, hess_out=hess_out, **options)
             eps = 2.0**-20 if dtype != np.float64 else 2.0**-48
-            assert got[0] == pytest.approx(expected[0], rel=eps)
+            assert got[0] == pytest.approx(expected[0], rel=eps, abs=0)
             for a, b in zip(got[1:], expected[1:], strict=True):
                 rel, a, b = eps if dtype in FLOATS else 2.0**-6, a.astype(float), b.astype(float)
                 np.testing.assert_allclose(a, b, rtol=rel, atol=rel * abs(b).max())
@@ -293,6 +293,14 @@ def test_factors_of_exps_may_differ(n_classes):
         assert_ulp(fastce.logsumexp(a, b=b), exact, 4, max(abs(exact), gap))
 
 
+@pytest.mark.parametrize("n_classes", [64, 65, 9000])
+def test_factors_of_less_than_half_an_ulp_of_the_sum(n_classes):
+    """A sum without what its additions round away misses all of them: of 64 classes 21 ULP."""
+    a, b = np.zeros(n_classes), np.full(n_classes, 0.9 * 2.0**-52)
+    a[0], b[0] = 1, 1
+    assert_ulp(fastce.logsumexp(a, b=b), reference.logsumexp(a, b=b), 4)
+
+
 def test_terms_that_are_subnormal_in_float32():
     """A probability times a weight, which the sample weight and the temperature bring back."""
     x, q = np.array([[0, -300, -2]], np.float32), np.array([[1, 3e-44, 0]], np.float32)
@@ -301,6 +309,22 @@ def test_terms_that_are_subnormal_in_float32():
         grad = fastce.cross_entropy_and_grad(x, q, weight=weight, **options)[1]
         exact = reference.cross_entropy_and_grad(x, q, weight=weight, **options)[1]
         assert_ulp(grad[:, 1], exact[:, 1], 6)
+
+
+@pytest.mark.parametrize("last", [3, -140])
+@pytest.mark.parametrize("power", [80, -80])
+@pytest.mark.parametrize("n_classes", [2, 3, 10])
+def test_powers_of_two_that_a_float32_has_room_for_beside_its_exps(level, n_classes, power, last):
+    """Weights of all rows of a tile, and what divides them: exp(-140) alone is 0 in float32."""
+    x, y = np.full((64, n_classes), -140, np.float32), np.zeros(64, int)
+    x[:, 0], x[:, -1] = 0, last
+    weights = {"sample_weight": np.full(64, 2.0**power), "reduction": "none"}
+    for factor in (weights, {"normalizer": 2.0**-power}):
+        for target, option in ((y, {}), (np.eye(n_classes, dtype=np.float32)[y], {}), (y, {"z_loss": 0.01})):
+            loss, grad = fastce.cross_entropy_and_grad(x, target, **factor, **option)
+            exact = reference.cross_entropy_and_grad(x, target, **factor, **option)[1]
+            assert_ulp(grad, exact, 1.5 * GRAD_ULP[x.dtype])
+            assert bits(fastce.cross_entropy(x, target, **factor, **option)) == bits(loss)
 
 
 @pytest.mark.parametrize("n_classes", [3, 200, 20_000])
@@ -312,7 +336,7 @@ def test_log_s_of_a_sure_row_whose_weights_are_all_0(dtype, n_classes):
     options = {"weight": np.zeros(n_classes), "label_smoothing": 0.1, "z_loss": 0.01, "normalizer": 1.0}
     loss, grad = fastce.cross_entropy_and_grad(x, 1, **options)
     exact, exact_grad = reference.cross_entropy_and_grad(x, 1, **options)
-    assert loss == pytest.approx(float(exact), rel=1.5 * LOSS_ULP[dtype] * float(np.finfo(dtype).eps))
+    assert_ulp(np.asarray(loss, dtype), exact, 1.5 * LOSS_ULP[dtype])
     assert_ulp(grad, exact_grad, 1.5 * GRAD_ULP[dtype])
 
 

@@ -118,6 +118,23 @@ def test_ignored_rows_are_never_read(dtype):
             assert np.array_equal(fastce.cross_entropy(x, y), total, equal_nan=True)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_classes", [2, 10, 200])
+def test_ignored_rows_have_no_slope(level, n_classes, order, rng):
+    """Where derivatives are multiplied by those of a capped logit or of an angle, which here are NaN."""
+    x, y = rng.uniform(-1, 1, (40, n_classes)), np.arange(40) % n_classes
+    x[::2], y[::2] = np.nan, -100
+    x = np.asarray(x, order=order)
+    for derivatives in (
+        fastce.cross_entropy_and_grad(x, y, softcap=5)[1:],
+        fastce.cross_entropy_and_hess(x, y, softcap=5)[1:],
+        fastce.margin_cross_entropy_and_grad(x, y)[1:],
+    ):
+        for a in derivatives:
+            assert not a[::2].any()
+            assert a[1::2].all()
+
+
 def test_the_weight_of_an_ignored_row_is_not_read():
     x, y = np.eye(4), np.array([0, -100, 2, -100])
     good = fastce.cross_entropy_and_grad(x, y, sample_weight=[1, 1, 2, 1])

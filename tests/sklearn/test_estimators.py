@@ -193,6 +193,25 @@ def test_blas_keeps_to_one_thread_where_coefficients_are_few(rng):
     assert set(after) == {2}
 
 
+@pytest.mark.parametrize("shape", [(200, 3), (50, 300)])
+def test_who_follows_a_fit_sees_its_coefficients(rng, shape):
+    """Not their coordinates in the span of the rows, where columns are many."""
+    options = {"sample_weight": None, "fit_intercept": True, "l2": 0.1, "tol": 1e-4, "max_iter": 5}
+    X, y, seen = rng.normal(size=shape), rng.integers(0, 3, shape[0]), []
+    found = _solver.minimize(X, y, 3, np.zeros((3, shape[1] + 1)), callback=seen.append, **options)
+    assert len(seen) == found.n_iter
+    np.testing.assert_array_equal(seen[-1], found.coef)
+
+
+@pytest.mark.parametrize("shape", [(2000, 10), (50, 120)])
+def test_what_all_classes_share_is_taken_away_first(rng, shape):
+    """It changes no probability: a fit that has converged has no step to take."""
+    X, y = rng.normal(size=shape), rng.integers(0, 3, shape[0])
+    model = LogisticRegression(warm_start=True).fit(X, y)
+    model.coef_ += 5
+    assert model.fit(X, y).n_iter_[0] == 0
+
+
 def in_a_thread(function, *arguments):
     """A thread that sets a limit keeps it to itself as long as it lives."""
     with ThreadPoolExecutor(1) as pool:
@@ -371,7 +390,9 @@ def test_wide_of_low_rank(rng, capfd):
     assert capfd.readouterr() == ("", "")  # LAPACK prints what it is given wrongly
 
 
-@pytest.mark.parametrize("kind", ["as it is", "large row", "large column", "equal rows", "zeros"])
+@pytest.mark.parametrize(
+    "kind", ["as it is", "large row", "large column", "equal rows", "nearly equal rows", "zeros"]
+)
 def test_coordinates_of_wide_data(kind, rng):
     """Of coefficients in the span of the rows, also where X X' has lost what is small beside the largest."""
     X, coef = rng.normal(size=(50, 300)), rng.normal(size=(3, 300))
@@ -381,6 +402,8 @@ def test_coordinates_of_wide_data(kind, rng):
         X[:, 3] = 2e9
     elif kind == "equal rows":
         X[20:40] = X[:20]
+    elif kind == "nearly equal rows":
+        X[20:40] = X[:20] + 1e-6 * rng.normal(size=(20, 300))
     elif kind == "zeros":
         X[:] = 0
     span = Span(X, coef, stays_beside=True)
@@ -390,6 +413,8 @@ def test_coordinates_of_wide_data(kind, rng):
     u = rng.normal(size=(3, 50))
     inside = Span(X, np.zeros_like(coef), stays_beside=False).coef(u)
     assert (np.abs(span.rows @ u.T - X @ inside.T) <= 10 * noise).all()
+    # As long as the coordinates, which a penalty asks for; of a millionth of a row's square X X' knows 1e-10.
+    np.testing.assert_allclose(inside @ inside.T, u @ u.T, rtol=1e-9, atol=1e-8)
 
 
 def test_a_class_without_weight(rng):

@@ -1,7 +1,16 @@
 cimport numpy as cnp
 
+cdef extern from "numpy/arrayobject.h":
+    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *descr, int subok)
+
 cdef extern from "vector/common.h":
     ctypedef enum Format: FORMAT_F64, FORMAT_F32, FORMAT_F16, FORMAT_BF16, FORMAT_NONE
+    ctypedef struct Layout:
+        Format format
+        bint swapped
+        Py_ssize_t class_stride, row_stride
+    ctypedef struct Temperature:
+        double factor, divisor
 
 cdef int other_format(cnp.ndarray a) except -1
 cdef bint is_swapped(cnp.ndarray a) noexcept

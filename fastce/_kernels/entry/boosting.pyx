@@ -15,28 +15,18 @@ import numpy as np
 cimport numpy as cnp
 from cython.parallel cimport prange
 
-from fastce._kernels.entry.arrays cimport FORMAT_F32, FORMAT_F64, FORMAT_NONE, format_of, is_swapped
+from fastce._kernels.entry.arrays cimport FORMAT_F32, FORMAT_F64, FORMAT_NONE, Format, Layout, format_of, is_swapped
+from fastce._kernels.entry.operands cimport STRIP, Operand, set_elements
 from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
 cdef extern from "rows/boosting.h" nogil:
-    enum: STRIP, WELL, WRONG_LABEL, NO_MEMORY
-    enum: INTEGER_8, INTEGER_16, INTEGER_32, INTEGER_64
+    enum: WELL, WRONG_LABEL, NO_MEMORY
     ctypedef enum Curvature: MULTIPLE, MAGNITUDE, WHOLE
-    ctypedef enum Format: pass
     ctypedef struct Boosting:
         Curvature curvature
         double factor, floor, gamma, smoothing
-    ctypedef struct Operand:
-        char *data
-        int format, swapped, flat, n_dims
-        Py_ssize_t *shape
-        Py_ssize_t *stride
-    ctypedef struct Layout:
-        Format format
-        int swapped
-        Py_ssize_t class_stride, row_stride
     ctypedef struct Matrix:
         char *data
         Layout layout
@@ -96,14 +86,10 @@ cdef int set_vector(Operand *o, cnp.ndarray a, str name, Py_ssize_t n) except -1
     cdef Py_ssize_t item = cnp.PyArray_ITEMSIZE(a)
     if not (cnp.PyArray_NDIM(a) == 1 and cnp.PyArray_DIM(a, 0) == n):
         raise ValueError(f"{name} has shape {np.shape(a)}; expected ({n},), an element for each row of the margins")
-    o.data = <char *>cnp.PyArray_DATA(a)
-    o.format = format_of(a)
-    if o.format == FORMAT_NONE:
-        if not (cnp.PyArray_ISINTEGER(a) or cnp.PyArray_ISBOOL(a)):
-            raise TypeError(f"{name} has dtype {a.dtype}; expected numbers: a floating dtype up to float64 or an "
-                            "integer dtype")
-        o.format = INTEGER_8 if item == 1 else INTEGER_16 if item == 2 else INTEGER_32 if item == 4 else INTEGER_64
-    o.swapped = is_swapped(a)
+    if format_of(a) == FORMAT_NONE and not (cnp.PyArray_ISINTEGER(a) or cnp.PyArray_ISBOOL(a)):
+        raise TypeError(f"{name} has dtype {a.dtype}; expected numbers: a floating dtype up to float64 or an "
+                        "integer dtype")
+    set_elements(o, a)
     o.n_dims = 1
     o.shape[0] = n
     o.stride[0] = cnp.PyArray_STRIDE(a, 0) if n > 1 else item

@@ -15,14 +15,12 @@ cimport numpy as cnp
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int8_t
 
-from fastce._kernels.entry.arrays cimport FORMAT_F64, Format, format_of, is_swapped
+from fastce._kernels.entry.arrays cimport FORMAT_F64, Format, Temperature, format_of, is_swapped
 from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
 cdef extern from "rows/calibrate.h" nogil:
-    ctypedef struct Temperature:
-        pass
     ctypedef struct Batch:
         const char *data
         Format format

@@ -27,37 +27,28 @@ from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F64,
     FORMAT_NONE,
+    PyArray_NewLikeArray,
     as_array,
     as_floats,
     check_apart,
     check_out,
     format_of,
-    is_swapped,
     same_memory,
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
 from fastce._kernels.entry.options cimport MEAN, NONE, checked_normalizer, checked_number, mean, reduction_of
+from fastce._kernels.entry.operands cimport MAX_DIMS, STRIP, Operand, set_elements
 from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
-cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *descr, int subok)
-
 cdef extern from "elements/elementwise.h" nogil:
-    enum: MAX_DIMS, STRIP
-    enum: INTEGER_8, INTEGER_16, INTEGER_32, INTEGER_64
     enum: GIVEN, TARGET, WEIGHT, POS_WEIGHT, LOSS, GRAD, HESS, N_OPERANDS
     ctypedef enum Formula: WITH_LOGITS, FOCAL, OF_PROBABILITIES
     ctypedef struct Options:
         Formula formula
         int order
         double scale, gamma, alpha
-    ctypedef struct Operand:
-        char *data
-        int format, swapped, flat, n_dims
-        Py_ssize_t *shape
-        Py_ssize_t *stride
     ctypedef struct Elements:
         Py_ssize_t n
         Options options
@@ -146,11 +137,7 @@ cdef int set_operand(Operand *o, cnp.ndarray a, str name, cnp.ndarray given, con
         raise ValueError(f"{name} has shape {np.shape(a)}; expected one that broadcasts to {np.shape(given)}, "
                          "the shape of the first argument"
                          + advice.to_broadcast(np.shape(a), np.shape(given), name, cnp.PyArray_ISINTEGER(a)))
-    o.data = <char *>cnp.PyArray_DATA(a)
-    o.format = format_of(a)
-    if o.format == FORMAT_NONE:
-        o.format = INTEGER_8 if item == 1 else INTEGER_16 if item == 2 else INTEGER_32 if item == 4 else INTEGER_64
-    o.swapped = is_swapped(a)
+    set_elements(o, a)
     for i in range(n_dims):
         dim = order[i]
         length = cnp.PyArray_DIM(given, dim)

@@ -28,28 +28,21 @@ from fastce._kernels.entry import advice
 from fastce._kernels.entry.arrays cimport (
     FORMAT_F64,
     FORMAT_NONE,
+    PyArray_NewLikeArray,
     as_array,
     as_floats,
     format_of,
-    is_swapped,
     normalised_axis,
 )
 from fastce._kernels.machine.environment cimport Environment, enter_environment, leave_environment
+from fastce._kernels.entry.operands cimport MAX_DIMS, STRIP, Operand, set_elements
 from fastce._kernels.machine.threads cimport give_back, take
 
 cnp.import_array()
 
-cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, void *descr, int subok)
-
 cdef extern from "elements/information.h" nogil:
-    enum: MAX_DIMS, STRIP, FEW, PIECE, FAR_ROWS
+    enum: FEW, PIECE, FAR_ROWS
     ctypedef enum Measure: SELF_INFORMATION, ENTROPY, CROSS_ENTROPY, DIVERGENCE
-    ctypedef struct Operand:
-        char *data
-        int format, swapped, flat, n_dims
-        Py_ssize_t *shape
-        Py_ssize_t *stride
     ctypedef struct Base:
         double inverse, divisor
     const Base nats, shannons, hartleys
@@ -126,8 +119,7 @@ cdef Py_ssize_t length_of(cnp.ndarray a, int dim, int n_dims) noexcept:
 cdef void set_rows(Operand *o, cnp.ndarray a, const Py_ssize_t *shape, const Py_ssize_t *stride, int n_dims) noexcept:
     """Axes of rows, the outermost first, merged where they are evenly spaced."""
     cdef int dim, kept = 0
-    o.data = <char *>cnp.PyArray_DATA(a)
-    o.format, o.swapped = format_of(a), is_swapped(a)
+    set_elements(o, a)
     o.shape[0], o.stride[0] = 1, cnp.PyArray_ITEMSIZE(a)
     for dim in range(n_dims):
         if kept > 0 and o.stride[kept - 1] == stride[dim] * shape[dim]:

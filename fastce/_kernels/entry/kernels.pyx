@@ -32,10 +32,9 @@ from math import prod
 import numpy as np
 
 cimport numpy as cnp
-from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cython.parallel cimport prange
 from libc.math cimport INFINITY
-from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 from fastce._kernels.entry import advice
 from fastce._kernels.entry.gathered import row_bytes, rows_of
@@ -44,6 +43,9 @@ from fastce._kernels.entry.arrays cimport (
     FORMAT_F64,
     FORMAT_NONE,
     Format,
+    Layout,
+    PyArray_NewLikeArray,
+    Temperature,
     are_apart,
     as_array,
     as_floats,
@@ -71,9 +73,6 @@ from fastce._kernels.machine.threads cimport checked_n_threads, give_back, take
 
 cnp.import_array()
 
-cdef extern from "numpy/arrayobject.h":
-    cnp.ndarray PyArray_NewLikeArray(cnp.ndarray, cnp.NPY_ORDER, cnp.PyArray_Descr *, int subok)
-
 cdef extern from "rows/rows.h" nogil:
     void exp_array_f32(const float *, Py_ssize_t, float m, float *, double *base, double *n) noexcept
     void exp_array_f64(const double *, Py_ssize_t, double m, double *, double *base, double *n) noexcept
@@ -82,6 +81,7 @@ cdef extern from "rows/rows.h" nogil:
     void log1p_array_f32(const float *, Py_ssize_t n, float *) noexcept
     void log1p_array_f64(const double *, Py_ssize_t n, double *) noexcept
 
+include "labels.pxi"
 include "problem.pxi"
 include "walk.pxi"
 include "arguments.pxi"

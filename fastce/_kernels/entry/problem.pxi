@@ -6,12 +6,6 @@ cdef extern from "rows/rows.h" nogil:
     ctypedef enum Kind: CROSS_ENTROPY, FOCAL, MARGIN, NLL, HINGE, SOFTMAX, LOG_SOFTMAX, LOG_SUM_EXP
     ctypedef enum Hinge: ONE_VS_REST, MULTI_MARGIN, CRAMMER_SINGER
     ctypedef enum Transform: AS_GIVEN, SOFTCAP, COSINES
-    ctypedef struct Layout:
-        Format format
-        bint swapped
-        Py_ssize_t class_stride, row_stride
-    ctypedef struct Temperature:
-        double factor, divisor
     ctypedef struct Formula:
         Kind kind
         Temperature temperature
@@ -42,10 +36,6 @@ cdef extern from "rows/rows.h" nogil:
         double *third
         void *staging
         bint streams
-    ctypedef struct Labels:
-        int size
-        bint is_signed, swapped, has_ignore
-        int64_t ignore_index, n_classes
     Py_ssize_t scratch_across(Py_ssize_t row_bytes) noexcept
     bint may_stream(const Tile *, Py_ssize_t n_rows) noexcept
     void derive(Formula *, Py_ssize_t n_classes, bint from_labels) noexcept

@@ -137,17 +137,7 @@ cdef int read_tokens(Job *job, cnp.ndarray tokens, object ignore_index) except -
     cdef LabelCounts counts = LabelCounts(0, 0)
     cdef Py_ssize_t number, n
     cdef char *at[N_ARRAYS]
-    labels.size = <int>cnp.PyArray_ITEMSIZE(tokens)
-    labels.is_signed = cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(tokens))
-    labels.swapped = is_swapped(tokens)
-    labels.n_classes = job.call.n_classes
-    labels.ignore_index = 0
-    labels.has_ignore = False
-    if ignore_index is not None and (ignore_index >= 0 or labels.is_signed):
-        if -2**63 <= ignore_index < 2**63:
-            labels.has_ignore, labels.ignore_index = True, ignore_index
-        elif not labels.is_signed and ignore_index <= UINT64_MAX:
-            labels.has_ignore, labels.ignore_index = True, <int64_t><uint64_t>ignore_index
+    set_labels(&labels, tokens, ignore_index, job.call.n_classes)
     if rows.n_rows == 0:
         return 0
     set_tiles(&rows, rows.shape[rows.n_dims - 1])

@@ -19,7 +19,7 @@ import numpy as np
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from cython.parallel cimport prange
-from libc.stdint cimport UINT64_MAX, int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memmove
 
@@ -28,6 +28,8 @@ from fastce._kernels.entry.arrays cimport (
     FORMAT_F32,
     FORMAT_F64,
     Format,
+    Layout,
+    Temperature,
     as_floats,
     as_labels,
     check_batch_shape,
@@ -49,23 +51,11 @@ cdef extern from "numpy/random/bitgen.h" nogil:  # a cimport from numpy.random w
 cdef extern from "rows/scoring.h" nogil:
     enum: TILE, CHUNK, PANEL, BLOCK
     ctypedef enum Transform: AS_GIVEN, SOFTCAP
-    ctypedef struct Layout:
-        Format format
-        bint swapped
-        Py_ssize_t class_stride, row_stride
-    ctypedef struct Temperature:
-        double factor, divisor
     ctypedef struct Formula:
         Temperature temperature
         Transform transform
         double softcap
         Temperature half_cap
-    ctypedef struct Labels:
-        int size
-        bint is_signed, swapped, has_ignore
-        int64_t ignore_index, n_classes
-    ctypedef struct LabelCounts:
-        int64_t used, bad
     ctypedef struct Candidate:
         pass
     ctypedef struct Best:
@@ -103,7 +93,6 @@ cdef extern from "rows/scoring.h" nogil:
         int is_nan
         double m
     void set_temperature(Temperature *, double factor, double divisor) noexcept
-    void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     Py_ssize_t count_pieces(Py_ssize_t n_classes) noexcept
     Py_ssize_t count_gathered(Py_ssize_t n_classes) noexcept
     Py_ssize_t count_blocks(Py_ssize_t n_classes) noexcept
@@ -142,6 +131,7 @@ cdef enum:
 # Temperatures for which the constants of their exps are normal numbers in float32 too.
 cdef double LEAST_SCALE = 1e-18, MOST_SCALE = 1e18
 
+include "labels.pxi"
 include "tiles.pxi"
 include "scores.pxi"
 include "samples.pxi"

@@ -2,8 +2,6 @@
 # the Design in kernels.pyx.
 
 cdef extern from "rows/rows.h" nogil:
-    ctypedef struct LabelCounts:
-        int64_t used, bad
     ctypedef struct Pieces:
         pass
     ctypedef struct Rows:
@@ -26,7 +24,6 @@ cdef extern from "rows/rows.h" nogil:
     Pieces *own_pieces() noexcept
     Band *own_band() noexcept
     void count_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, LabelCounts *) noexcept
-    void read_labels(const Labels *, const char *, Py_ssize_t stride, Py_ssize_t n, int64_t *, LabelCounts *) noexcept
     void read_weights(Format, bint swapped, const char *, Py_ssize_t stride, Py_ssize_t n, double *) noexcept
     void fill_weights(Rows *, Py_ssize_t n) noexcept
     void set_mean_weights(Rows *, Py_ssize_t n, const double *class_weight) noexcept
