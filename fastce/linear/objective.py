@@ -121,7 +121,7 @@ class Objective:
         self.shape = (1 if self.binary else n_classes, self.n_features + self.fit_intercept)
         self.size = self.shape[0] * self.shape[1]
         self._features = self._X
-        if self._is_sparse and sparse.has_room(self._X, n_classes, self.dtype, MEMORY):
+        if self._is_sparse and sparse.has_room(self._X, self.shape[0], self.dtype, MEMORY):
             self._features = sparse.Products(self._X, n_classes, self.dtype, self.binary)
         self._rows = _kernels.kernels.LinearRows(
             (n_rows, n_classes),

@@ -13,7 +13,9 @@ from fastce import _kernels
 
 
 def _padded(n_classes: int, dtype: np.dtype) -> int:
-    """Classes in whole vectors."""
+    """Classes in whole vectors; one is alone."""
+    if n_classes == 1:
+        return 1
     lanes = _kernels.kernels.LANES[dtype.name]
     return -(-n_classes // lanes) * lanes
 
@@ -21,7 +23,7 @@ def _padded(n_classes: int, dtype: np.dtype) -> int:
 def has_room(x: Any, n_classes: int, dtype: np.dtype, memory: int) -> bool:
     """Whether weights the other way round, and sums of their gradients, take at most half of `memory`."""
     n_features = 4 * _n_entries(x) if _is_scattered(x) else x.shape[1]  # 4: looking them up takes room too
-    return n_features * _padded(max(2, n_classes), dtype) * (dtype.itemsize + 8) <= memory // 2
+    return n_features * _padded(n_classes, dtype) * (dtype.itemsize + 8) <= memory // 2
 
 
 def _n_entries(x: Any) -> int:
@@ -79,8 +81,8 @@ class Products:
         self.is_read_as_is = all(
             a.dtype == kind and a.flags.c_contiguous for a, kind in zip(self.whole, self.dtypes, strict=True)
         )
-        self.shape, self.dtype = (x.shape[1], _padded(n_classes, dtype)), dtype
-        self.columns = slice(int(binary), n_classes)
+        self.shape, self.dtype = (x.shape[1], _padded(n_classes - binary, dtype)), dtype
+        self.n_columns, self.first = n_classes - binary, int(binary)
 
     @cached_property
     def by_feature(self) -> tuple[NDArray, NDArray, NDArray]:
@@ -92,14 +94,14 @@ class Products:
 
     def weights(self, w: NDArray, bias: NDArray | None) -> tuple[NDArray, NDArray]:
         weights, biases = np.zeros(self.shape, self.dtype), np.zeros(self.shape[1], self.dtype)
-        weights[:, self.columns] = w[:, self.used].T
+        weights[:, : self.n_columns] = w[:, self.used].T
         if bias is not None:
-            biases[self.columns] = bias
+            biases[: self.n_columns] = bias
         return weights, biases
 
     def put(self, sums: NDArray, out: NDArray, accumulate: bool) -> None:
         """Sums of gradients of the weights to where they belong."""
-        sums = sums.T[self.columns]
+        sums = sums.T[: self.n_columns]
         if sums.shape != out.shape and not accumulate:
             out[...] = 0
         out[:, self.used] = out[:, self.used] + sums if accumulate else sums
@@ -109,6 +111,7 @@ class Products:
     ) -> None:
         """Add to `sums` gradients `g` of logits of a block of rows, those that are used, times features."""
         self.n_grads += 1
+        g = g[:, self.first :]
         n_bytes = _n_entries(self.x) * sum(a.itemsize for a in self.dtypes[1:])
         if self.n_grads > 1 and len(g) == self.x.shape[0] and n_bytes <= memory // 4:
             rows.put_feature_grads(*self.by_feature, g, used, sums)
@@ -117,10 +120,16 @@ class Products:
 
     def array(self, room: int) -> NDArray:
         """For logits of a block of rows in `room` bytes, half of it for entries that are converted."""
-        row = self.shape[1] * self.dtype.itemsize
+        width = self.first + self.shape[1]  # of which a first 0
+        row = width * self.dtype.itemsize
         n_block = room // row if self.is_read_as_is else room // 2 // (row + self.dtypes[0].itemsize)
         self.most = 0 if self.is_read_as_is else max(1, room // 2 // sum(t.itemsize for t in self.dtypes[1:]))
-        return np.empty((max(1, min(self.x.shape[0], n_block)), self.shape[1]), self.dtype)
+        return np.empty((max(1, min(self.x.shape[0], n_block)), width), self.dtype)
+
+    def multiply(self, rows: Any, entries: tuple[Any, ...], weights: tuple[NDArray, NDArray], z: NDArray) -> None:
+        """Logits of a block of rows."""
+        z[:, : self.first] = 0
+        rows.sparse_logits(*entries, *weights, z[:, self.first :])
 
     def blocks(self, n_rows: int) -> Iterator[tuple[slice, tuple[NDArray, NDArray, NDArray, int]]]:
         """Which rows; their row starts, columns and numbers, as kernels read them, and the first."""
@@ -131,6 +140,11 @@ class Products:
                 x = rows_of(self.x, block)
                 parts = zip((x.indptr, x.indices, x.data), self.dtypes, strict=True)
                 yield block, (*(np.ascontiguousarray(a, kind) for a, kind in parts), 0)
+
+
+def _column_sums(z: NDArray) -> NDArray:
+    """Sums in float64; of few columns NumPy's own takes several times as long."""
+    return z.sum(axis=0, dtype=np.float64) if z.shape[1] == 1 else np.einsum("ij->j", z, dtype=np.float64)
 
 
 def run(
@@ -147,16 +161,16 @@ def run(
     weights = products.weights(w, bias)
     of_w, of_bias = grads
     with_grad = of_w is not None or of_bias is not None
-    sums, bias_sums = None if n_rows else np.zeros(products.shape), np.zeros(n_classes)
+    sums, bias_sums = None if n_rows else np.zeros(products.shape), np.zeros(products.n_columns)
     logits = products.array(memory // 2)
     for block, entries in products.blocks(len(logits)):
         first, z = block.start, logits[: block.stop - block.start]
-        rows.sparse_logits(*entries, *weights, z)
+        products.multiply(rows, entries, weights, z)
         if block.stop == n_rows:
             del weights  # whose memory sums can have
         rows.of_block(z[:, :n_classes], first, with_grad)
         if of_bias is not None:
-            bias_sums += z[:, :n_classes].sum(axis=0, dtype=np.float64)
+            bias_sums += _column_sums(z[:, products.first : n_classes])
         if of_w is not None:
             ignored = rows.ignored(first, len(z))
             used = np.ones(len(z), np.uint8) if ignored is None else (~ignored).view(np.uint8)
@@ -165,7 +179,7 @@ def run(
     if of_w is not None:
         products.put(sums, of_w, accumulate)
     if of_bias is not None:
-        of_bias[...] = bias_sums[products.columns] + (of_bias if accumulate else 0)
+        of_bias[...] = bias_sums + (of_bias if accumulate else 0)
 
 
 def hessian_product(
@@ -178,18 +192,19 @@ def hessian_product(
     memory: int,
 ) -> None:
     """The Hessian of the mean times weights and bias of a direction: `blocks.hessian_product`."""
-    n_classes, binary = products.n_classes, products.columns.start
+    n_classes, binary = products.n_classes, bool(products.first)
     weights, others = products.weights(*coef), products.weights(*direction)
     logits = products.array(memory // 4)
-    product = np.zeros_like(logits)
-    sums, bias_sums, used = np.zeros(products.shape), np.zeros(n_classes), np.ones(len(logits), np.uint8)
+    product = np.empty_like(logits)
+    sums, bias_sums = np.zeros(products.shape), np.zeros(products.n_columns)
+    used = np.ones(len(logits), np.uint8)
     for block, entries in products.blocks(len(logits)):
         z, t = (a[: block.stop - block.start] for a in (logits, product))
-        rows.sparse_logits(*entries, *weights, z)
-        rows.sparse_logits(*entries, *others, t)
+        products.multiply(rows, entries, weights, z)
+        products.multiply(rows, entries, others, t)
         rows.hessian_rows(z[:, :n_classes], t[:, :n_classes], block.start, binary)
-        bias_sums += t[:, :n_classes].sum(axis=0, dtype=np.float64)
+        bias_sums += _column_sums(t[:, products.first : n_classes])
         products.add_grad(rows, entries, t, used[: len(t)], sums, memory)
     products.put(sums, of_w, False)
     if of_bias is not None:
-        of_bias[...] = bias_sums[products.columns]
+        of_bias[...] = bias_sums

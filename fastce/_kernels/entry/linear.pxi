@@ -350,8 +350,11 @@ cdef class LinearRows:
 
     def sparse_logits(self, cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t first,
                       cnp.ndarray w, cnp.ndarray bias, cnp.ndarray z):
-        """Logits z, (n, padded), of CSR rows from `first` on, by weights the other way round, (D, padded)."""
-        cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(z, 1))
+        """Logits z, (n, padded), of CSR rows from `first` on, by weights the other way round, (D, padded).
+
+        `padded` is a number of whole vectors, or 1; the rows of z may be farther apart.
+        """
+        cdef Sparse x = sparse_of(row_starts, indices, data, z)
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(z, 0)
         cdef Py_ssize_t work = sparse_work(row_starts, first, n_rows, x.padded)
         cdef int taken = take(self.n_threads, 1 + n_rows // SPARSE_ROWS, work, SERIAL_WORK)
@@ -363,7 +366,7 @@ cdef class LinearRows:
     def add_sparse_grad(self, cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t first,
                         cnp.ndarray g, cnp.ndarray used, cnp.ndarray sums):
         """Add to sums, (D, padded), the products of gradients g, (n, padded), with CSR rows from `first` on."""
-        cdef Sparse x = sparse_of(row_starts, indices, data, cnp.PyArray_DIM(g, 1))
+        cdef Sparse x = sparse_of(row_starts, indices, data, g)
         cdef Py_ssize_t n_rows = cnp.PyArray_DIM(g, 0)
         cdef Py_ssize_t work = sparse_work(row_starts, first, n_rows, x.padded)
         cdef int taken = take(self.n_threads, min(8, 1 + n_rows // SPARSE_ROWS), work, SERIAL_WORK)
@@ -375,7 +378,7 @@ cdef class LinearRows:
     def put_feature_grads(self, cnp.ndarray feature_starts, cnp.ndarray rows, cnp.ndarray data, cnp.ndarray g,
                           cnp.ndarray used, cnp.ndarray sums):
         """What `add_sparse_grad` adds to zeros, of all rows, whose entries lie in the order of features."""
-        cdef Sparse x = sparse_of(feature_starts, rows, data, cnp.PyArray_DIM(g, 1))
+        cdef Sparse x = sparse_of(feature_starts, rows, data, g)
         cdef Py_ssize_t n_features = cnp.PyArray_DIM(sums, 0)
         cdef Py_ssize_t work = sparse_work(feature_starts, 0, n_features, x.padded)
         cdef int taken = take(self.n_threads, 1 + n_features // SPARSE_ROWS, work, SERIAL_WORK)

@@ -46,7 +46,7 @@ cdef extern from "linear/linear.h" nogil:
         const void *indices
         const void *data
         bint long_indices
-        Py_ssize_t padded
+        Py_ssize_t padded, row
     void sparse_logits(bint is_f64, const Sparse *, Py_ssize_t first, Py_ssize_t n_rows, const void *w,
                        const void *bias, void *z) noexcept
     void add_sparse_grad(bint is_f64, const Sparse *, Py_ssize_t first, Py_ssize_t n_rows, const void *g,
@@ -201,10 +201,11 @@ cdef void run_hessian_rows(bint is_f64, const char *p, Py_ssize_t p_row, char *t
 
 # ---- Sparse rows -------------------------------------------------------------------------------
 
-cdef Sparse sparse_of(cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, Py_ssize_t padded) except *:
-    """Of contiguous arrays of a CSR matrix that were checked."""
+cdef Sparse sparse_of(cnp.ndarray row_starts, cnp.ndarray indices, cnp.ndarray data, cnp.ndarray z) except *:
+    """Of contiguous arrays of a CSR matrix that were checked, and logits, or gradients, of its rows."""
     return Sparse(cnp.PyArray_DATA(row_starts), cnp.PyArray_DATA(indices), cnp.PyArray_DATA(data),
-                  cnp.PyArray_ITEMSIZE(indices) == 8, padded)
+                  cnp.PyArray_ITEMSIZE(indices) == 8, cnp.PyArray_DIM(z, 1),
+                  cnp.PyArray_STRIDE(z, 0) // cnp.PyArray_ITEMSIZE(z))
 
 
 cdef Py_ssize_t sparse_work(cnp.ndarray row_starts, Py_ssize_t first, Py_ssize_t n_rows, Py_ssize_t padded) except -1:
@@ -215,7 +216,7 @@ cdef Py_ssize_t sparse_work(cnp.ndarray row_starts, Py_ssize_t first, Py_ssize_t
 
 cdef void run_sparse_logits(bint is_f64, const Sparse *x, Py_ssize_t first, Py_ssize_t n_rows, const void *w,
                             const void *bias, char *z, int n_threads) noexcept nogil:
-    cdef Py_ssize_t row_bytes = x.padded * (8 if is_f64 else 4)
+    cdef Py_ssize_t row_bytes = x.row * (8 if is_f64 else 4)
     cdef Py_ssize_t part, n_parts = (n_rows + SPARSE_ROWS - 1) // SPARSE_ROWS
     for part in prange(n_parts, schedule="dynamic", num_threads=n_threads):
         run_sparse_part(is_f64, x, first + part * SPARSE_ROWS,

@@ -44,11 +44,12 @@ typedef struct {
 /* A tile's rows of features as reals, `stride` reals apart. Those of ignored rows are 0. */
 typedef struct { const void *rows; ptrdiff_t stride; } Features;
 
-/* Rows of a CSR matrix, and how many reals a row of logits or of weights, those of a feature, takes. */
+/* Rows of a CSR matrix, and how many reals of weights a feature takes: whole vectors, or one. Rows of logits and of
+ * their gradients have as many, `row` reals apart. */
 typedef struct {
     const void *row_starts, *indices, *data;
     int long_indices; /* int64, else int32 */
-    ptrdiff_t padded;
+    ptrdiff_t padded, row;
 } Sparse;
 
 /* A float64 to an element of an array. */
