@@ -126,7 +126,9 @@ class Products:
         self.most = 0 if self.is_read_as_is else max(1, room // 2 // sum(t.itemsize for t in self.dtypes[1:]))
         return np.empty((max(1, min(self.x.shape[0], n_block)), width), self.dtype)
 
-    def multiply(self, rows: Any, entries: tuple[Any, ...], weights: tuple[NDArray, NDArray], z: NDArray) -> None:
+    def multiply(
+        self, rows: Any, entries: tuple[Any, ...], weights: tuple[NDArray, NDArray], z: NDArray
+    ) -> None:
         """Logits of a block of rows."""
         z[:, : self.first] = 0
         rows.sparse_logits(*entries, *weights, z[:, self.first :])
