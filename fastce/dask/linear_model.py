@@ -25,7 +25,7 @@ from fastce.sklearn._preconditioners import (
     Problem,
     of_hessian,
 )
-from fastce.sklearn._solver import PER_COEFFICIENT, SAMPLED, descend, given, limited_blas
+from fastce.sklearn._solver import PER_COEFFICIENT, SAMPLED, Limits, descend, given, limited_blas
 
 __all__ = ["LogisticRegression"]
 
@@ -121,14 +121,15 @@ class LogisticRegression(_LogisticRegression):
             coef = np.column_stack([self.coef_, self.intercept_] if self.fit_intercept else [self.coef_])
         starts = [coef]
         f = ChunkedObjective(chunks, terms, l2, shape, dtype)
+        limits = Limits(self.tol, self.max_iter)
         with limited_blas(part.X, coef.size):
             if part.X.shape[0] >= PER_COEFFICIENT * coef.size:  # the first steps see the sample alone
-                found = descend(part.objective, [coef], part.best, self.tol, self.max_iter, None).coef
+                found = descend(part.objective, [coef], part.best, limits).coef
                 starts = [*given(coef), found]
             preconditioner, patience = part.best, PATIENCE
             if coef.size <= WHOLE and part.X.shape[0] * coef.size**2 <= EXACT_LATE:
                 preconditioner, patience = lambda w, _: of_hessian(part.objective, w), 4
-            options = preconditioner, self.tol, self.max_iter, None, patience
+            options = preconditioner, limits, patience
             solution = descend(f, starts, *options)
             if not solution.converged and solution.n_iter < self.max_iter:  # the sample has led astray
                 solution = descend(f, [coef], *options)

@@ -32,7 +32,8 @@ FLOOR = 0.05  # of the eigenvalues of classes' correlations
 _TINY = float(np.finfo(float).tiny)
 SAMPLE_BYTES = 1 << 25
 WHOLE, LEAST, MOST = 1200, 6, 400  # coefficients of a Hessian of a sample, whose rows are so many times those
-ROWS_PER_COLUMN = 50  # of a block on the diagonal
+ROWS_PER_COLUMN, LATE_ROWS_PER_COLUMN = 50, 16  # of a block on the diagonal
+SPARSE = 100  # operations in the time of an entry
 LEAST_ROWS = 2048  # of X'X: in fewer, a column may be all 0
 HEAVIEST = 128  # columns of a matrix beside the diagonal
 
@@ -96,12 +97,19 @@ class Problem:
         if n_iter > PATIENCE and f.size <= SIZE_LATE and n_rows * f.size**2 <= EXACT_LATE:
             return of_hessian(f, w)
         passes = LATE if n_iter else EARLY
-        if not sparse.issparse(self.X) and n_columns <= WIDEST:
+        is_sparse, wanted = sparse.issparse(self.X), ROWS_PER_COLUMN * (n_columns + 1)
+        if is_sparse:
+            # A pass takes as long as a product of two entries for each entry; a factor, n_columns^3 / 3.
+            per_row = self.X.nnz // max(1, n_rows) + 1
+            affordable = passes * n_rows // per_row if n_columns**3 <= passes * self.X.nnz * SPARSE else 0
+        else:
             # A pass takes 4 n_rows n_columns n_classes operations, a matrix X'X 2 n_columns^2 for each row.
             affordable = 2 * passes * n_rows // max(1, n_columns)
-            wanted = ROWS_PER_COLUMN * (n_columns + 1)
-            if affordable >= min(wanted, n_rows) and (part := self.sample(wanted)):
-                return part.of_blocks(w)
+        if n_iter and n_classes == 1:  # whose only block is the Hessian
+            wanted = min(wanted, max(affordable, LATE_ROWS_PER_COLUMN * (n_columns + 1)))
+        if n_columns <= WIDEST and affordable >= min(wanted, n_rows) and (part := self.sample(wanted)):
+            return part.of_blocks(w)
+        if not is_sparse and n_columns <= WIDEST:
             wanted = min(max(LEAST_ROWS, 8 * (n_columns + 1)), affordable * n_classes)
             if (n_iter or not w.any()) and wanted > n_columns and (part := self.sample(wanted)):
                 return part.of_columns(w)

@@ -11,7 +11,7 @@ B. Where rows are many, a sample of them is solved first, and a sample of that b
 C. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on, of Newton's thrice as
    many, unless the preconditioner expects less of one than GAIN of the objective: scikit-learn's last step
    often leads well below tol, and its objective is not to be lower. Once |gradient| <= tol a preconditioner
-   is made again each EARLY steps at most. A sample is left as soon as a step gains less than a SHARE of
+   is made again each EARLY steps, while these still gain. A sample is left as soon as a step gains less than a SHARE of
    what its choice of rows does: (coefficients) / (2 rows).
 D. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
    good, and a step that was to gain less than that and than GAIN, and lost, is the last.
@@ -44,7 +44,7 @@ from fastce.sklearn._preconditioners import (
 )
 from fastce.sklearn._span import Span
 
-__all__ = ["Solution", "descend", "limited_blas", "minimize"]
+__all__ = ["Limits", "Solution", "descend", "limited_blas", "minimize"]
 
 GAIN, BEYOND, SHARE = 1e-7, 8, 0.05
 FEW_ROWS, MOST_ROWS = 300, 1200  # of X with twice as many columns
@@ -52,6 +52,17 @@ NOISE = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
 MEMORY, LARGE = 10, 1 << 17  # steps that are remembered; as many numbers are kept in the features' precision
 EXACT = 1e7  # operations of a Hessian that each step can have
 SAMPLED, PER_COEFFICIENT = 16, 16  # a sample is one of so many rows, and so many times the coefficients
+
+
+class Limits(NamedTuple):
+    """Where to stop: at a largest gradient element of `tol`, but up to so many steps `beyond` while a share
+    `gain` of the objective is to be gained, and after `max_iter` steps in any case; who is told of each."""
+
+    tol: float
+    max_iter: int
+    callback: Callable[[NDArray], Any] | None = None
+    beyond: int = BEYOND
+    gain: float = GAIN
 
 
 class Solution(NamedTuple):
@@ -72,9 +83,7 @@ def minimize(
     sample_weight: NDArray | None,
     fit_intercept: bool,
     l2: float,
-    tol: float,
-    max_iter: int,
-    callback: Callable[[NDArray], Any] | None = None,
+    limits: Limits,
 ) -> Solution:
     """Coefficients of form (K, D + fit_intercept) that minimise the objective, from `coef` on."""
     if n_classes > 2:  # that changes no probability and lessens the penalty
@@ -85,9 +94,9 @@ def minimize(
 
     is_wide = not sparse.issparse(X) and X.shape[0] <= min(MOST_ROWS, X.shape[1] // 2)
     if is_wide and 8 * X.size <= SAMPLE_BYTES and not _is_tiny(X, coef.size):
-        return _minimum_of_wide(problem, X, coef, l2, tol, max_iter, callback)
+        return _minimum_of_wide(problem, X, coef, l2, limits)
     with limited_blas(X, coef.size):
-        return _minimum(problem(X), coef, tol, max_iter, callback)
+        return _minimum(problem(X), coef, limits)
 
 
 def _is_tiny(X: Any, size: int) -> bool:
@@ -100,16 +109,15 @@ def _minimum_of_wide(
     X: NDArray,
     coef: NDArray,
     l2: float,
-    tol: float,
-    max_iter: int,
-    callback: Callable[[NDArray], Any] | None,
+    limits: Limits,
 ) -> Solution:
     (n_rows, n_columns), n_iter = X.shape, 0
     if n_rows > FEW_ROWS:
         whole = problem(X)
         with limited_blas(X, coef.size):
-            found = descend(whole.objective, [coef], whole.best, tol, min(max_iter, LATE), callback)
-        if found.n_iter < LATE or found.n_iter == max_iter:
+            at_first = limits._replace(max_iter=min(limits.max_iter, LATE))
+            found = descend(whole.objective, [coef], whole.best, at_first)
+        if found.n_iter < LATE or found.n_iter == limits.max_iter:
             return found
         coef, n_iter = found.coef.reshape(coef.shape), LATE
     with limited_blas(X, 0):
@@ -120,10 +128,11 @@ def _minimum_of_wide(
             u = u.reshape(len(coef), -1)
             return np.hstack([span.coef(u[:, :n_rows]), u[:, n_rows:]]).ravel()
 
-        told = callback and (lambda u: callback(outside(u)))
+        told = limits.callback and (lambda u: limits.callback(outside(u)))
+        left = limits._replace(max_iter=limits.max_iter - n_iter, callback=told)
         start = np.hstack([span.start, coef[:, n_columns:]])
         best = few.of_blocks if len(coef) == 1 else few.of_columns  # of one row of coefficients the Hessian
-        found = descend(few.objective, [start], lambda u, _: best(u), tol, max_iter - n_iter, told, EARLY)
+        found = descend(few.objective, [start], lambda u, _: best(u), left, EARLY)
         return found._replace(coef=outside(found.coef), n_iter=n_iter + found.n_iter)
 
 
@@ -150,20 +159,18 @@ def _pools() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _minimum(
-    problem: Problem, coef: NDArray, tol: float, max_iter: int, callback: Callable[[NDArray], Any] | None
-) -> Solution:
+def _minimum(problem: Problem, coef: NDArray, limits: Limits) -> Solution:
     f, n_rows = problem.objective, problem.n_used
     many = n_rows >= SAMPLED * PER_COEFFICIENT * f.size and not sparse.issparse(problem.X)
     if many and (part := problem.sample(n_rows // SAMPLED)):
-        starts = [*given(coef), _minimum(part, coef, tol, max_iter, None).coef]
-        solution = descend(f, starts, part.best, tol, max_iter, callback)
-        if solution.converged or solution.n_iter == max_iter:
+        starts = [*given(coef), _minimum(part, coef, limits._replace(callback=None)).coef]
+        solution = descend(f, starts, part.best, limits)
+        if solution.converged or solution.n_iter == limits.max_iter:
             return solution  # else the sample has led astray
     if _is_tiny(problem.X, f.size):
-        return descend(f, [coef], lambda w, _: of_hessian(f, w), tol, max_iter, callback, patience=1)
+        return descend(f, [coef], lambda w, _: of_hessian(f, w), limits, patience=1)
     enough = SHARE * f.size / (2 * n_rows) if problem.n_rows > n_rows else 0.0
-    return descend(f, [coef], problem.best, tol, max_iter, callback, enough=enough)
+    return descend(f, [coef], problem.best, limits, enough=enough)
 
 
 def given(coef: NDArray) -> list[NDArray]:
@@ -176,30 +183,30 @@ def descend(
     f: Any,
     starts: list[NDArray],
     preconditioner: Callable[[NDArray, int], Preconditioner],
-    tol: float,
-    max_iter: int,
-    callback: Callable[[NDArray], Any] | None,
+    limits: Limits,
     patience: int = PATIENCE,
     enough: float = 0.0,
 ) -> Solution:
     """As `minimize`, from the best of `starts` on; the preconditioner is made again, where the steps have
     led, each `patience` of them. Steps that are expected to gain no more than `enough` are not taken."""
+    tol, max_iter, callback, beyond, least = limits
     vectors = [np.array(coef, np.float64).ravel() for coef in starts]
     w, loss, g = min(((w, *f.loss_and_grad(w)) for w in vectors), key=lambda start: start[1])
-    noise, settled, solve = NOISE[f.dtype], 0, None
+    noise, settled, gained, solve = NOISE[f.dtype], 0, 0.0, None
     pairs: list[tuple[NDArray, NDArray, float]] = []
-    most, beyond = (0, 3 * BEYOND) if patience == 1 else (MEMORY, BEYOND)
+    most, beyond = (0, 3 * beyond) if patience == 1 else (MEMORY, beyond)
     kept = f.dtype if f.size > LARGE else np.dtype(np.float64)
     for n_iter in range(max_iter + 1):
         if n_iter == max_iter:
             return Solution(w, loss, n_iter, settled > 0 or _flat(g) <= tol)
         settled += _flat(g) <= tol
-        if solve is None or (n_iter % patience == 0 and settled % EARLY == 0):
+        is_due = settled % EARLY == 0 and (n_iter % patience == 0 or (settled and gained > 10 * least * loss))
+        if solve is None or is_due:
             solve = preconditioner(w, n_iter)
         d = _direction(g.astype(kept, copy=False), pairs, solve)
         slope = g @ d
         gain = -slope / 2
-        if 0 <= gain <= enough or (settled and (settled > beyond or gain <= GAIN * abs(loss))):
+        if 0 <= gain <= enough or (settled and (settled > beyond or gain <= least * abs(loss))):
             return Solution(w, loss, n_iter, True)
         # Losses end at 0: of a direction that promises more, the curvature is more than was thought.
         step = first = loss / gain if gain > loss > 0 else 1.0
@@ -223,7 +230,7 @@ def descend(
         if callback:
             callback(w)
         # scikit-learn's second criterion; and what is left to gain is less than rounding errors have taken.
-        is_noise = gained < 0 and gain <= min(GAIN, noise) * abs(loss)
+        is_noise = gained < 0 and gain <= min(least, noise) * abs(loss)
         if is_noise or 0 <= gained <= 64 * np.finfo(float).eps * max(abs(loss), 1):
             return Solution(w, loss, n_iter + 1, True)
     raise AssertionError("unreachable")

@@ -17,17 +17,20 @@ from scipy import optimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import _logistic as theirs
 
-from fastce.sklearn._solver import Solution, minimize
+from fastce.sklearn._solver import Limits, Solution, minimize
 
 __all__ = ["logistic_regression_cv_fit", "logistic_regression_fit"]
 
 
-def _solved(
-    w0: NDArray, linear_loss: Any, args: tuple, tol: float, max_iter: int, callback: Any = None
-) -> Solution:
+# Of Newton's solvers: scikit-learn's own last step leads far below `tol`.
+THOROUGH = {"beyond": 100, "gain": 1e-9}
+
+
+def _solved(w0: NDArray, linear_loss: Any, args: tuple, limits: Limits) -> Solution:
     """The minimum of scikit-learn's linear loss; coefficients in its order, classes first, for the caller
     and back."""
     X, y, sample_weight, l2 = args[:4]
+    callback = limits.callback
     n_classes = max(2, linear_loss.base_loss.n_classes)
     n_rows = 1 if n_classes == 2 and w0.size == X.shape[1] + linear_loss.fit_intercept else n_classes
 
@@ -45,9 +48,7 @@ def _solved(
         sample_weight=sample_weight,
         fit_intercept=linear_loss.fit_intercept,
         l2=l2,
-        tol=tol,
-        max_iter=max_iter,
-        callback=callback and (lambda w: callback(as_theirs(w))),
+        limits=limits._replace(callback=callback and (lambda w: callback(as_theirs(w)))),
     )
     return solution._replace(coef=as_theirs(solution.coef))
 
@@ -57,7 +58,9 @@ def _scipy_minimize(
 ) -> optimize.OptimizeResult:
     """In place of ``scipy.optimize.minimize``, with what L-BFGS-B says."""
     max_iter = options["maxiter"]
-    coef, loss, n_iter, converged = _solved(x0, fun.__self__, args, options["gtol"], max_iter, callback)
+    coef, loss, n_iter, converged = _solved(
+        x0, fun.__self__, args, Limits(options["gtol"], max_iter, callback)
+    )
     if callback and not max_iter:  # SciPy looks at the limit after its first iteration
         callback(coef)
     if options.get("iprint", -1) >= 1:
@@ -80,7 +83,7 @@ def _newton_cg(
     verbose: int = 0,
     **_: Any,
 ) -> tuple[NDArray, int]:
-    coef, loss, n_iter, converged = _solved(x0, func.__self__, args, tol, maxiter)
+    coef, loss, n_iter, converged = _solved(x0, func.__self__, args, Limits(tol, maxiter, **THOROUGH))
     if verbose:
         print(f"fastce: {n_iter} iterations, loss {loss:.10g}")
     if not converged:
@@ -113,9 +116,8 @@ class _NewtonCholeskySolver:
         n_columns = X.shape[1] + linear_loss.fit_intercept
         singular = X.shape[0] < n_columns and l2 < np.finfo(X.dtype).eps
         max_iter -= singular
-        coef, loss, self.iteration, converged = _solved(
-            coef, linear_loss, (X, y, sample_weight, l2), tol, max_iter
-        )
+        limits = Limits(tol, max_iter) if singular else Limits(tol, max_iter, **THOROUGH)
+        coef, loss, self.iteration, converged = _solved(coef, linear_loss, (X, y, sample_weight, l2), limits)
         if self.verbose:
             print(f"fastce: {self.iteration} iterations, loss {loss:.10g}")
         if not converged or (singular and self.iteration == max_iter):  # nothing there ends at a minimum

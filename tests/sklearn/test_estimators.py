@@ -12,6 +12,7 @@ import pytest
 import sklearn
 from conftest import FLOATS
 from scipy import sparse, special
+from scipy.linalg import LinAlgWarning
 from sklearn import linear_model
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
@@ -21,6 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder
 from sklearn.svm import SVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -63,19 +65,39 @@ def value(model, X, y, C):
     return f.loss(np.hstack([model.coef_, model.intercept_[:, None]]))
 
 
+def one_hot(kind):
+    """Columns that go together: those of each variable add up to one."""
+    rng = np.random.default_rng(1)
+    X = OneHotEncoder().fit_transform(rng.integers(20, size=(20000, 8)))
+    y = X @ rng.normal(size=X.shape[1]) + rng.logistic(size=20000) > 0
+    return X if kind == "csr" else X.toarray(), y.astype(int)
+
+
+DATA = {
+    "iris": lambda: load_iris(return_X_y=True),
+    "digits": lambda: load_digits(return_X_y=True),
+    "breast cancer": lambda: load_breast_cancer(return_X_y=True),
+    "one-hot": lambda: one_hot("dense"),
+    "one-hot, csr": lambda: one_hot("csr"),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["lbfgs", "newton-cg", "newton-cholesky"])
-@pytest.mark.parametrize("load", [load_iris, load_digits, load_breast_cancer])
-@pytest.mark.parametrize("C", [0.01, 1])
-def test_no_higher_than_scikit_learn(load, C, solver):
-    X, y = load(return_X_y=True)
-    if solver == "newton-cholesky" and load is load_digits:
-        X = X[:, 16:24]
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("C", [0.01, 1, 100])
+def test_no_higher_than_scikit_learn(name, C, solver):
+    X, y = DATA[name]()
     ours = LogisticRegression(C=C, solver=solver).fit(X, y)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        theirs = linear_model.LogisticRegression(C=C, solver="lbfgs").fit(X, y)
-    assert value(ours, X, y, C) <= value(theirs, X, y, C) * (1 + 1e-7)
+        warnings.simplefilter("ignore", LinAlgWarning)
+        theirs = linear_model.LogisticRegression(C=C, solver=solver).fit(X, y)
+    # What is left to gain along columns that go together is an estimate, by what knows little of them; ten
+    # steps of Newton's may be worth more than the hundred of ours that `max_iter` allows for.
+    bound = 1e-6 if name.startswith("one-hot") else 1e-7
+    bound = 1e-5 if name == "digits" and solver == "newton-cholesky" else bound
+    assert value(ours, X, y, C) <= value(theirs, X, y, C) * (1 + bound)
     assert ours.coef_.shape == theirs.coef_.shape
     assert ours.n_iter_.dtype == theirs.n_iter_.dtype
     assert ours.n_iter_.shape == theirs.n_iter_.shape
@@ -184,9 +206,7 @@ def test_blas_keeps_to_one_thread_where_coefficients_are_few(rng):
             sample_weight=None,
             fit_intercept=True,
             l2=0.1,
-            tol=1e-4,
-            max_iter=5,
-            callback=note,
+            limits=_solver.Limits(1e-4, 5, note),
         )
         after = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
     assert set(seen) == {1}
@@ -196,9 +216,11 @@ def test_blas_keeps_to_one_thread_where_coefficients_are_few(rng):
 @pytest.mark.parametrize("shape", [(200, 3), (50, 300)])
 def test_who_follows_a_fit_sees_its_coefficients(rng, shape):
     """Not their coordinates in the span of the rows, where columns are many."""
-    options = {"sample_weight": None, "fit_intercept": True, "l2": 0.1, "tol": 1e-4, "max_iter": 5}
+    options = {"sample_weight": None, "fit_intercept": True, "l2": 0.1}
     X, y, seen = rng.normal(size=shape), rng.integers(0, 3, shape[0]), []
-    found = _solver.minimize(X, y, 3, np.zeros((3, shape[1] + 1)), callback=seen.append, **options)
+    found = _solver.minimize(
+        X, y, 3, np.zeros((3, shape[1] + 1)), limits=_solver.Limits(1e-4, 5, seen.append), **options
+    )
     assert len(seen) == found.n_iter
     np.testing.assert_array_equal(seen[-1], found.coef)
 
@@ -226,9 +248,14 @@ def test_fits_at_the_same_time_leave_blas_its_threads(rng):
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
     def fit(begin, wait):
-        options = {"sample_weight": None, "fit_intercept": True, "l2": 0.1, "tol": 1e-4, "max_iter": 5}
+        options = {"sample_weight": None, "fit_intercept": True, "l2": 0.1}
         _solver.minimize(
-            X, y, 2, np.zeros((1, 4)), callback=lambda _: begin.set() or wait.wait(60), **options
+            X,
+            y,
+            2,
+            np.zeros((1, 4)),
+            limits=_solver.Limits(1e-4, 5, lambda _: begin.set() or wait.wait(60)),
+            **options,
         )
 
     usual = max(blas())
