@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastce._kernels.entry import arrays, options
 
 MEMORY = 64 * 2**20
-FEW_WEIGHTS = 1 << 16  # so many stay in the second cache of a core, and small products are no faster in BLAS
+FEW_WEIGHTS = 1 << 13  # so many stay in the first cache of a core, and products are no faster in BLAS
 FEW_FEATURES = 1 << 12  # so that rows of a tile do
 
 
