@@ -1,6 +1,6 @@
 /* Draws from a row, of blocks without filters, else of the list that filters leave: the inverse of the cumulative
- * distribution at one uniform number, which depends on the row's key and the draw's number alone. Of a block, once it
- * is chosen, the exps are computed again.
+ * distribution at one uniform number, which depends on the row's key and the draw's number alone. Of a block that
+ * draws fall into the exps are computed again, once for all of them.
  *
  * Included once per REAL_BITS, after filters.h.
  */
@@ -18,23 +18,36 @@ INLINE double uniform_of(uint64_t key, uint64_t i)
 }
 #endif
 
-/* One of the elements of a block, where `before` of the block's sum is before it. */
-static int64_t FN(draw_in_block)(const Sampling *call, const REAL *x, const Sampled *row, ptrdiff_t block,
-                                 double before)
+/* The exps of a block, computed again, and the sums of its groups. */
+enum { FN(GROUP) = 4 * LANES_COUNT };
+typedef struct { ptrdiff_t start, n; REAL e[BLOCK + FN(GROUP)]; double sum[BLOCK / FN(GROUP) + 1], unit; } FN(Held);
+
+static void FN(hold)(const Sampling *call, const REAL *x, const Sampled *row, ptrdiff_t block, FN(Held) *held)
 {
-    const ptrdiff_t start = block * BLOCK, n = FN(block_size)(call, block), group = 4 * LANES;
+    const ptrdiff_t start = block * BLOCK, n = FN(block_size)(call, block);
     const FN(Exps) exps = FN(exps_of)(call, row->anchor[block]);
-    REAL e[BLOCK + 4 * LANES_COUNT];
     for (ptrdiff_t at = 0; at < n; at += LANES) {
         const vec v = n - at >= LANES ? FN(load)(x + start + at) : FN(load_n)(x + start + at, n - at, -INFINITY);
-        FN(store)(e + at, FN(exps)(v, &exps));
+        FN(store)(held->e + at, FN(exps)(v, &exps));
     }
-    before /= FN(unit_of)(&exps) * SUM_SCALE;
-    ptrdiff_t last = 0, at = 0;
-    for (; at < n; at += group) { /* whole groups are passed over */
+    for (ptrdiff_t at = 0; at < n; at += FN(GROUP)) {
         double sums[4] = {0};
-        for (ptrdiff_t i = at; i < FN(smaller)(at + group, n); i++) sums[i & 3] += e[i];
-        const double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        for (ptrdiff_t i = at; i < FN(smaller)(at + FN(GROUP), n); i++) sums[i & 3] += held->e[i];
+        held->sum[at / FN(GROUP)] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+    held->start = start;
+    held->n = n;
+    held->unit = FN(unit_of)(&exps) * SUM_SCALE;
+}
+
+/* One of the elements of a block, where `before` of the block's sum is before it. */
+static int64_t FN(draw_in_block)(const FN(Held) *held, double before)
+{
+    const ptrdiff_t n = held->n;
+    before /= held->unit;
+    ptrdiff_t last = 0, at = 0;
+    for (; at < n; at += FN(GROUP)) { /* whole groups are passed over */
+        const double sum = held->sum[at / FN(GROUP)];
         if (sum > before) break;
         if (sum > 0) last = at;
         before -= sum;
@@ -43,20 +56,22 @@ static int64_t FN(draw_in_block)(const Sampling *call, const REAL *x, const Samp
         at = last;
         before = INFINITY;
     }
-    for (ptrdiff_t i = at; i < FN(smaller)(at + group, n); i++) {
-        if (!(e[i] > 0)) continue;
+    for (ptrdiff_t i = at; i < FN(smaller)(at + FN(GROUP), n); i++) {
+        if (!(held->e[i] > 0)) continue;
         last = i;
-        if (e[i] > before) break;
-        before -= e[i];
+        if (held->e[i] > before) break;
+        before -= held->e[i];
     }
-    return start + last;
+    return held->start + last;
 }
 
+/* First the block of each draw, -1 - b as its token, and what is before it there; then block by block. */
 static void FN(draw_from_blocks)(const Sampling *call, const REAL *x, const Sampled *row, uint64_t key,
                                  ptrdiff_t n_draws, int64_t *token, double *logprob)
 {
     const ptrdiff_t n_blocks = count_blocks(call->n_classes);
     const double log_s = log_of_one_and(row->others, 0);
+    FN(Held) held;
     for (ptrdiff_t i = 0; i < n_draws; i++) {
         double before = uniform_of(key, (uint64_t)i) * (SUM_SCALE + row->others);
         ptrdiff_t b = 0, last = 0;
@@ -69,8 +84,18 @@ static void FN(draw_from_blocks)(const Sampling *call, const REAL *x, const Samp
             before = row->weight[b];
         }
         const double whole = row->sum[b] + (b == row->top ? SUM_SCALE : 0);
-        token[i] = FN(draw_in_block)(call, x, row, b, before / row->weight[b] * whole);
-        logprob[i] = log_probability(row->m, x[token[i]], log_s, &call->temperature);
+        token[i] = -1 - b;
+        logprob[i] = before / row->weight[b] * whole;
+    }
+    for (ptrdiff_t first = 0; first < n_draws; first++) {
+        const int64_t mark = token[first];
+        if (mark >= 0) continue;
+        FN(hold)(call, x, row, -1 - mark, &held);
+        for (ptrdiff_t i = first; i < n_draws; i++) {
+            if (token[i] != mark) continue;
+            token[i] = FN(draw_in_block)(&held, logprob[i]);
+            logprob[i] = log_probability(row->m, x[token[i]], log_s, &call->temperature);
+        }
     }
 }
 
