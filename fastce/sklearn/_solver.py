@@ -11,8 +11,8 @@ B. Where rows are many, a sample of them is solved first, and a sample of that b
 C. It stops where scikit-learn does, |gradient| <= tol, but goes up to BEYOND steps on, of Newton's thrice as
    many, unless the preconditioner expects less of one than GAIN of the objective: scikit-learn's last step
    often leads well below tol, and its objective is not to be lower. Once |gradient| <= tol a preconditioner
-   is made again each EARLY steps, while these still gain. A sample is left as soon as a step gains less than a SHARE of
-   what its choice of rows does: (coefficients) / (2 rows).
+   is made again each EARLY steps, while these still gain. A sample is left as soon as a step gains less
+   than a SHARE of what its choice of rows does: (coefficients) / (2 rows). Newton's solvers go on longer.
 D. Objectives of float32 data are known to about NOISE: within that the slope decides whether a step is
    good, and a step that was to gain less than that and than GAIN, and lost, is the last.
 E. Where columns are many and rows few, coefficients are sought in the span of the rows: at once, or where
