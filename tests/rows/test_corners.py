@@ -246,6 +246,19 @@ def test_nan_in_the_place_of_the_label_is_not_lost_by_a_weight_of_0(dtype):
             assert loss[1] == 0
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 9, 200])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_z_loss_of_a_sure_target_at_zero(level, dtype, n_classes):
+    """Its own term is as small as the loss: a part of it is subnormal, where the gradient is not."""
+    gap = -np.log(np.finfo(dtype).tiny * 4)
+    x = np.zeros((2, n_classes), dtype)
+    x[:, 1:] = -gap
+    for logits, axis in ((x, 1), (np.asfortranarray(x), 1), (x.T.copy(), 0)):
+        got = fastce.cross_entropy_and_grad(logits, [0, 0], axis=axis, z_loss=1e-4, reduction="sum")[1]
+        exact = reference.cross_entropy_and_grad(logits, [0, 0], axis=axis, z_loss=1e-4, reduction="sum")[1]
+        assert_ulp(got, exact, GRAD_ULP[dtype] + 1)  # and half a unit of what is subnormal, of 1e-4 of it
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_hessian_of_a_z_loss_alone(dtype):
     """Where the weight of the class is 0: that of the square of lse, which may be 0 as well."""

@@ -254,7 +254,11 @@ INLINE void FN(find_factors)(ptrdiff_t i, int with_z_loss, FN(Mixture) *a)
     }
     const FN(Sum) with_lse = FN(quotient)((FN(Sum)){FN(load)(a->whole + i), {0}}, all, by_all);
     FN(store)(a->unit + i, with_lse.high + with_lse.low);
-    FN(store)(a->beta + i, FN(fma)(own, FN(load)(a->by_lse + i) * by_all, beta)); /* own / all may be subnormal */
+    /* own / all may be subnormal, or by_lse / all, where a sure row's target is 0 */
+    const vec by_lse = FN(load)(a->by_lse + i);
+    const FN(mask) is_large = FN(not_less)(FN(absolute)(by_lse), FN(splat)((REAL)0x1p-40));
+    const vec e = FN(select)(is_large, own, own * by_all), factor = FN(select)(is_large, by_lse * by_all, by_lse);
+    FN(store)(a->beta + i, FN(fma)(e, factor, beta));
 }
 
 /* ---- Write --------------------------------------------------------------------------------- */
