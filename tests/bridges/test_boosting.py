@@ -369,10 +369,46 @@ def test_catboost_labels_are_classes(label):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(3), label, 1.0)
     with pytest.raises(IndexError, match=rf"label {label} at row 1; expected a class, a whole number"):
         bridge.softmax_loss.evaluate([np.zeros(2)] * 3, np.array([0, label]), None)
-    with pytest.raises(ValueError, match="a row has 2 raw values; expected 3"):
+    with pytest.raises(ValueError, match="a row has 2 raw values; expected 3: pass classes_count=3"):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(2), 1.0, 1.0)
     with pytest.raises(ValueError, match=r"label nan at \[1\]; expected a number that is finite"):
         bridge.SoftLabelObjective(3).calc_ders_multi(np.zeros(3), [0.5, np.nan, 0.5], 1.0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("objective", "metric", "options", "message"),
+    [
+        ("SoftmaxObjective", "softmax_loss", {}, "one raw value; expected 3: pass classes_count=3"),
+        ("LogisticObjective", "MultiClass", {}, "3 raw values; expected one: use SoftmaxObjective.3."),
+        ("LogisticObjective", "softmax_loss", {"classes_count": 3}, "3 raw values; expected one"),
+        ("SoftmaxObjective", "logistic_loss", {"classes_count": 3}, "rows have 3 raw values; expected one: "),
+        ("SoftLabelObjective", "soft_label_loss", {}, "one raw value; expected 3: give labels of 3 columns"),
+    ],
+)
+def test_catboost_shows_what_to_pass_for_several_classes(objective, metric, options, message):
+    """It asks objectives by the method that goes with its number of raw values, which it is told of."""
+    catboost = skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    n_classes = () if objective == "LogisticObjective" else (3,)
+    settings = CATBOOST | options | {"loss_function": getattr(bridge, objective)(*n_classes)}
+    model = catboost.CatBoost(settings | {"eval_metric": getattr(bridge, metric, metric)})
+    with pytest.raises(catboost.CatBoostError, match=message):
+        model.fit(np.arange(12).reshape(6, 2), np.arange(6) % 3)
+
+
+@pytest.mark.once
+def test_catboost_counts_two_classes_as_one_raw_value():
+    catboost = skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    X, y = np.arange(12).reshape(6, 2), np.arange(6) % 2
+    settings = CATBOOST | {"loss_function": bridge.SoftmaxObjective(2)}
+    with pytest.raises(catboost.CatBoostError, match="expected 2: LogisticObjective takes one"):
+        catboost.CatBoostClassifier(**settings, eval_metric=bridge.softmax_loss, classes_count=2).fit(X, y)
+    model = catboost.CatBoostClassifier(**settings, eval_metric="MultiClass").fit(X, y)
+    assert raw_of(model, X).shape == (6, 2)
 
 
 # ---- What all share --------------------------------------------------------------------------------------
