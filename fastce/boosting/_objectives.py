@@ -289,8 +289,8 @@ def class_shares(y: ArrayLike, n_classes: int, sample_weight: ArrayLike | None) 
     return _shares(np.bincount(labels, _row_weights(sample_weight, labels.size), n_classes))
 
 
-def positive_share(y: ArrayLike, sample_weight: ArrayLike | None) -> float:
-    """The share of class 1, of labels in [0, 1]."""
+def positive_share(y: ArrayLike, sample_weight: ArrayLike | None, of_ones: float = 1.0) -> float:
+    """The share of class 1, of labels in [0, 1]; labels that are 1, in float32, weigh `of_ones` times."""
     labels = np.asarray(y, np.float64).reshape(-1)
     if (bad := ~((labels >= 0) & (labels <= 1))).any():
         row = int(bad.argmax())
@@ -298,6 +298,8 @@ def positive_share(y: ArrayLike, sample_weight: ArrayLike | None) -> float:
             f"label {labels[row]} at row {row}; expected a number in [0, 1]: more than 2 need n_classes"
         )
     weight = _row_weights(sample_weight, labels.size)
+    if of_ones != 1:
+        weight = np.where(labels.astype(np.float32) == 1, of_ones * weight, weight)
     return float(_shares(np.array([weight @ (1 - labels), weight @ labels]))[1])
 
 

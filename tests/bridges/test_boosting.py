@@ -1,6 +1,7 @@
 """Objectives of XGBoost, LightGBM and CatBoost against the libraries' own, where these are installed."""
 
 import copy
+import json
 import pickle
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,59 @@ def test_xgboost_has_the_trees_of_its_own(name, weighted):
     proba = model.predict(data)
     proba = np.stack([1 - proba, proba], axis=1) if n_classes == 2 else proba
     np.testing.assert_allclose(bridge.predict_proba(margins), proba, atol=1e-6)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pos_weight", [0.1, 1.0, 3.0, 100.0])
+def test_xgboost_starts_from_its_own_with_a_weight_of_positives(pos_weight, weighted):
+    xgb = skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    X, y = data_of("breast cancer")
+    weight = np.random.default_rng(0).random(len(y)) if weighted else None
+    params = {"objective": "binary:logistic", "max_depth": 3, "nthread": 1}
+    data = xgb.DMatrix(X, y, weight=weight)
+    own = xgb.train(params | {"scale_pos_weight": pos_weight}, data, 5)
+    start = bridge.base_score(y, sample_weight=weight, pos_weight=pos_weight)
+    objective = bridge.LogisticObjective(pos_weight=pos_weight)
+    model = xgb.train(params | {"base_score": start}, data, 5, obj=objective)
+    assert np.abs(own.predict(data) - model.predict(data)).max() <= 1e-6
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("pos_weight", [0.0, 0.5, 1 + 5e-7, 1 + 2e-6, 7.0])
+@pytest.mark.parametrize("kind", ["hard", "soft", "mixed", "negative", "positive"])
+def test_xgboost_starts_from_its_own_score(kind, pos_weight):
+    """What its models say they start from, of labels between 0 and 1 too, whose weight is 1 there."""
+    xgb = skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    rng = np.random.default_rng(0)
+    y = (np.arange(50) % 3 == 0).astype(float)
+    soft = 0.8 * y + 0.1
+    y = {"hard": y, "soft": soft, "mixed": np.where(np.arange(50) % 2, y, soft)}.get(kind, y * 0)
+    y = y + (kind == "positive")
+    weight = rng.random(50)
+    if kind == "positive" and pos_weight == 0:
+        with pytest.raises(ValueError, match="all rows weigh 0"):
+            bridge.base_score(y, sample_weight=weight, pos_weight=pos_weight)
+        return
+    data = xgb.DMatrix(rng.normal(size=(50, 2)), y, weight=weight)
+    model = xgb.train({"objective": "binary:logistic", "scale_pos_weight": pos_weight, "nthread": 1}, data, 1)
+    own = json.loads(model.save_config())["learner"]["learner_model_param"]["base_score"]
+    found = bridge.base_score(y, sample_weight=weight, pos_weight=pos_weight)
+    assert abs(found - json.loads(own)[0]) <= 1e-6
+
+
+def test_xgboost_has_no_weight_of_positives_among_several_classes():
+    skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    with pytest.raises(ValueError, match=r"pos_weight is 3.0 with n_classes=3; expected None: leave"):
+        bridge.base_score([0, 1, 2], 3, pos_weight=3)
+    with pytest.raises(ValueError, match="pos_weight is -1; expected a number that is finite"):
+        bridge.base_score([0, 1], pos_weight=-1)
 
 
 @pytest.mark.once
@@ -152,6 +206,24 @@ def test_lightgbm_has_the_trees_of_its_own(name, weighted):
     assert np.abs(raw - plain.predict(X, raw_score=True)).max() <= CLOSE
     proba = bridge.predict_proba(raw)
     assert np.abs((proba[:, 1] if n_classes == 2 else proba) - plain.predict(X)).max() <= CLOSE
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("pos_weight", [0.1, 3.0])
+def test_lightgbm_starts_from_the_same_with_a_weight_of_positives(pos_weight):
+    lgb = skipping("lightgbm")
+    from fastce.boosting import lightgbm as bridge
+
+    X, y = data_of("breast cancer")
+    weight = np.random.default_rng(0).random(len(y))
+    params = {"num_leaves": 7, "num_threads": 1, "verbose": -1, "deterministic": True, "seed": 0}
+    own = lgb.train(
+        params | {"objective": "binary", "scale_pos_weight": pos_weight}, lgb.Dataset(X, y, weight=weight), 10
+    )
+    start = bridge.init_score(y, sample_weight=weight)
+    data = lgb.Dataset(X, y, weight=weight, init_score=start)
+    model = lgb.train(params | {"objective": bridge.LogisticObjective(pos_weight=pos_weight)}, data, 10)
+    assert np.abs(model.predict(X, raw_score=True) + start - own.predict(X, raw_score=True)).max() <= CLOSE
 
 
 @pytest.mark.once
