@@ -151,7 +151,8 @@ class Softmax(Objective):
         Parameters
         ----------
         labels : (N, n_classes) array of floats
-            For the rows of the training data, in their order; not copied.
+            For the rows of the training data, in their order; not copied. An objective cannot know which of
+            them a fold or a subset has: those, and cross-validation by the library, are refused.
         """
         soft = np.asarray(labels)
         if soft.dtype.kind != "f" or soft.ndim != 2 or soft.shape[1] != self.n_classes:
@@ -168,6 +169,12 @@ class Softmax(Objective):
     ) -> tuple[NDArray, NDArray]:
         x = _rows(margins, self.n_classes)
         y = _targets(target, x) if self._soft_labels is None else self._soft_labels
+        if len(y) != len(x) and y is self._soft_labels:
+            raise ValueError(
+                f"with_soft_labels was given {len(y)} rows, and this data set has {len(x)}; expected the "
+                "rows that are trained on: an objective cannot follow folds and subsets, so train each with "
+                "one of its own, with_soft_labels(labels[rows])"
+            )
         grad, hess = self._arrays(x.shape, self._order)
         _kernels.boosting.softmax_derivatives(
             x, y, _weights(weight), self.class_weight, *self._way(), self._floor,

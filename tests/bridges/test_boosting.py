@@ -286,6 +286,22 @@ def test_lightgbm_native_metric_and_soft_labels():
 
 
 @pytest.mark.once
+def test_soft_labels_follow_no_folds():
+    lgb = skipping("lightgbm")
+    from fastce.boosting import lightgbm as bridge
+
+    X, y = data_of("digits")
+    soft = np.eye(10)[y] * 0.8 + 0.02
+    objective = bridge.SoftmaxObjective(10).with_soft_labels(soft)
+    params = {"objective": objective, "num_class": 10, "metric": "none", "num_threads": 1, "verbose": -1}
+    message = r"given 1797 rows, and this data set has \d+; .* folds and subsets.*_labels\(labels\[rows"
+    with pytest.raises(ValueError, match=message):
+        lgb.cv(params, lgb.Dataset(X, y), 2, nfold=3, feval=bridge.softmax_loss)
+    params["objective"] = bridge.SoftmaxObjective(10).with_soft_labels(soft[::2])
+    assert lgb.train(params, lgb.Dataset(X[::2], y[::2]), 2).num_trees() == 20
+
+
+@pytest.mark.once
 def test_lightgbm_passes_the_arrays_on_without_a_copy():
     skipping("lightgbm")
     from fastce.boosting import lightgbm as bridge
