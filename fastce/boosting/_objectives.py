@@ -151,7 +151,8 @@ class Softmax(Objective):
         Parameters
         ----------
         labels : (N, n_classes) array of floats
-            For the rows of the training data, in their order; not copied.
+            For the rows of the training data, in their order; not copied. An objective cannot know which of
+            them a fold or a subset has: those, and cross-validation by the library, are refused.
         """
         soft = np.asarray(labels)
         if soft.dtype.kind != "f" or soft.ndim != 2 or soft.shape[1] != self.n_classes:
@@ -168,6 +169,12 @@ class Softmax(Objective):
     ) -> tuple[NDArray, NDArray]:
         x = _rows(margins, self.n_classes)
         y = _targets(target, x) if self._soft_labels is None else self._soft_labels
+        if len(y) != len(x) and y is self._soft_labels:
+            raise ValueError(
+                f"with_soft_labels was given {len(y)} rows, and this data set has {len(x)}; expected the "
+                "rows that are trained on: an objective cannot follow folds and subsets, so train each with "
+                "one of its own, with_soft_labels(labels[rows])"
+            )
         grad, hess = self._arrays(x.shape, self._order)
         _kernels.boosting.softmax_derivatives(
             x, y, _weights(weight), self.class_weight, *self._way(), self._floor,
@@ -289,8 +296,8 @@ def class_shares(y: ArrayLike, n_classes: int, sample_weight: ArrayLike | None) 
     return _shares(np.bincount(labels, _row_weights(sample_weight, labels.size), n_classes))
 
 
-def positive_share(y: ArrayLike, sample_weight: ArrayLike | None) -> float:
-    """The share of class 1, of labels in [0, 1]."""
+def positive_share(y: ArrayLike, sample_weight: ArrayLike | None, of_ones: float = 1.0) -> float:
+    """The share of class 1, of labels in [0, 1]; labels that are 1, in float32, weigh `of_ones` times."""
     labels = np.asarray(y, np.float64).reshape(-1)
     if (bad := ~((labels >= 0) & (labels <= 1))).any():
         row = int(bad.argmax())
@@ -298,6 +305,8 @@ def positive_share(y: ArrayLike, sample_weight: ArrayLike | None) -> float:
             f"label {labels[row]} at row {row}; expected a number in [0, 1]: more than 2 need n_classes"
         )
     weight = _row_weights(sample_weight, labels.size)
+    if of_ones != 1:
+        weight = np.where(labels.astype(np.float32) == 1, of_ones * weight, weight)
     return float(_shares(np.array([weight @ (1 - labels), weight @ labels]))[1])
 
 

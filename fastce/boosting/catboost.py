@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from catboost import MultiTargetCustomMetric, MultiTargetCustomObjective
@@ -78,6 +78,14 @@ class LogisticObjective(_objectives.Logistic):
         self._write(approxes, targets, weights, -1.0, ders[:, 0], ders[:, 1])
         return ders
 
+    def calc_ders_multi(self, approx: Sequence[float], target: Any, weight: float) -> NoReturn:
+        """Refuse: this is what CatBoost calls where rows have several raw values."""
+        n = len(approx)
+        raise ValueError(
+            f"a row has {n} raw values; expected one: use SoftmaxObjective({n}), or for two classes leave "
+            "classes_count out and pass eval_metric=logistic_loss"
+        )
+
 
 class SoftmaxObjective(_objectives.Softmax):
     """Cross-entropy of several classes, with the trees of ``MultiClass`` where no option is set.
@@ -97,6 +105,10 @@ class SoftmaxObjective(_objectives.Softmax):
 
     Notes
     -----
+    CatBoost gives a row one raw value, unless it is told that there are more: ``classes_count=n_classes``.
+    With a metric of its own for several classes, ``eval_metric="MultiClass"``, it counts them itself, and two
+    classes have two raw values; else they have one, that of `LogisticObjective`.
+
     CatBoost calls the objective for every row and iteration, which takes 20 to 40 µs in Python, whoever
     computes: 100 iterations of 100,000 rows take some minutes, where its own loss takes seconds.
 
@@ -126,15 +138,26 @@ class SoftmaxObjective(_objectives.Softmax):
         """Not for CatBoost, whose objectives do not see which row they are called for."""
         raise TypeError("CatBoost takes soft labels as several targets: use SoftLabelObjective")
 
+    def calc_ders_range(self, approxes: Sequence[float], targets: Any, weights: Any) -> NoReturn:
+        """Refuse: this is what CatBoost calls where rows have one raw value."""
+        self._refuse(1)
+
+    def _refuse(self, n: int) -> NoReturn:
+        raw = "one raw value" if n == 1 else f"{n} raw values"
+        raise ValueError(f"a row has {raw}; expected {self.n_classes}: {self._way_out()}")
+
+    def _way_out(self) -> str:
+        """To raw values of all classes."""
+        if self.n_classes == 2:
+            return "LogisticObjective takes one for two classes; eval_metric='MultiClass' makes two"
+        return f"pass classes_count={self.n_classes} to CatBoost, and labels in [0, {self.n_classes})"
+
     def calc_ders_multi(
         self, approx: Sequence[float], target: float | Sequence[float], weight: float
     ) -> tuple[NDArray, NDArray]:
         """First derivatives of minus the loss of a row, and the matrix of second ones."""
         if len(approx) != self.n_classes:
-            raise ValueError(
-                f"a row has {len(approx)} raw values; expected {self.n_classes}: is the number of classes "
-                f"in the data, or classes_count, {self.n_classes}, too?"
-            )
+            self._refuse(len(approx))
         q = np.asarray(target, np.float64)
         if q.ndim == 0:
             if not (0 <= target < self.n_classes and target == int(target)):
@@ -179,6 +202,9 @@ class SoftLabelObjective(SoftmaxObjective, MultiTargetCustomObjective):
     whose labels may have several columns; `predict_proba` makes probabilities of what these predict.
     """
 
+    def _way_out(self) -> str:
+        return f"give labels of {self.n_classes} columns, the probability of each class"
+
 
 class _Metric:
     """What CatBoost asks of a metric. `_loss` takes margins of shape (N, C) or (N,), targets and weights."""
@@ -199,6 +225,10 @@ class LogisticLoss(_Metric):
         self, approxes: Sequence[ArrayLike], target: ArrayLike, weight: ArrayLike | None
     ) -> tuple[float, float]:
         """Sum of the losses and of the weights."""
+        if len(approxes) != 1:
+            raise ValueError(
+                f"rows have {len(approxes)} raw values; expected one: softmax_loss takes those of classes"
+            )
         total = float(len(target) if weight is None else np.sum(weight, dtype=np.float64))
         return total * _objectives.logistic_loss(approxes[0], target, weight), total
 

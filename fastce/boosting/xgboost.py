@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
 
 
 FLOOR = 1e-16  # of a Hessian, XGBoost's own
+RT_EPS = 1e-6  # its kRtEps
 
 
 class SoftmaxObjective(_objectives.Called, _objectives.Softmax):
@@ -82,6 +84,7 @@ class LogisticObjective(_objectives.Called, _objectives.Logistic):
         As in `SoftmaxObjective`, of the classes 0 and 1; None is "exact", of a focal loss "gauss-newton".
     pos_weight : float, optional
         Multiplies the terms of class 1; XGBoost's ``scale_pos_weight``, which custom objectives do not see.
+        Where XGBoost starts from depends on it: ``base_score(y, pos_weight=...)``.
 
     Examples
     --------
@@ -100,7 +103,13 @@ class LogisticObjective(_objectives.Called, _objectives.Logistic):
     _floor = FLOOR
 
 
-def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: ArrayLike | None = None) -> Any:
+def base_score(
+    y: ArrayLike,
+    n_classes: int | None = None,
+    *,
+    sample_weight: ArrayLike | None = None,
+    pos_weight: float | None = None,
+) -> Any:
     """Where XGBoost starts its own objective from, to be passed as ``base_score``: others start from 0.5.
 
     Parameters
@@ -110,6 +119,8 @@ def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: Arr
     n_classes : int, optional
         Of a softmax; None for a logistic objective.
     sample_weight : (N,) array, optional
+    pos_weight : float, optional
+        The objective's own, for the start with ``scale_pos_weight``.
 
     Returns
     -------
@@ -119,11 +130,33 @@ def base_score(y: ArrayLike, n_classes: int | None = None, *, sample_weight: Arr
     Raises
     ------
     IndexError, ValueError
-        A label that is no class, or not in [0, 1] without `n_classes`; no rows, or none that weighs anything.
+        A label that is no class, or not in [0, 1] without `n_classes`; no rows, or none that weighs anything;
+        a `pos_weight` of several classes.
+
+    Notes
+    -----
+    With a ``scale_pos_weight`` that is not 1, XGBoost 3 takes a step of Newton's method from margin 0 [1]_:
+    labels of 1 weigh `pos_weight` times as much, and where :math:`s` is their share in all weights the start
+    is the margin :math:`4 s - 2`, of which this is the probability. Without, it is the share itself.
+
+    References
+    ----------
+    .. [1] ``RegLossObj::InitEstimation`` in ``src/objective/regression_obj.cu``, ``FitIntercept`` in
+       ``src/objective/init_estimation.cc``, of XGBoost 3.2.
     """
+    if pos_weight is not None:
+        pos_weight = _objectives.checked_number(pos_weight, "pos_weight")
+        if n_classes is not None:
+            raise ValueError(
+                f"pos_weight is {pos_weight} with n_classes={n_classes}; expected None: leave n_classes out "
+                "for two classes of one margin, as LogisticObjective has them"
+            )
+        if abs(pos_weight - 1) > RT_EPS:
+            share = _objectives.positive_share(y, sample_weight, pos_weight)
+            return 1 / (1 + math.exp(2 - 4 * share))
     if n_classes is None:
         return _objectives.positive_share(y, sample_weight)
-    margin = np.log(_objectives.class_shares(y, n_classes, sample_weight) + 1e-6)  # XGBoost's kRtEps
+    margin = np.log(_objectives.class_shares(y, n_classes, sample_weight) + RT_EPS)
     return (margin - margin.mean()).tolist()
 
 

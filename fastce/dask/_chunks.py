@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 import fastce
 from fastce import inference
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import advice, arrays
+
+
+def retold(error: Exception, name: str) -> Exception:
+    """An error of `fastce.cross_entropy`, whose `target` the caller knows by this name."""
+    elsewhere = ": use axis=.* if the classes are there"  # they are on the last axis
+    return advice.retold(error, (r"\btarget\b(?! probabilities)", name), (elsewhere, ""))
 
 
 class Labels(NamedTuple):
@@ -22,6 +28,7 @@ class Labels(NamedTuple):
     start: tuple[int, ...]  # of its rows in the whole
     n_classes: int
     options: dict[str, Any]
+    name: str = "target"  # what the caller knows it as
 
     @property
     def live(self) -> NDArray:
@@ -40,23 +47,25 @@ class Labels(NamedTuple):
 
     @contextmanager
     def places(self) -> Iterator[None]:
-        """A label that is no class is named by its place in the whole array."""
+        """Errors name a label that is no class by its place in the whole, and labels as the caller does."""
         try:
             yield
+        except (TypeError, ValueError) as error:
+            raise retold(error, self.name) from None
         except IndexError:
             y, ignore_index = self.target, self.options["ignore_index"]
             place = np.argwhere(((y < 0) | (y >= self.n_classes)) & self.live)[0]
             is_known = not np.isnan(self.start).any()
             where = ", ".join(map(str, (place + self.start).astype(int) if is_known else place.tolist()))
             raise IndexError(
-                f"target[{where}]{'' if is_known else ' of a chunk'} is {y[tuple(place)]}; "
+                f"{self.name}[{where}]{'' if is_known else ' of a chunk'} is {y[tuple(place)]}; "
                 f"expected a class in [0, {self.n_classes})"
                 + ("" if ignore_index is None else f" or ignore_index={ignore_index}")
             ) from None
 
     def check(self) -> None:
-        for name in ("target", "sample_weight"):
-            arrays.any_array(getattr(self, name), name)  # without a mask
+        arrays.any_array(self.target, self.name)  # without a mask
+        arrays.any_array(self.sample_weight, "sample_weight")
         with self.places():
             if ((self.target < 0) | (self.target >= self.n_classes))[self.live].any():
                 raise IndexError

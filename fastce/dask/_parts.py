@@ -53,7 +53,7 @@ def _blocks(x: Any, first: int, labels: Labels) -> Iterator[tuple[slice, NDArray
     """Rows, their logits in float64, whether they count, and their targets here, or -1."""
     if np.shape(labels.target) != np.shape(x)[:-1]:
         raise ValueError(
-            f"target has shape {np.shape(labels.target)} in a chunk; expected {np.shape(x)[:-1]}"
+            f"{labels.name} has shape {np.shape(labels.target)} in a chunk; expected {np.shape(x)[:-1]}"
         )
     x = arrays.any_array(x, "logits").reshape(-1, np.shape(x)[-1])
     live, y = labels.live.reshape(-1), np.asarray(labels.target).reshape(-1)

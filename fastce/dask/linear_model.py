@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _check_feature_names, _get_feature_names, check_is_fitted
 
 from fastce.dask._objective import ChunkedObjective, Chunks, Terms
-from fastce.dask.losses import as_rows
+from fastce.dask.losses import as_rows, is_frame
 from fastce.sklearn import LogisticRegression as _LogisticRegression
 from fastce.sklearn._preconditioners import (
     EXACT_LATE,
@@ -64,11 +64,12 @@ class LogisticRegression(_LogisticRegression):
 
         Parameters
         ----------
-        X : dask array (n_samples, n_features)
-            Of NumPy arrays or SciPy sparse matrices in rows; columns that are split into chunks are joined.
-        y : dask or NumPy array (n_samples,)
+        X : dask array or data frame (n_samples, n_features)
+            Of NumPy arrays or SciPy sparse matrices in rows; columns that are split into chunks are joined. A
+            data frame's partitions are chunks of rows of unknown number, and so are those of its columns.
+        y : dask or NumPy array, or a column of a dask data frame, (n_samples,)
             Classes, of any dtype.
-        sample_weight : dask or NumPy array (n_samples,), optional
+        sample_weight : dask or NumPy array, or a column of a dask data frame, (n_samples,), optional
 
         Returns
         -------
@@ -77,15 +78,18 @@ class LogisticRegression(_LogisticRegression):
         Raises
         ------
         TypeError
-            `X` is no dask array.
+            `X` is no dask array or data frame, or one whose columns have names that are not all text.
         ValueError
             A solver or penalty that is not to be had; fewer than two classes; features that are not finite.
         """
         self._validate_params()
         C = self._checked_C()
+        columns = X._meta if is_frame(X) else None
+        _get_feature_names(columns)
+        X = _as_array(X)
         if not isinstance(X, da.Array):
             raise TypeError(
-                f"X is a {type(X).__name__}; expected a dask array: "
+                f"X is a {type(X).__name__}; expected a dask array or data frame: "
                 "fastce.sklearn.LogisticRegression fits others"
             )
         X = _whole_rows(X)
@@ -108,6 +112,7 @@ class LogisticRegression(_LogisticRegression):
             raise ValueError("weights of all rows are 0; expected at least one that is not")
         terms = Terms(self.classes_, class_weight, float(counts @ class_weight), self.fit_intercept)
         self._solve(chunks, terms, sum(n_rows), X.shape[1], C)
+        _check_feature_names(self, columns, reset=True)
         return self
 
     def _solve(self, chunks: Chunks, terms: Terms, n_rows: int, n_features: int, C: float) -> None:
@@ -167,7 +172,7 @@ class LogisticRegression(_LogisticRegression):
     def decision_function(self, X: Any) -> Any:
         """Logits, as scikit-learn has them; lazily of a dask array."""
         n_classes = () if len(self._classes()) == 2 else (len(self._classes()),)
-        return self._mapped("decision_function", X, n_classes, self._dtype(X))
+        return self._mapped("decision_function", X, n_classes)
 
     def predict(self, X: Any) -> Any:
         """The most probable class of each row; lazily of a dask array."""
@@ -175,15 +180,15 @@ class LogisticRegression(_LogisticRegression):
 
     def predict_proba(self, X: Any) -> Any:
         """Probability of each class, in the order of ``classes_``; lazily of a dask array."""
-        return self._mapped("predict_proba", X, (len(self._classes()),), self._dtype(X))
+        return self._mapped("predict_proba", X, (len(self._classes()),))
 
     def predict_log_proba(self, X: Any) -> Any:
         """Logarithm of each class's probability; lazily of a dask array."""
-        return self._mapped("predict_log_proba", X, (len(self._classes()),), self._dtype(X))
+        return self._mapped("predict_log_proba", X, (len(self._classes()),))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The share of rows whose class is predicted."""
-        if not isinstance(X, da.Array):
+        if not (isinstance(X, da.Array) or is_frame(X)):
             return super().score(X, y, sample_weight)
         predicted = self.predict(X)
         right = predicted == as_rows(y, predicted.chunks, "y")
@@ -196,15 +201,15 @@ class LogisticRegression(_LogisticRegression):
         check_is_fitted(self)
         return self.classes_
 
-    def _dtype(self, X: Any) -> Any:
-        return np.result_type(self.coef_.dtype, getattr(X, "dtype", self.coef_.dtype))
-
-    def _mapped(self, method: str, X: Any, last: tuple[int, ...], dtype: Any) -> Any:
-        if not isinstance(X, da.Array):
+    def _mapped(self, method: str, X: Any, last: tuple[int, ...], dtype: Any = None) -> Any:
+        if not (isinstance(X, da.Array) or is_frame(X)):
             return getattr(super(), method)(X)
+        _check_feature_names(self, X._meta, reset=False)  # once, and not in each task
         fitted = _LogisticRegression(**self.get_params())
-        fitted.__dict__.update({name: value for name, value in vars(self).items() if name.endswith("_")})
-        X = _whole_rows(X)
+        attributes = vars(self).items()
+        fitted.__dict__.update({k: v for k, v in attributes if k.endswith("_") and k != "feature_names_in_"})
+        X = _whole_rows(_as_array(X))
+        dtype = np.result_type(self.coef_.dtype, X.dtype) if dtype is None else dtype
         return da.map_blocks(
             _call,
             X,
@@ -221,6 +226,14 @@ class LogisticRegression(_LogisticRegression):
 
 def _call(block: Any, model: Any, method: str) -> NDArray:
     return getattr(model, method)(block)
+
+
+def _as_array(X: Any) -> Any:
+    """Numbers: columns of numbers and truth values together are objects to pandas."""
+    if not is_frame(X):
+        return X
+    X = X.to_dask_array()
+    return X.astype(np.float64) if X.dtype == object else X
 
 
 def _whole_rows(X: Any) -> Any:

@@ -13,6 +13,7 @@ C. Where the classes of a row are split into chunks, each chunk tells of its row
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import dask
@@ -28,6 +29,12 @@ from fastce.inference import TokenLogprobs
 from fastce.inference.scoring import perplexity_of
 
 __all__ = ["cross_entropy", "cross_entropy_and_grad", "perplexity", "token_logprobs"]
+
+#: What others of fastce's functions take and these do not, and what does it here.
+ELSEWHERE = {
+    "axis": "the last axis holds the classes, and dask.array.moveaxis(logits, axis, -1) has them there",
+    "n_threads": "a task runs on one thread, and dask as many tasks as it was given threads",
+}
 
 
 def cross_entropy(
@@ -143,7 +150,7 @@ def perplexity(
     8.0
     """
     _refuse_unknown(options, {"temperature", "softcap"})
-    batch = _Batch(logits, tokens, None, sample_weight, ignore_index, options)
+    batch = _Batch(logits, tokens, None, sample_weight, ignore_index, options, "tokens")
     batch.check()
     return batch.reduced("mean", None)[0].map_blocks(_perplexity, dtype=np.float64)
 
@@ -188,7 +195,7 @@ def token_logprobs(
     [1, 1, 1, 1]
     """
     options = {"temperature": temperature, "softcap": softcap}
-    batch = _Batch(logits, tokens, None, None, ignore_index, options)
+    batch = _Batch(logits, tokens, None, None, ignore_index, options, "tokens")
     batch.check_scores(top_k)
     return batch.scores(top_k)
 
@@ -199,20 +206,29 @@ def _perplexity(loss: float) -> np.float64:
 
 def _refuse_unknown(options: dict, known: set[str]) -> None:
     if unknown := options.keys() - known:
-        raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+        ways = "".join(f": {ELSEWHERE[name]}" for name in sorted(unknown) if name in ELSEWHERE)
+        raise TypeError(
+            f"unexpected arguments: {', '.join(sorted(unknown))}; expected {', '.join(sorted(known))}{ways}"
+        )
 
 
 class _Batch:
     """Arrays with the same chunks of rows, and the options of the call."""
 
     def __init__(
-        self, logits: Any, target: Any, weight: Any, sample_weight: Any, ignore_index: Any, options: dict
+        self,
+        logits: Any,
+        target: Any,
+        weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        options: dict,
+        name: str = "target",
     ) -> None:
         _refuse_unknown(options, {"label_smoothing", "z_loss", "temperature", "softcap"})
         if not isinstance(logits, da.Array):
-            raise TypeError(
-                f"logits are a {type(logits).__name__}; expected a dask array: use dask.array.from_array"
-            )
+            way = "logits.to_dask_array(lengths=True)" if is_frame(logits) else "dask.array.from_array"
+            raise TypeError(f"logits are a {type(logits).__name__}; expected a dask array: use {way}")
         if logits.ndim == 0 or np.isnan(logits.shape[-1]):
             raise ValueError(
                 f"logits have shape {logits.shape}; expected (..., classes) with a known number of classes"
@@ -224,10 +240,11 @@ class _Batch:
             logits = logits.rechunk({logits.ndim - 1: -1})
         self.logits, self.rows = logits, logits.chunks[:-1]
         self.is_split = logits.numblocks[-1] > 1
-        target = as_rows(target, logits.chunks if soft else self.rows, "target")
+        self.name = name
+        target = as_rows(target, logits.chunks if soft else self.rows, name)
         if not soft and target.dtype.kind == "f":
             raise ValueError(
-                f"target has shape {target.shape} and dtype {target.dtype}; expected class indices of an "
+                f"{name} has shape {target.shape} and dtype {target.dtype}; expected class indices of an "
                 f"integer dtype, or probabilities of shape {logits.shape}"
             )
         weights, self.weight_dtype = None, None
@@ -250,6 +267,7 @@ class _Batch:
                 tuple(start[i] for start, i in zip(starts, k, strict=True)),
                 logits.shape[-1],
                 options,
+                name,
             )
             for k in np.ndindex(logits.numblocks[:-1])
         }
@@ -262,7 +280,10 @@ class _Batch:
     def check(self, **further: Any) -> None:
         """Refuse, before there is a graph, what a batch without rows of these dtypes is refused for."""
         weight = None if self.weight_dtype is None else np.empty(0, self.weight_dtype)
-        fastce.cross_entropy(*self._no_rows(), sample_weight=weight, **self.options, **further)
+        try:
+            fastce.cross_entropy(*self._no_rows(), sample_weight=weight, **self.options, **further)
+        except (TypeError, ValueError) as error:
+            raise _chunks.retold(error, self.name) from None
 
     def check_scores(self, top_k: int) -> None:
         options = {name: value for name, value in self.options.items() if name != "weight"}
@@ -347,11 +368,18 @@ def _assembled(tasks: dict[tuple, Any], chunks: tuple[tuple[int, ...], ...], dty
     return da.Array(graph, name, chunks, dtype=dtype)
 
 
+def is_frame(data: Any) -> bool:
+    """Whether this is a data frame of dask's, or a column of one."""
+    return hasattr(type(data), "to_dask_array")  # an instance of Delayed has whatever it is asked for
+
+
 def as_rows(array: Any, chunks: tuple, name: str) -> Any:
     """A dask array with these chunks."""
     sizes = tuple(sum(axis) for axis in chunks)
-    if hasattr(array, "to_dask_array"):  # a column of a data frame
-        array = array.to_dask_array()
+    if is_frame(array):  # a column
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*extension dtypes", UserWarning)  # text becomes objects
+            array = array.to_dask_array()
     if not isinstance(array, da.Array):
         array = np.asarray(array)
         if np.isnan(sizes).any():

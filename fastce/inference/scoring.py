@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce import _kernels
-from fastce._kernels.entry import arrays
+from fastce._kernels.entry import advice, arrays
 from fastce._kernels.entry.gathered import rows_of
 from fastce.linear import arguments, products
 from fastce.losses import cross_entropy
@@ -267,4 +267,7 @@ def _mean_loss(name: str, logits: ArrayLike, tokens: ArrayLike, options: dict[st
     for option in options:
         if option not in MEAN_OPTIONS:  # others of cross_entropy make no mean loss of tokens
             raise TypeError(f"{name} has no option {option!r}; expected {', '.join(MEAN_OPTIONS)}")
-    return cross_entropy(logits, tokens, **options)
+    try:
+        return cross_entropy(logits, tokens, **options)
+    except (IndexError, TypeError, ValueError) as error:
+        raise advice.retold(error, (r"\btarget\b(?! probabilities)", "tokens")) from None

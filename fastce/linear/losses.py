@@ -171,8 +171,9 @@ def linear_cross_entropy_and_grad(
     ------
     IndexError, TypeError, ValueError
         As :func:`linear_cross_entropy`, before anything is written. And ValueError for a gradient of sparse
-        features, a name that `wrt` does not have, and an array of `out` that has another shape or dtype
-        than its argument, is read-only, or overlaps an argument or another one.
+        features or of a bias that is not given, if `wrt` names them and is not the default; a name that `wrt`
+        does not have; and an array of `out` that has another shape or dtype than its argument, is read-only,
+        or overlaps an argument or another one.
 
     Notes
     -----
@@ -216,7 +217,10 @@ class _Call:
     def rows(self, target: ArrayLike, *options: Any) -> Any:
         """Targets and options, checked but for the labels; see `LinearRows`."""
         shape = (*self.x.shape[:-1], len(self.w))
-        return _kernels.kernels.LinearRows(shape, self.dtype, target, *options)
+        try:
+            return _kernels.kernels.LinearRows(shape, self.dtype, target, *options)
+        except ValueError as error:  # the classes are where the weights have put them
+            raise advice.retold(error, (": use axis=.* if the classes are there", "")) from None
 
     def grads(self, wrt: tuple[str, ...], out: Any, accumulate: bool) -> LinearGrad:
         """The arrays to write into."""
@@ -236,11 +240,17 @@ class _Call:
         given = LinearGrad(None, None, None) if out is None else LinearGrad(*out)
         if self.is_sparse and "input" in wrt:
             if wrt != NAMES or given.input is not None:
+                others = NAMES[1:] if self.bias is not None else ("linear_weight",)
                 raise ValueError(
-                    "wrt has 'input', which is sparse; expected wrt=('linear_weight', 'linear_bias'): sparse "
+                    f"wrt has 'input', which is sparse; expected wrt={others}: sparse "
                     "features have no gradient here"
                 )
             wrt = NAMES[1:]
+        elif "linear_bias" in wrt and wrt != NAMES and self.bias is None:
+            raise ValueError(
+                "wrt has 'linear_bias', which is not given; expected names of arguments that are: give "
+                "linear_bias=numpy.zeros(C) for the gradient by a bias of 0, or leave its name out of wrt"
+            )
         if accumulate and out is None:
             raise ValueError("accumulate is True without out; expected arrays to add to")
         grads = []

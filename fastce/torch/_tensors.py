@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import fastce
+from fastce._kernels.entry import advice
 from fastce._kernels.entry.dlpack import array_of, tensor_of
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -50,6 +51,11 @@ def check_tensors(function: Callable[..., Any], tensors: dict[str, Tensor | None
             )
         if t.is_meta and any(isinstance(other, Tensor) and not other.is_meta for other in tensors.values()):
             raise TypeError(f"{name} is on meta, others are not; expected all on one device: the CPU or meta")
+        if t.is_nested:
+            raise TypeError(
+                f"{name} is a nested tensor; expected one whose rows are all in one: join them with "
+                f"torch.cat({name}.unbind()), or fill them up with {name}.to_padded_tensor(...)"
+            )
         if t.layout is not torch.strided:
             raise TypeError(
                 f"{name} has layout {t.layout}; expected a dense tensor, torch.strided: use .to_dense()"
@@ -83,6 +89,22 @@ def check_tangents(*tensors: Tensor | None) -> None:
     """Refuse a tangent, which would be left out; PyTorch itself does so where a gradient is wanted too."""
     if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
         raise no_forward_mode()
+
+
+def in_tensors(error: Exception, logits: str) -> Exception:
+    """An error of functions of arrays; `logits`: what they are to the caller, its input or made of that."""
+    moved = r": use input.movedim(\1, 1) if the classes are there" if logits == "input" else ""
+    return advice.retold(
+        error,
+        (r"\blogits has\b", f"{logits} has"),
+        (r"\blogits is\b", f"{logits} is"),
+        (r"\bthe logits come\b", f"the {logits} comes"),
+        (r"\bof the logits\b", f"of the {logits}"),
+        (r": use axis=(\d+) if the classes are there", moved),
+        (r"\.astype\(int\)", ".long()"),
+        (r"\.astype\(float\)", ".float()"),
+        (r"\.argmax\(axis\)", ".argmax(dim)"),
+    )
 
 
 def as_array(t: Tensor) -> NDArray:

@@ -24,6 +24,7 @@ from fastce.torch._tensors import (
     check_floating,
     check_tangents,
     check_tensors,
+    in_tensors,
     is_eager,
     transforms_active,
 )
@@ -193,13 +194,14 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    call = _loss if is_dynamo_compiling() else _plain_loss
-    return call(
-        _losses.cross_entropy,
-        (input, target),
-        (weight, sample_weight),
-        (ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer),
-    )
+    options = (ignore_index, label_smoothing, z_loss, temperature, softcap, reduction, normalizer)
+    given = (_losses.cross_entropy, (input, target), (weight, sample_weight), options)
+    if is_dynamo_compiling():
+        return _loss(*given)
+    try:
+        return _plain_loss(*given)
+    except (IndexError, TypeError, ValueError) as error:
+        raise in_tensors(error, "input") from None
 
 
 def focal_loss(
@@ -241,9 +243,14 @@ def focal_loss(
     >>> focal_loss(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]), reduction="none")
     tensor([1.0928e-04, 7.0187e-01])
     """
-    call = _loss if is_dynamo_compiling() else _plain_loss
     options = (gamma, ignore_index, reduction, normalizer)
-    return call(_losses.focal_loss, (input, target), (weight, sample_weight), options)
+    given = (_losses.focal_loss, (input, target), (weight, sample_weight), options)
+    if is_dynamo_compiling():
+        return _loss(*given)
+    try:
+        return _plain_loss(*given)
+    except (IndexError, TypeError, ValueError) as error:
+        raise in_tensors(error, "input") from None
 
 
 def binary_cross_entropy_with_logits(
@@ -297,9 +304,14 @@ def binary_cross_entropy_with_logits(
     """
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
-    call = _loss if is_dynamo_compiling() else _plain_loss
-    compute = _losses.binary_cross_entropy_with_logits
-    return call(compute, (input, target), (weight, pos_weight), (reduction, normalizer))
+    options = (reduction, normalizer)
+    given = (_losses.binary_cross_entropy_with_logits, (input, target), (weight, pos_weight), options)
+    if is_dynamo_compiling():
+        return _loss(*given)
+    try:
+        return _plain_loss(*given)
+    except (IndexError, TypeError, ValueError) as error:
+        raise in_tensors(error, "input") from None
 
 
 def linear_cross_entropy(
@@ -371,6 +383,23 @@ def linear_cross_entropy(
     made_of, others = (input, linear_weight, linear_bias), (target, weight, sample_weight)
     ignore_index = -100 if ignore_index is None else ignore_index
     of_logits = (ignore_index, label_smoothing, z_loss, temperature, softcap)
+    if is_dynamo_compiling():
+        return _linear_loss(made_of, others, of_logits, reduction, normalizer, memory)
+    try:
+        return _linear_loss(made_of, others, of_logits, reduction, normalizer, memory)
+    except (IndexError, TypeError, ValueError) as error:
+        raise in_tensors(error, "logits") from None
+
+
+def _linear_loss(
+    made_of: tuple[Tensor, Tensor, Tensor | None],
+    others: tuple[Tensor, Tensor | None, Tensor | None],
+    of_logits: tuple,
+    reduction: str,
+    normalizer: float | None,
+    memory: int,
+) -> Tensor:
+    (input, linear_weight, linear_bias), target = made_of, others[0]
     _check(_losses.linear_cross_entropy, made_of, others, (*of_logits, reduction, normalizer))
     _check_linear(input, linear_weight, linear_bias)
     dtype = _loss_dtype(input, target)

@@ -1,6 +1,7 @@
 """Objectives of XGBoost, LightGBM and CatBoost against the libraries' own, where these are installed."""
 
 import copy
+import json
 import pickle
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,59 @@ def test_xgboost_has_the_trees_of_its_own(name, weighted):
     proba = model.predict(data)
     proba = np.stack([1 - proba, proba], axis=1) if n_classes == 2 else proba
     np.testing.assert_allclose(bridge.predict_proba(margins), proba, atol=1e-6)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("pos_weight", [0.1, 1.0, 3.0, 100.0])
+def test_xgboost_starts_from_its_own_with_a_weight_of_positives(pos_weight, weighted):
+    xgb = skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    X, y = data_of("breast cancer")
+    weight = np.random.default_rng(0).random(len(y)) if weighted else None
+    params = {"objective": "binary:logistic", "max_depth": 3, "nthread": 1}
+    data = xgb.DMatrix(X, y, weight=weight)
+    own = xgb.train(params | {"scale_pos_weight": pos_weight}, data, 5)
+    start = bridge.base_score(y, sample_weight=weight, pos_weight=pos_weight)
+    objective = bridge.LogisticObjective(pos_weight=pos_weight)
+    model = xgb.train(params | {"base_score": start}, data, 5, obj=objective)
+    assert np.abs(own.predict(data) - model.predict(data)).max() <= 1e-6
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("pos_weight", [0.0, 0.5, 1 + 5e-7, 1 + 2e-6, 7.0])
+@pytest.mark.parametrize("kind", ["hard", "soft", "mixed", "negative", "positive"])
+def test_xgboost_starts_from_its_own_score(kind, pos_weight):
+    """What its models say they start from, of labels between 0 and 1 too, whose weight is 1 there."""
+    xgb = skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    rng = np.random.default_rng(0)
+    y = (np.arange(50) % 3 == 0).astype(float)
+    soft = 0.8 * y + 0.1
+    y = {"hard": y, "soft": soft, "mixed": np.where(np.arange(50) % 2, y, soft)}.get(kind, y * 0)
+    y = y + (kind == "positive")
+    weight = rng.random(50)
+    if kind == "positive" and pos_weight == 0:
+        with pytest.raises(ValueError, match="all rows weigh 0"):
+            bridge.base_score(y, sample_weight=weight, pos_weight=pos_weight)
+        return
+    data = xgb.DMatrix(rng.normal(size=(50, 2)), y, weight=weight)
+    model = xgb.train({"objective": "binary:logistic", "scale_pos_weight": pos_weight, "nthread": 1}, data, 1)
+    own = json.loads(model.save_config())["learner"]["learner_model_param"]["base_score"]
+    found = bridge.base_score(y, sample_weight=weight, pos_weight=pos_weight)
+    assert abs(found - json.loads(own)[0]) <= 1e-6
+
+
+def test_xgboost_has_no_weight_of_positives_among_several_classes():
+    skipping("xgboost")
+    from fastce.boosting import xgboost as bridge
+
+    with pytest.raises(ValueError, match=r"pos_weight is 3.0 with n_classes=3; expected None: leave"):
+        bridge.base_score([0, 1, 2], 3, pos_weight=3)
+    with pytest.raises(ValueError, match="pos_weight is -1; expected a number that is finite"):
+        bridge.base_score([0, 1], pos_weight=-1)
 
 
 @pytest.mark.once
@@ -155,6 +209,24 @@ def test_lightgbm_has_the_trees_of_its_own(name, weighted):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("pos_weight", [0.1, 3.0])
+def test_lightgbm_starts_from_the_same_with_a_weight_of_positives(pos_weight):
+    lgb = skipping("lightgbm")
+    from fastce.boosting import lightgbm as bridge
+
+    X, y = data_of("breast cancer")
+    weight = np.random.default_rng(0).random(len(y))
+    params = {"num_leaves": 7, "num_threads": 1, "verbose": -1, "deterministic": True, "seed": 0}
+    own = lgb.train(
+        params | {"objective": "binary", "scale_pos_weight": pos_weight}, lgb.Dataset(X, y, weight=weight), 10
+    )
+    start = bridge.init_score(y, sample_weight=weight)
+    data = lgb.Dataset(X, y, weight=weight, init_score=start)
+    model = lgb.train(params | {"objective": bridge.LogisticObjective(pos_weight=pos_weight)}, data, 10)
+    assert np.abs(model.predict(X, raw_score=True) + start - own.predict(X, raw_score=True)).max() <= CLOSE
+
+
+@pytest.mark.once
 def test_lightgbm_classifier_pickles_and_clones():
     lgb = skipping("lightgbm")
     from fastce.boosting import lightgbm as bridge
@@ -211,6 +283,22 @@ def test_lightgbm_native_metric_and_soft_labels():
         loss = -np.log(bridge.predict_proba(results[-1])[np.arange(len(y)), y]).mean()
         assert abs(seen["training"]["fastce_softmax_loss"][-1] - loss) < 1e-9
     assert np.abs(results[0] - results[1]).max() < 1e-4
+
+
+@pytest.mark.once
+def test_soft_labels_follow_no_folds():
+    lgb = skipping("lightgbm")
+    from fastce.boosting import lightgbm as bridge
+
+    X, y = data_of("digits")
+    soft = np.eye(10)[y] * 0.8 + 0.02
+    objective = bridge.SoftmaxObjective(10).with_soft_labels(soft)
+    params = {"objective": objective, "num_class": 10, "metric": "none", "num_threads": 1, "verbose": -1}
+    message = r"given 1797 rows, and this data set has \d+; .* folds and subsets.*_labels\(labels\[rows"
+    with pytest.raises(ValueError, match=message):
+        lgb.cv(params, lgb.Dataset(X, y), 2, nfold=3, feval=bridge.softmax_loss)
+    params["objective"] = bridge.SoftmaxObjective(10).with_soft_labels(soft[::2])
+    assert lgb.train(params, lgb.Dataset(X[::2], y[::2]), 2).num_trees() == 20
 
 
 @pytest.mark.once
@@ -369,10 +457,46 @@ def test_catboost_labels_are_classes(label):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(3), label, 1.0)
     with pytest.raises(IndexError, match=rf"label {label} at row 1; expected a class, a whole number"):
         bridge.softmax_loss.evaluate([np.zeros(2)] * 3, np.array([0, label]), None)
-    with pytest.raises(ValueError, match="a row has 2 raw values; expected 3"):
+    with pytest.raises(ValueError, match="a row has 2 raw values; expected 3: pass classes_count=3"):
         bridge.SoftmaxObjective(3).calc_ders_multi(np.zeros(2), 1.0, 1.0)
     with pytest.raises(ValueError, match=r"label nan at \[1\]; expected a number that is finite"):
         bridge.SoftLabelObjective(3).calc_ders_multi(np.zeros(3), [0.5, np.nan, 0.5], 1.0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("objective", "metric", "options", "message"),
+    [
+        ("SoftmaxObjective", "softmax_loss", {}, "one raw value; expected 3: pass classes_count=3"),
+        ("LogisticObjective", "MultiClass", {}, "3 raw values; expected one: use SoftmaxObjective.3."),
+        ("LogisticObjective", "softmax_loss", {"classes_count": 3}, "3 raw values; expected one"),
+        ("SoftmaxObjective", "logistic_loss", {"classes_count": 3}, "rows have 3 raw values; expected one: "),
+        ("SoftLabelObjective", "soft_label_loss", {}, "one raw value; expected 3: give labels of 3 columns"),
+    ],
+)
+def test_catboost_shows_what_to_pass_for_several_classes(objective, metric, options, message):
+    """It asks objectives by the method that goes with its number of raw values, which it is told of."""
+    catboost = skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    n_classes = () if objective == "LogisticObjective" else (3,)
+    settings = CATBOOST | options | {"loss_function": getattr(bridge, objective)(*n_classes)}
+    model = catboost.CatBoost(settings | {"eval_metric": getattr(bridge, metric, metric)})
+    with pytest.raises(catboost.CatBoostError, match=message):
+        model.fit(np.arange(12).reshape(6, 2), np.arange(6) % 3)
+
+
+@pytest.mark.once
+def test_catboost_counts_two_classes_as_one_raw_value():
+    catboost = skipping("catboost")
+    from fastce.boosting import catboost as bridge
+
+    X, y = np.arange(12).reshape(6, 2), np.arange(6) % 2
+    settings = CATBOOST | {"loss_function": bridge.SoftmaxObjective(2)}
+    with pytest.raises(catboost.CatBoostError, match="expected 2: LogisticObjective takes one"):
+        catboost.CatBoostClassifier(**settings, eval_metric=bridge.softmax_loss, classes_count=2).fit(X, y)
+    model = catboost.CatBoostClassifier(**settings, eval_metric="MultiClass").fit(X, y)
+    assert raw_of(model, X).shape == (6, 2)
 
 
 # ---- What all share --------------------------------------------------------------------------------------

@@ -576,6 +576,7 @@ def test_tensors_given_to_functions_of_arrays(function):
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
 def test_tensors_that_are_no_arrays_are_named():
     """With what PyTorch has for each of them."""
     x, z, y = torch.randn(2, 2), torch.randn(2, 2, dtype=torch.complex64), torch.tensor([0, 1])
@@ -583,6 +584,7 @@ def test_tensors_that_are_no_arrays_are_named():
         (x.to_sparse(), "to_dense"),
         (x.to_sparse_csr(), "to_dense"),
         (x.bfloat16().to_sparse(), "to_dense"),
+        (torch.nested.nested_tensor([x, x[:1]]), r"torch\.cat"),
         (x.to("meta"), "no numbers"),
         (x.bfloat16().to("meta"), "no numbers"),
         (x.to(torch.float8_e5m2), "float"),
@@ -761,7 +763,26 @@ def test_second_derivatives(kept, x, y):
             ValueError,
             r"linear_bias has shape \(6, 1\); expected \(1, 6\)",
         ),
-        (lambda x, y: ft.cross_entropy(x, y.double()), ValueError, "target has shape"),
+        (lambda x, y: ft.cross_entropy(x, y.double()), ValueError, r"target has shape.*use \.long\(\)"),
+        (lambda x, y: ft.cross_entropy(x[0, 0], y[0]), ValueError, "^input is a scalar; expected at"),
+        (lambda x, y: ft.cross_entropy(x[:, :0], y), ValueError, r"^input has shape \(6, 0\), no classes"),
+        (lambda x, y: ft.focal_loss(x[:, :0], y), ValueError, r"^input has shape \(6, 0\), no classes"),
+        (lambda x, y: ft.focal_loss(x[0, 0], y[0]), ValueError, "^input is a scalar; expected at least one"),
+        (
+            lambda x, y: ft.cross_entropy(x[:, :4, None], y[:4, None]),
+            ValueError,
+            r"\(6, 4, 1\) of the input without the class axis 1: use input\.movedim\(0, 1\) if the classes",
+        ),
+        (
+            lambda x, y: ft.cross_entropy(y.float(), x.detach()),
+            ValueError,
+            "the shape of the input, or.*: the input comes first, then the target",
+        ),
+        (
+            lambda x, y: ft.linear_cross_entropy(x, x.detach()[:4], y[:4]),
+            ValueError,
+            r"\(6, 4\) of the logits without the class axis 1$",
+        ),
         (lambda x, y: ft.binary_cross_entropy_with_logits(x, x[:, :1].detach()), ValueError, "expand_as"),
         (
             lambda x, y: ft.binary_cross_entropy_with_logits(x, x.detach() * 0 + 2),
@@ -773,6 +794,30 @@ def test_second_derivatives(kept, x, y):
 def test_bad_calls(call, error, text, x, y):
     with pytest.raises(error, match=text):
         call(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused_by_name(layout, x, y):
+    """PyTorch asks for a report of an internal error where it meets one that it does not know."""
+    x = x.detach()
+    nested = torch.nested.nested_tensor([x[:2], x[2:]], layout=layout)
+    way = r"is a nested tensor; expected .*torch\.cat\({}\.unbind\(\)\), or .*{}\.to_padded_tensor"
+    for name, call in (
+        ("input", lambda: ft.cross_entropy(nested, y)),
+        ("target", lambda: ft.cross_entropy(x, nested)),
+        ("weight", lambda: ft.cross_entropy(x, y, weight=nested)),
+        ("sample_weight", lambda: ft.focal_loss(x, y, sample_weight=nested)),
+        ("input", lambda: ft.binary_cross_entropy_with_logits(nested, nested)),
+        ("input", lambda: ft.linear_cross_entropy(nested, x, y)),
+        ("linear_weight", lambda: ft.linear_cross_entropy(x, nested, y)),
+        ("input", lambda: ft.softmax(nested, -1)),
+        ("input", lambda: ft.logsumexp(nested, -1)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} " + way.format(name, name)):
+            call()
+    joined = ft.cross_entropy(torch.cat(nested.unbind()), y)
+    assert joined == ft.cross_entropy(x, y)
 
 
 def test_other_devices(monkeypatch, x, y):

@@ -144,6 +144,34 @@ def test_columns_of_data_frames():
     np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * TOL)
 
 
+def test_data_frames():
+    """As arrays of them, and with scikit-learn's rules for the names of columns."""
+    pd, dd = pytest.importorskip("pandas"), pytest.importorskip("dask.dataframe")
+    X, y = data(3)
+    table = pd.DataFrame(X, columns=[f"x{k}" for k in range(X.shape[1])]).assign(above=X[:, 0] > 0, one=1)
+    labels = np.array(["ant", "bee", "cat"])[y]
+    frame = dd.from_pandas(table.assign(y=labels, w=np.arange(len(y)) % 3), npartitions=3)
+    features = frame[list(table)]
+    model = LogisticRegression(tol=TOL).fit(features, frame["y"], sample_weight=frame["w"])
+    expected = fastce.sklearn.LogisticRegression(tol=TOL).fit(table, labels, np.arange(len(y)) % 3)
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e3 * TOL)
+    assert model.feature_names_in_.tolist() == list(table)
+    assert isinstance(model.predict(features), da.Array)
+    assert model.predict(features).compute().tolist() == model.predict(table).tolist()
+    np.testing.assert_allclose(model.predict_proba(features), model.predict_proba(table), rtol=1e-6)
+    assert model.score(features, frame["y"]) == model.score(table, labels)
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(features[features.columns[::-1]])
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        model.predict(features.to_dask_array())
+    with pytest.raises(TypeError, match="only supported if all input features have string names"):
+        LogisticRegression().fit(features.rename(columns={"x0": 0}), frame["y"])
+    assert not hasattr(model.fit(features.to_dask_array().astype(float), frame["y"]), "feature_names_in_")
+    for other in (table, dask.delayed(table)):
+        with pytest.raises(TypeError, match="expected a dask array or data frame"):
+            LogisticRegression().fit(other, y)
+
+
 def test_labels_of_any_kind():
     X, y = data(3)
     names = np.array(["ant", "bee", "cat"])[y]

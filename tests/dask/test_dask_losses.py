@@ -135,6 +135,13 @@ def test_nothing_to_average(rng):
         assert not grad.compute().any()
 
 
+def test_data_frames_become_arrays_by_their_own_method():
+    pd, dd = pytest.importorskip("pandas"), pytest.importorskip("dask.dataframe")
+    frame = dd.from_pandas(pd.DataFrame(np.zeros((4, 3))), npartitions=2)
+    with pytest.raises(TypeError, match=r"logits are a DataFrame; .*logits\.to_dask_array\(lengths=True\)"):
+        bridge.cross_entropy(frame, np.zeros(4, int))
+
+
 def test_arguments_that_make_no_sense():
     lazy = da.zeros((4, 3), chunks=(2, 3))
     with pytest.raises(TypeError, match="logits are a ndarray; expected a dask array"):
@@ -145,5 +152,9 @@ def test_arguments_that_make_no_sense():
         bridge.cross_entropy(lazy, np.zeros(4, int), sample_weight=da.zeros(3))
     with pytest.raises(ValueError, match="reduction is 'median'"):
         bridge.cross_entropy(lazy, np.zeros(4, int), reduction="median")
+    with pytest.raises(TypeError, match=r"unexpected arguments: axis; expected label_.*last axis.*moveaxis"):
+        bridge.cross_entropy(lazy, np.zeros(3, int), axis=0)
+    with pytest.raises(TypeError, match=r"unexpected arguments: n_threads; .*as many tasks as it was given"):
+        bridge.perplexity(lazy, np.zeros(4, int), n_threads=1)
     with pytest.raises(TypeError, match="unexpected arguments: gamma"):
         bridge.cross_entropy(lazy, np.zeros(4, int), gamma=2.0)

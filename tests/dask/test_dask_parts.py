@@ -179,8 +179,11 @@ def test_a_wrong_label_is_named_by_its_place_in_the_whole(rng, label):
     x, y = rng.normal(size=(40, 9)), rng.integers(9, size=40)
     y[31] = label
     lazy = da.from_array(x, chunks=(7, 4))
-    for result in (*bridge.cross_entropy_and_grad(lazy, y), *bridge.token_logprobs(lazy, y)[:1]):
-        with pytest.raises(IndexError, match=rf"target\[31\] is {label}; expected a class in \[0, 9\)"):
+    scores = (bridge.token_logprobs(lazy, y).logprob, bridge.perplexity(lazy, y))
+    scores += (bridge.perplexity(lazy.rechunk((7, 9)), y),)
+    named = [("target", result) for result in bridge.cross_entropy_and_grad(lazy, y)]
+    for name, result in (*named, *(("tokens", score) for score in scores)):
+        with pytest.raises(IndexError, match=rf"^{name}\[31\] is {label}; expected a class in \[0, 9\)"):
             result.compute()
 
 
@@ -197,6 +200,11 @@ def test_what_arrays_are_refused_for_is_refused_at_once(chunks):
         bridge.cross_entropy_and_grad(x, y > 4)
     with pytest.raises(ValueError, match=r"weight has shape \(11,\); expected \(10,\)"):
         bridge.cross_entropy(x, y, weight=np.ones(11), reduction="none")
+    with pytest.raises(TypeError, match=r"^tokens has dtype bool"):
+        bridge.perplexity(x, y > 4)
+    for function in (bridge.perplexity, bridge.token_logprobs):
+        with pytest.raises(ValueError, match=r"^tokens has shape \(11,\); expected \(12,\)"):
+            function(x, y[1:])
     with pytest.raises(TypeError, match="sample_weight has dtype complex128"):
         bridge.perplexity(x, y, sample_weight=np.ones(12, complex))
     with pytest.raises(ValueError, match="temperature is -1"):

@@ -65,7 +65,7 @@ class Tensor:
 
     def __init__(self, error, dtype="torch.float32", requires_grad=False, layout="torch.strided", **bits):
         self.error, self.dtype, self.requires_grad, self.layout = error, dtype, requires_grad, layout
-        self.is_meta, self.bits = "meta" in str(error), bits
+        self.is_meta, self.is_nested, self.bits = "meta" in str(error), "Nested" in str(error), bits
 
     def is_conj(self):
         return "is_conj" in self.bits
@@ -91,6 +91,7 @@ TENSORS = [
         Tensor(TypeError("can't convert Sparse layout tensor to numpy."), layout="torch.sparse_csr"),
         r"\.to_dense\(\)",
     ),
+    (Tensor(RuntimeError("NestedTensorImpl doesn't support sizes.")), r"torch\.cat\("),
     (Tensor(TypeError("can't convert meta device type tensor to numpy.")), "no numbers"),
     (Tensor(RuntimeError("Tensor that has conjugate bit set."), is_conj=True), r"\.resolve_conj\(\)"),
     (Tensor(RuntimeError("Tensor that has negative bit set."), is_neg=True), r"\.resolve_neg\(\)"),

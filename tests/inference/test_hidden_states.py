@@ -93,3 +93,11 @@ def test_means():
     for function in (perplexity, bits_per_token):
         with pytest.raises(TypeError, match=f"{function.__name__} has no option 'top_k'; expected axis, "):
             function(x, y, top_k=1)
+        with pytest.raises(IndexError, match=r"^tokens\[2\] is 30; expected a class index in \[0, 30\)"):
+            function(x[:3], [0, 1, 30])
+        with pytest.raises(ValueError, match=r"^tokens has shape \(39,\); expected \(40,\), the shape"):
+            function(x, y[1:])
+        with pytest.raises(TypeError, match=r"^tokens has dtype <U1; .*numpy.unique\(names, return_inverse"):
+            function(x[:2], ["a", "b"])
+        with pytest.raises(ValueError, match=r"^tokens has .* float64, target probabilities; expected"):
+            function(x, y.astype(float))

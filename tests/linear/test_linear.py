@@ -367,6 +367,13 @@ def test_refusals():
         f(x, w, y, memory="much")
     with pytest.raises(ValueError, match="wrt has 'weights'"):
         g(x, w, y, wrt=("weights",))
+    for wrt in ("linear_bias", ("linear_bias",), ["input", "linear_bias"], ("linear_weight", "linear_bias")):
+        with pytest.raises(ValueError, match=r"wrt has 'linear_bias', which is not given; .*numpy.zeros"):
+            g(x, w, y, wrt=wrt)
+    for shape in ((3,), (20, 3, 1)):  # of classes that are elsewhere, whose axis nobody can give
+        with pytest.raises(ValueError, match=r"target has shape") as error:
+            f(x, w, np.zeros(shape, int))
+        assert "use axis" not in str(error.value)
     for wrt in (None, 5):
         with pytest.raises(TypeError, match=f"wrt is {wrt}; expected names out of input, linear_weight"):
             g(x, w, y, wrt=wrt)

@@ -160,8 +160,12 @@ def test_accumulate(way):
 
 def test_refusals():
     x, w, _, y = problem()
-    with pytest.raises(ValueError, match="wrt has 'input', which is sparse"):
+    with pytest.raises(ValueError, match=r"wrt has 'input', which is sparse.*wrt=\('linear_weight',\)"):
         fastce.linear_cross_entropy_and_grad(x, w, y, wrt=("input",))
+    with pytest.raises(ValueError, match=r"wrt=\('linear_weight', 'linear_bias'\)"):
+        fastce.linear_cross_entropy_and_grad(x, w, y, linear_bias=np.zeros(len(w)), wrt=("input",))
+    with pytest.raises(ValueError, match="wrt has 'linear_bias', which is not given"):
+        fastce.linear_cross_entropy_and_grad(x, w, y, wrt=("linear_weight", "linear_bias"))
     with pytest.raises(ValueError, match=r"linear_weight has shape \(7, 49\) and input \(300, 50\)"):
         fastce.linear_cross_entropy(x, w[:, 1:], y)
     beyond = sparse.csr_array(x)

@@ -3,6 +3,7 @@
 Called once an error is certain, so nothing here has to be quick, and nothing here may fail.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,17 @@ def shown(given: Any) -> str:
         return f"{'an' if isinstance(given, int) else 'a'} {kind_of(given)} without a repr"
 
 
+def retold(error: Exception, *changes: tuple[str, str]) -> Exception:
+    """The error of a function by whose names the caller's arguments are not known.
+
+    changes: patterns of its message, and what to say instead.
+    """
+    message = str(error)
+    for pattern, text in changes:
+        message = re.sub(pattern, text, message)
+    return error if message == str(error) else type(error)(message)
+
+
 def to_read(given: Any) -> str:
     """Of what does not become an array."""
     if isinstance(given, list | tuple):
@@ -37,6 +49,8 @@ def to_read(given: Any) -> str:
             "to .backward(gradient=torch.from_numpy(grad))"
         )
     dtype = str(given.dtype)
+    if given.is_nested:
+        return ": join its rows with torch.cat(given.unbind())"
     if str(given.layout) != "torch.strided":
         return ": make it dense with .to_dense()"
     if given.is_meta:
@@ -74,7 +88,7 @@ def to_convert(a: np.ndarray, labels: bool = False) -> str:
         return ": use .astype(int) if the classes are 0 and 1, or .argmax(axis) if these are one-hot rows"
     if kind in "US" or (kind == "O" and any(isinstance(item, str | bytes) for item in a.flat[:100])):
         return (
-            ": numpy.unique(target, return_inverse=True)[1] numbers the classes"
+            ": numpy.unique(names, return_inverse=True)[1] numbers the classes"
             if labels
             else ": leave out what is text, or convert numbers in text with .astype(float)"
         )
