@@ -42,7 +42,7 @@ cdef extern from "rows/rows.h" nogil:
     void write_part(const Tile *, const Rows *, Py_ssize_t start, Py_ssize_t end) noexcept
     void write_piece(const Tile *, const Rows *, Py_ssize_t piece) noexcept
     void clear_sums(Sums *) noexcept
-    void sum_losses(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
+    void sum_losses(Sums *, const Tile *, const Rows *) noexcept
     void sum_weights(Sums *, const Rows *, Py_ssize_t n_rows) noexcept
     Pair total_loss(const Sums *) noexcept
     Pair total_weight(const Sums *) noexcept
@@ -137,7 +137,7 @@ cdef void begin_tile(const Problem *p, Py_ssize_t number, char **at, Tile *tile,
 
 cdef void end_tile(const Problem *p, char **at, const Tile *tile, const Rows *rows, Sums *sums) noexcept nogil:
     cdef Py_ssize_t inner = p.n_dims - 1
-    sum_losses(sums, rows, tile.n_rows)
+    sum_losses(sums, tile, rows)
     if p.sums_weights:
         sum_weights(sums, rows, tile.n_rows)
     if at[LOSS]:

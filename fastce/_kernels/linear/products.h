@@ -37,10 +37,10 @@ INLINE vec FN(times_add)(REAL a, vec b, vec c) { return FN(fma)(FN(splat)(a), b,
 
 /* ---- Rows of features --------------------------------------------------------------------- */
 
-/* Whether rows of X can be used where they are: whole vectors, the last of which may overlap the one before. */
+/* Whether rows of X can be used where they are: vectors, the last of which may overlap the one before. */
 INLINE int FN(is_direct)(const Linear *l, const char *x, ptrdiff_t row_stride)
 {
-    return l->format == REAL_FORMAT && !l->swapped && l->feature_stride == sizeof(REAL) && l->n_features >= LANES
+    return l->format == REAL_FORMAT && !l->swapped && l->feature_stride == sizeof(REAL)
            && row_stride % (ptrdiff_t)sizeof(REAL) == 0 && (uintptr_t)x % sizeof(REAL) == 0;
 }
 
@@ -78,10 +78,24 @@ INLINE ptrdiff_t FN(feature_of)(const Linear *l, ptrdiff_t v)
     return v * LANES <= last || last < 0 ? v * LANES : last;
 }
 
+/* A vector of a row of n features, which may be fewer than a vector has. */
+INLINE vec FN(load_features)(const REAL *row, ptrdiff_t n)
+{
+#ifdef LEVEL_V4
+    return FN(load_n)(row, n < LANES ? n : LANES, 0); /* a mask costs nothing */
+#else
+    return n >= LANES ? FN(load)(row) : FN(load_n)(row, n, 0);
+#endif
+}
+
 /* ---- Logits ------------------------------------------------------------------------------- */
 
-#define ROWS 4 /* whose products with so many columns are accumulated together: 16 registers have room for that */
-#define DOT_COLUMNS 3
+#define ROWS 4 /* whose products with so many columns are accumulated together: */
+#ifdef LEVEL_V4
+#define DOT_COLUMNS 5 /* 32 registers have room for that */
+#else
+#define DOT_COLUMNS 3 /* 16 registers */
+#endif
 #ifndef AHEAD_FEATURES
 #define AHEAD_FEATURES 16384 /* bytes: see ask_for */
 #endif
@@ -108,14 +122,17 @@ INLINE void FN(put_lane_sums)(vec *sums, REAL *to)
 #endif
 }
 
-/* A vector of features, those from d on. */
-INLINE void FN(add_vector)(const REAL *const *row, ptrdiff_t d, const REAL *w, ptrdiff_t padded, vec (*sum)[ROWS],
-                           ptrdiff_t columns)
+/* A vector of n features, those from d on. */
+INLINE void FN(add_vector)(const REAL *const *row, ptrdiff_t d, ptrdiff_t n, const REAL *w, ptrdiff_t padded,
+                           vec (*sum)[ROWS], ptrdiff_t columns)
 {
     vec weights[DOT_COLUMNS];
     for (ptrdiff_t c = 0; c < columns; c++) weights[c] = FN(load)(w + c * padded);
     for (ptrdiff_t r = 0; r < ROWS; r++) {
-        const vec x = FN(load)(row[r] + d);
+        vec x = FN(load_features)(row[r] + d, n);
+#ifdef LEVEL_V4
+        __asm__("" : "+v"(x)); /* GCC 12 would load it again for each column: a tenth of the time */
+#endif
         for (ptrdiff_t c = 0; c < columns; c++) sum[c][r] = FN(fma)(x, weights[c], sum[c][r]);
     }
 }
@@ -134,10 +151,10 @@ INLINE void FN(add_products)(const Linear *l, const REAL *const *row, int64_t sh
     ptrdiff_t v = 0;
     for (; asked && v < last; v += LANES) {
         for (ptrdiff_t r = 0; r < asked; r++) FN(ask_for)(row[first + r] + v, AHEAD_FEATURES, 1, 0);
-        FN(add_vector)(row, v, w + v, l->padded, sum, columns);
+        FN(add_vector)(row, v, LANES, w + v, l->padded, sum, columns);
     }
-    for (; v < last; v += LANES) FN(add_vector)(row, v, w + v, l->padded, sum, columns);
-    FN(add_vector)(row, FN(feature_of)(l, last / LANES), w + last, l->padded, sum, columns);
+    for (; v < last; v += LANES) FN(add_vector)(row, v, LANES, w + v, l->padded, sum, columns);
+    FN(add_vector)(row, FN(feature_of)(l, last / LANES), l->n_features, w + last, l->padded, sum, columns);
     for (ptrdiff_t c = 0; c < columns; c++)
         for (ptrdiff_t r = 0; r < ROWS; r += PART) FN(put_lane_sums)(sum[c] + r, z + (column + c) * TILE + r);
 }
@@ -153,10 +170,15 @@ INLINE void FN(logits_of)(const Linear *l, const Features *x, ptrdiff_t n_rows, 
 #define ADD(columns) \
     FN(add_products)(l, row, share, c, z + i, columns); \
     c += columns
-        for (ptrdiff_t c = 0; c < l->n_columns;) {
-            switch (l->n_columns - c) {
+        const ptrdiff_t groups = (l->n_columns + DOT_COLUMNS - 1) / DOT_COLUMNS;
+        for (ptrdiff_t c = 0, g = 1; g <= groups; g++) {
+            switch (l->n_columns * g / groups - c) {
             case 1: ADD(1); break;
-            case 2: case 4: ADD(2); break;
+            case 2: ADD(2); break;
+#if DOT_COLUMNS > 3
+            case 3: ADD(3); break;
+            case 4: ADD(4); break;
+#endif
             default: ADD(DOT_COLUMNS);
             }
         }
@@ -176,15 +198,16 @@ static void FN(tile_logits)(const Linear *l, const Features *x, ptrdiff_t n_rows
 /* ---- Gradient of the weights ---------------------------------------------------------------- */
 
 /* sums: n_columns x padded, vector v of a row that of features from feature_of on. */
-INLINE void FN(add_outer)(const REAL *x, ptrdiff_t x_stride, const REAL *g, ptrdiff_t n_rows, double *sums,
-                          ptrdiff_t padded, ptrdiff_t columns, const ptrdiff_t *feature, ptrdiff_t vectors)
+INLINE void FN(add_outer)(const REAL *x, ptrdiff_t x_stride, ptrdiff_t n_features, const REAL *g, ptrdiff_t n_rows,
+                          double *sums, ptrdiff_t padded, ptrdiff_t columns, const ptrdiff_t *feature,
+                          ptrdiff_t vectors)
 {
     vec sum[COLUMNS][2];
     for (ptrdiff_t c = 0; c < columns; c++)
         for (ptrdiff_t v = 0; v < vectors; v++) sum[c][v] = (vec){0};
     for (ptrdiff_t i = 0; i < n_rows; i++) {
         vec row[2];
-        for (ptrdiff_t v = 0; v < vectors; v++) row[v] = FN(load)(x + i * x_stride + feature[v]);
+        for (ptrdiff_t v = 0; v < vectors; v++) row[v] = FN(load_features)(x + i * x_stride + feature[v], n_features);
         for (ptrdiff_t c = 0; c < columns; c++)
             for (ptrdiff_t v = 0; v < vectors; v++) sum[c][v] = FN(times_add)(g[c * TILE + i], row[v], sum[c][v]);
     }
@@ -206,8 +229,8 @@ static void FN(add_weight_grad)(const Linear *l, const Features *x, ptrdiff_t n_
         const ptrdiff_t feature[2] = {FN(feature_of)(l, v), FN(feature_of)(l, v + 1)};
         double *to = sums + v * LANES;
 #define ADD_OF(columns, vectors) \
-    FN(add_outer)((const REAL *)x->rows, x->stride, g + first * TILE, n_rows, to + first * l->padded, l->padded, columns, \
-                  feature, vectors)
+    FN(add_outer)((const REAL *)x->rows, x->stride, vectors == 2 ? LANES : l->n_features, g + first * TILE, n_rows, \
+                  to + first * l->padded, l->padded, columns, feature, vectors)
 #define ADD(columns) \
     if (v + 1 < n_vectors) ADD_OF(columns, 2); \
     else ADD_OF(columns, 1)

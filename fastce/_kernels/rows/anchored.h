@@ -22,7 +22,11 @@
  */
 #ifndef FASTCE_ANCHORED_H
 #define FASTCE_ANCHORED_H
-#define FEW_CLASSES 8 /* up to so many a target is found by comparing, beyond in memory */
+#ifdef LEVEL_V4 /* up to so many a target is found by comparing, beyond in memory */
+#define FEW_CLASSES 20
+#else
+#define FEW_CLASSES 8
+#endif
 #endif
 
 #undef FAR_GAP

@@ -363,11 +363,26 @@ static void epilogue_log_sum(const Tile *tile, Rows *rows, double rest_scale)
  * hardly ever shows in the result, and 10^8 rows cost it no digit. */
 typedef struct { sum_vec_f64 loss, weight; } Sums;
 
-INLINE void sum_losses(Sums *sums, const Rows *rows, ptrdiff_t n_rows)
+/* Float32 losses none of which is negative take nothing from one another: those of a tile are added up in float64 as they
+ * are, what that loses is kept once for all of them. */
+INLINE int sums_tile_first(const Tile *tile, const Rows *rows)
 {
-    ptrdiff_t i = 0;
-    for (; i + LANES <= n_rows; i += LANES) add_f64(&sums->loss, load_f64(rows->loss + i));
-    if (i < n_rows) add_f64(&sums->loss, load_n_f64(rows->loss + i, n_rows - i, 0));
+    return tile->formula->kind == CROSS_ENTROPY && tile->logits_layout.format != FORMAT_F64 && !tile->q && !rows->weighted;
+}
+
+INLINE void sum_losses(Sums *sums, const Tile *tile, const Rows *rows)
+{
+    const ptrdiff_t n_rows = tile->n_rows;
+    const int tile_first = sums_tile_first(tile, rows);
+    sum_vec whole = sums->loss;
+    vec of_tile = {0};
+    for (ptrdiff_t i = 0; i < n_rows; i += LANES) {
+        const vec loss = i + LANES <= n_rows ? load_f64(rows->loss + i) : load_n_f64(rows->loss + i, n_rows - i, 0);
+        if (tile_first) of_tile += loss;
+        else add_f64(&whole, loss);
+    }
+    if (tile_first) add_f64(&whole, of_tile);
+    sums->loss = whole;
 }
 
 /* Over the rows that are not ignored. */
