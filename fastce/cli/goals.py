@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from timeit import Timer
 
@@ -58,13 +59,13 @@ class Goal:
     name: str
     measure: Callable[[Setting], tuple[float, str]]
     at_most: float = float("inf")
-    at_least: float = 0.0
+    at_least: float = float("-inf")
     text: Callable[[float], str] = three_digits
 
     @property
     def bound(self) -> str:
         """The bound in words."""
-        return f"≥ {self.at_least:g}" if self.at_least else f"≤ {self.text(self.at_most)}"
+        return f"≤ {self.text(self.at_most)}" if isfinite(self.at_most) else f"≥ {self.at_least:g}"
 
 
 def show_goals(terminal: Console, rivals: list[str], rounds: int, n_threads: int) -> None:
