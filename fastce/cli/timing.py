@@ -12,7 +12,8 @@ Call = Callable[[], object]
 
 SAMPLE = 1e-3  # seconds; a sample repeats its call for that long: clock noise far below 1 %
 TURN = 0.03  # seconds of samples that a call gets in each round
-REST = 0.005  # seconds between turns, in which the previous library's threads stop spinning
+REST = 0.005  # seconds between turns, as often as the previous library's threads still spin:
+LONGEST_REST = 0.5  # OpenBLAS's do for 0.1 s after a product, on the CPUs of whoever comes next
 PATIENCE = 4.0  # seconds; a call that has had more sits out the rounds after the second
 SERIAL_BYTES = 1 << 20  # up to here one thread copies faster than several can be woken
 
@@ -40,7 +41,7 @@ def interleaved(calls: Mapping[str, Call | Timer], rounds: int) -> dict[str, flo
         for name, timer in timers.items():
             if turn >= 2 and spent[name] > PATIENCE:
                 continue
-            time.sleep(REST)
+            _rest()
             end = time.perf_counter() + TURN
             while True:
                 sample = timer.timeit(loops[name])
@@ -49,6 +50,16 @@ def interleaved(calls: Mapping[str, Call | Timer], rounds: int) -> dict[str, flo
                 if time.perf_counter() >= end:
                     break
     return best
+
+
+def _rest() -> None:
+    """Sleep until no thread of this process takes a CPU."""
+    end = time.perf_counter() + LONGEST_REST
+    while time.perf_counter() < end:
+        start = time.process_time()
+        time.sleep(REST)
+        if time.process_time() - start < REST / 10:
+            return
 
 
 def _loops(timer: Timer) -> int:

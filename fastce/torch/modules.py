@@ -129,6 +129,8 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
     *args, **kwargs
         As `torch.nn.LinearCrossEntropyLoss`: in_features, num_classes, out_features, bias, device, dtype,
         reduction, weight, ignore_index, label_smoothing, options.
+    z_loss, temperature, softcap
+        As in :func:`fastce.cross_entropy`.
 
     Examples
     --------
@@ -138,6 +140,17 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
     >>> criterion(torch.zeros(4, 8), torch.arange(4)).shape
     torch.Size([])
     """
+
+    def __init__(
+        self,
+        *args: Any,
+        z_loss: float = 0.0,
+        temperature: float = 1.0,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.z_loss, self.temperature, self.softcap = z_loss, temperature, softcap
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of features."""
@@ -152,4 +165,7 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
             options=self.options,
+            z_loss=self.z_loss,
+            temperature=self.temperature,
+            softcap=self.softcap,
         )

@@ -679,6 +679,17 @@ def test_linear_cross_entropy_under_autocast():
     assert torch.equal(twin(x, y), criterion(x, y))
 
 
+@pytest.mark.parametrize("option", [{"z_loss": 0.1}, {"temperature": 2.0}, {"softcap": 1.5}])
+def test_linear_cross_entropy_loss_passes_on(option):
+    plain, x, y = ft.LinearCrossEntropyLoss(16, 50), torch.randn(8, 16), torch.randint(50, (8,))
+    criterion = ft.LinearCrossEntropyLoss(16, 50, **option)
+    criterion.load_state_dict(plain.state_dict())
+    expected = ft.linear_cross_entropy(x, plain.linear.weight, y, **option)
+    assert torch.equal(criterion(x, y), expected)
+    assert not torch.equal(plain(x, y), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(criterion))(x, y), expected)
+
+
 def test_linear_cross_entropy_second_derivatives():
     x, w, y = (
         torch.randn(4, 3, requires_grad=True),
