@@ -29,6 +29,8 @@ from fastce.torch._tensors import (
 
 Made = tuple[Tensor | None, ...]
 
+SCALED_CLASSES = 1024  # up to so many the kernels keep float32 weights of rows within LEAST_WEIGHT
+
 
 def class_axis(t: Tensor) -> int:
     """PyTorch's: the second, or the only one."""
@@ -245,11 +247,11 @@ def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
     log_p, scale = as_array(output), 1.0
     out = array_like(output, log_p)
     if log_p.size:
-        largest = max(map(abs, map(float, torch.aminmax(grad))))
-        if 0 < largest < 1:
-            scale = 2.0 ** min(-math.frexp(largest)[1], 30)
-        options = (dim, None, None, -100, 0.0, 0.0, 1.0, None, "mean", scale)
-        _kernels.kernels.cross_entropy(1, log_p, as_array(grad * -scale), *options, n_threads(), out)
+        if log_p.shape[dim] <= SCALED_CLASSES:
+            largest = max(map(abs, map(float, torch.aminmax(grad))))
+            if 0 < largest < 1:
+                scale = 2.0 ** min(-math.frexp(largest)[1], 30)
+        _kernels.kernels.log_softmax_backward(as_array(grad), log_p, dim, out, n_threads(), scale)
     return as_tensor(out)
 
 

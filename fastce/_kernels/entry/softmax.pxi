@@ -96,6 +96,26 @@ cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
     leave_environment(host)
 
 
+def log_softmax_backward(cnp.ndarray grad, cnp.ndarray log_p, int axis, cnp.ndarray out, n_threads, double scale):
+    """Write grad - softmax times the sum of grad along an axis into out: a cross-entropy's gradient, whose target is -grad.
+
+    A `scale` by a power of two keeps the few gradients of a large mean from the walk by the maximum (LEAST_WEIGHT).
+    """
+    cdef int threads = checked_n_threads(n_threads)
+    cdef Partials partials
+    cdef Problem p
+    begin_problem(&p, CROSS_ENTROPY)
+    add_logits(&p, log_p, axis)
+    add_operand(&p, Q, grad, axis)
+    add_operand(&p, GRAD, out, axis)
+    p.formula.has_terms = True
+    lay_out(&p)
+    p.formula.share, p.formula.normalizer = -scale, scale
+    cdef Environment host = enter_environment()
+    run_releasing_gil(&p, False, threads, &partials)
+    leave_environment(host)
+
+
 def logsumexp(cnp.ndarray a, int axis, cnp.ndarray b, n_threads):
     """log |sum of b exp(a)| along an axis and the sign of the sum, in the dtype that is computed in; b may be None."""
     cdef cnp.ndarray loss = new_losses(a, axis), sign = np.empty_like(loss)

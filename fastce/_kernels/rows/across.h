@@ -125,7 +125,7 @@ INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t 
     else FN(add_lanes)(tile, x, start, n, i, stage, exps, first, tally);
 }
 
-/* Notes as the rows' labels where the largest d_j stands first, or without weights the largest q_j. */
+/* Notes as the rows' labels where the largest d_j stands first, or the largest q_j where that is the same. */
 static void FN(lanes_largest)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t start, ptrdiff_t n,
                               ptrdiff_t i, FN(Tally) *tally, int64_t *label)
 {
@@ -133,7 +133,7 @@ static void FN(lanes_largest)(const Formula *formula, const REAL *q, const REAL 
     vec most = start ? FN(load)(tally->most + i) : FN(splat)(-INFINITY), at = FN(splat)(-1), here = {0};
     for (ptrdiff_t c = 0; c < n; c++, here += 1) {
         vec v = FN(load)(q + c * TILE + i);
-        if (w) v = ((REAL)formula->even + (REAL)formula->share * v) * w[c];
+        if (!rises_with_q(formula)) v = ((REAL)formula->even + (REAL)formula->share * v) * (w ? w[c] : 1);
         const FN(mask) stays = FN(not_less)(most, v);
         most = FN(select)(stays, most, v);
         at = FN(select)(stays, at, here);

@@ -71,12 +71,12 @@ static ptrdiff_t FN(place_of)(REAL most, Run q, ptrdiff_t n) { FOR_FORMAT(q, ret
 static const REAL *FN(all_terms)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t n, REAL *d)
 {
     const REAL even = (REAL)formula->even, share = (REAL)formula->share;
-    for (ptrdiff_t j = 0; j < n; j++) d[j] = (even + share * q[j]) * w[j];
+    for (ptrdiff_t j = 0; j < n; j++) d[j] = (even + share * q[j]) * (w ? w[j] : 1);
     return d;
 }
 
-/* The label of row i, where its target is a distribution: the class of the largest d_j, or without weights of the
- * largest q_j, which is the same. Its term stays out of the sums; one-hot rows are then as exact as labels. */
+/* The label of row i, where its target is a distribution: the class of the largest d_j, where that is the same of the
+ * largest q_j. Its term stays out of the sums; one-hot rows are then as exact as labels. */
 static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
 {
     const REAL *w = (const REAL *)tile->formula->term_weight;
@@ -85,7 +85,8 @@ static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
     for (ptrdiff_t start = 0; start < tile->n_classes; start += CHUNK) {
         const ptrdiff_t n = FN(smaller)(tile->n_classes - start, CHUNK);
         const REAL *q = FN(q_run)(tile, i, start, n);
-        if (w) q = FN(all_terms)(tile->formula, q, w + start, n, (REAL *)tile->third);
+        if (!rises_with_q(tile->formula))
+            q = FN(all_terms)(tile->formula, q, w ? w + start : NULL, n, (REAL *)tile->third);
         const ptrdiff_t largest = FN(place_of)(FN(chunk_max)(FN(reals)(q), n), FN(reals)(q), n);
         if (q[largest] > most) {
             most = q[largest];

@@ -67,6 +67,9 @@ typedef struct {
     double normalizer;           /* divides the gradient */
 } Formula;
 
+/* Whether the largest d_j is that of the largest q_j. */
+static inline int rises_with_q(const Formula *f) { return !f->term_weight && f->share >= 0; }
+
 /* A tile: rows of one batch axis. `grad` is NULL where only the loss is wanted, `hess` where no Hessian is. */
 typedef struct {
     ptrdiff_t n_rows, n_classes;

@@ -63,7 +63,7 @@ INLINE void FN(find_target)(const Formula *f, const REAL *x, REAL *q, ptrdiff_t 
 {
     const vec even = FN(splat)((REAL)f->even), share = FN(splat)((REAL)f->share);
     const REAL *w = (const REAL *)f->term_weight;
-    const int as_given = !w && f->even == 0;
+    const int as_given = !w && f->even == 0 && f->share == 1;
     vec x_y = FN(load)(x + i), q_y = FN(load)(q + i), most = FN(splat)(-INFINITY), largest = most, lost = {0};
     ivec place = {0}, here = {0};
     for (ptrdiff_t c = 0; c < n_classes; c++, here += 1) {
