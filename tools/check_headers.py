@@ -79,7 +79,8 @@ def check(
     program = f"{folder}/{source.stem}-{name}{'.exe' if prefix == [WINE] else ''}"
     environment = {**os.environ, "WINEPREFIX": f"{folder}/wine", "WINEDEBUG": "-all"}
     includes = [f"-I{ROOT}/fastce/_kernels", f"-I{source.parent}"]
-    command = [*compiler, "-std=gnu11", *flags, *includes, str(source), "-o", program, "-lm"]
+    strict = ["-Werror=incompatible-pointer-types", "-Werror=int-conversion"]  # a call of other arguments
+    command = [*compiler, "-std=gnu11", *strict, *flags, *includes, str(source), "-o", program, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         done = subprocess.run(

@@ -7,9 +7,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fastce import _kernels
+
+LINE = 64  # bytes
 
 
 def _padded(n_classes: int, dtype: np.dtype) -> int:
@@ -62,6 +64,14 @@ def _as_read(x: Any, dtype: np.dtype) -> tuple[np.dtype, ...]:
     return np.dtype(index_type), np.dtype(index_type), dtype
 
 
+def _zeros(shape: tuple[int, int], dtype: DTypeLike) -> NDArray:
+    """Zeros that begin with a line of the cache: the run of a feature takes as few lines as can be."""
+    n_bytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    memory = np.zeros(n_bytes + LINE, np.uint8)
+    first = -memory.ctypes.data % LINE
+    return memory[first : first + n_bytes].view(dtype).reshape(shape)
+
+
 class Products:
     """Products of CSR rows with weights the other way round, a block of rows at a time, and back.
 
@@ -93,7 +103,7 @@ class Products:
         return tuple(a.astype(kind, copy=False) for a, kind in parts)
 
     def weights(self, w: NDArray, bias: NDArray | None) -> tuple[NDArray, NDArray]:
-        weights, biases = np.zeros(self.shape, self.dtype), np.zeros(self.shape[1], self.dtype)
+        weights, biases = _zeros(self.shape, self.dtype), np.zeros(self.shape[1], self.dtype)
         weights[:, : self.n_columns] = w[:, self.used].T
         if bias is not None:
             biases[: self.n_columns] = bias
@@ -124,7 +134,7 @@ class Products:
         row = width * self.dtype.itemsize
         n_block = room // row if self.is_read_as_is else room // 2 // (row + self.dtypes[0].itemsize)
         self.most = 0 if self.is_read_as_is else max(1, room // 2 // sum(t.itemsize for t in self.dtypes[1:]))
-        return np.empty((max(1, min(self.x.shape[0], n_block)), width), self.dtype)
+        return _zeros((max(1, min(self.x.shape[0], n_block)), width), self.dtype)
 
     def multiply(
         self, rows: Any, entries: tuple[Any, ...], weights: tuple[NDArray, NDArray], z: NDArray
@@ -163,7 +173,7 @@ def run(
     weights = products.weights(w, bias)
     of_w, of_bias = grads
     with_grad = of_w is not None or of_bias is not None
-    sums, bias_sums = None if n_rows else np.zeros(products.shape), np.zeros(products.n_columns)
+    sums, bias_sums = None if n_rows else _zeros(products.shape, np.float64), np.zeros(products.n_columns)
     logits = products.array(memory // 2)
     for block, entries in products.blocks(len(logits)):
         first, z = block.start, logits[: block.stop - block.start]
@@ -176,7 +186,7 @@ def run(
         if of_w is not None:
             ignored = rows.ignored(first, len(z))
             used = np.ones(len(z), np.uint8) if ignored is None else (~ignored).view(np.uint8)
-            sums = np.zeros(products.shape) if sums is None else sums
+            sums = _zeros(products.shape, np.float64) if sums is None else sums
             products.add_grad(rows, entries, z, used, sums, memory)
     if of_w is not None:
         products.put(sums, of_w, accumulate)
@@ -198,7 +208,7 @@ def hessian_product(
     weights, others = products.weights(*coef), products.weights(*direction)
     logits = products.array(memory // 4)
     product = np.empty_like(logits)
-    sums, bias_sums = np.zeros(products.shape), np.zeros(products.n_columns)
+    sums, bias_sums = _zeros(products.shape, np.float64), np.zeros(products.n_columns)
     used = np.ones(len(logits), np.uint8)
     for block, entries in products.blocks(len(logits)):
         z, t = (a[: block.stop - block.start] for a in (logits, product))

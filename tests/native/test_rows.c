@@ -251,7 +251,7 @@ static void run(const Case *c, const Batch *b, const Array *x, const Array *q, H
             for (ptrdiff_t piece = count_pieces(b->n) - 1; tile.grad && piece >= 0; piece--)
                 write_piece(&tile, &rows, piece);
         }
-        sum_losses(&sums, &rows, tile.n_rows);
+        sum_losses(&sums, &tile, &rows);
         put_losses(rows.loss, tile.n_rows, format_of_loss(b->format), 8, (char *)(got->loss + i));
         put_losses(rows.sign, tile.n_rows, FORMAT_F64, 8, (char *)(got->sign + i));
     }

@@ -97,7 +97,7 @@ cpdef softmax(cnp.ndarray x, int axis, cnp.ndarray out, n_threads, bint log):
 
 
 def log_softmax_backward(cnp.ndarray grad, cnp.ndarray log_p, int axis, cnp.ndarray out, n_threads, double scale):
-    """Write grad - softmax times the sum of grad along an axis into out: a cross-entropy's gradient, whose target is -grad.
+    """Write grad - softmax times the sum of grad along an axis into out: a cross-entropy's gradient by a target -grad.
 
     A `scale` by a power of two keeps the few gradients of a large mean from the walk by the maximum (LEAST_WEIGHT).
     """

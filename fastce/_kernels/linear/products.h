@@ -130,7 +130,7 @@ INLINE void FN(add_vector)(const REAL *const *row, ptrdiff_t d, ptrdiff_t n, con
     for (ptrdiff_t c = 0; c < columns; c++) weights[c] = FN(load)(w + c * padded);
     for (ptrdiff_t r = 0; r < ROWS; r++) {
         vec x = FN(load_features)(row[r] + d, n);
-#ifdef LEVEL_V4
+#if defined(LEVEL_V4) && !defined(EMULATED_AVX512)
         __asm__("" : "+v"(x)); /* GCC 12 would load it again for each column: a tenth of the time */
 #endif
         for (ptrdiff_t c = 0; c < columns; c++) sum[c][r] = FN(fma)(x, weights[c], sum[c][r]);
