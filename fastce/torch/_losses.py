@@ -29,7 +29,7 @@ from fastce.torch._tensors import (
 
 Made = tuple[Tensor | None, ...]
 
-SCALED_CLASSES = 1024  # up to so many the kernels keep float32 weights of rows within LEAST_WEIGHT
+SCALED_CLASSES = 128  # up to so many, or of any that lie apart, kernels keep float32 rows within LEAST_WEIGHT
 
 
 def class_axis(t: Tensor) -> int:
@@ -247,7 +247,8 @@ def log_softmax_backward(grad: Tensor, output: Tensor, dim: int) -> Tensor:
     log_p, scale = as_array(output), 1.0
     out = array_like(output, log_p)
     if log_p.size:
-        if log_p.shape[dim] <= SCALED_CLASSES:
+        is_few = log_p.shape[dim] <= SCALED_CLASSES or output.stride(dim) != 1
+        if is_few and output.dtype != torch.float64:
             largest = max(map(abs, map(float, torch.aminmax(grad))))
             if 0 < largest < 1:
                 scale = 2.0 ** min(-math.frexp(largest)[1], 30)
