@@ -89,8 +89,9 @@ def linear_cross_entropy(
     -----
     Products are computed in float64 if the features or the weights are, else in float32, halves widened
     part by part. The bounds of :func:`fastce.cross_entropy` hold for the logits as computed. Where D C is
-    at most 8192, and for sparse features, the bits of the result do not depend on the number of threads;
-    else the last ones are those of BLAS. The names of the arguments are PyTorch's [1]_.
+    at most 8192, C at most 512 and D at most 4096, and for sparse features, the bits of the result do not
+    depend on the number of threads; else the last ones are those of BLAS. The names of the arguments are
+    PyTorch's [1]_.
 
     References
     ----------

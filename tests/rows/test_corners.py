@@ -306,6 +306,21 @@ def test_factors_of_exps_may_differ(n_classes):
         assert_ulp(fastce.logsumexp(a, b=b), exact, 4, max(abs(exact), gap))
 
 
+@pytest.mark.parametrize("weight", [1e-10, 1e-20, 1e-30])
+@pytest.mark.parametrize("n_classes", [2, 3, 40, 200, 2000])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_class_weights_far_below_the_target_s(level, dtype, n_classes, weight):
+    """Beside a sure target they are all there is, and no difference of sums with its own weight has them."""
+    x, w = np.zeros((3, n_classes), dtype), np.full(n_classes, weight, dtype)
+    x[:, 1], w[1] = 70, 1
+    options = {"weight": w, "label_smoothing": 0.1, "reduction": "sum"}
+    for option in ({}, {"softcap": 1e6}):
+        exact = reference.cross_entropy_and_grad(x, [1, 1, 1], **options, **option)[1]
+        for logits, axis in ((x, 1), (np.asfortranarray(x), 1), (x.T.copy(), 0)):
+            got = fastce.cross_entropy_and_grad(logits, [1, 1, 1], axis=axis, **options, **option)[1]
+            assert_ulp(got if axis else got.T, exact, 1.5 * GRAD_ULP[dtype] + 1)
+
+
 @pytest.mark.parametrize("n_classes", [64, 65, 9000])
 def test_factors_of_less_than_half_an_ulp_of_the_sum(n_classes):
     """A sum without what its additions round away misses all of them: of 64 classes 21 ULP."""

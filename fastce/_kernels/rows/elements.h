@@ -150,6 +150,18 @@ INLINE FN(TermSums) FN(sum_products)(const REAL *z, const REAL *a, const REAL *b
     return (FN(TermSums)){total_mass, total};
 }
 
+/* All weights of classes but the target's. Of float32 weights a float64 has digits to spare for the difference, unless
+ * the others are far less. */
+static double FN(weights_beside)(const Formula *formula, const REAL *w, ptrdiff_t n_classes, ptrdiff_t y)
+{
+    const double rest = formula->total_weight - (double)w[y];
+    if (!(fabs(rest) < 0x1p-24 * fabs((double)w[y]))) return rest;
+    double sum = 0;
+    for (ptrdiff_t c = 0; c < n_classes; c++)
+        if (c != y) sum += (double)w[c];
+    return sum;
+}
+
 /* Adds what a run of n classes from `start` on, or the whole row, has of the terms to mass and spread. */
 static void FN(add_terms)(const Formula *formula, const REAL *z, const REAL *q, int whole, ptrdiff_t start, ptrdiff_t n,
                           REAL m, int64_t y, double *mass, double *spread)
@@ -162,7 +174,7 @@ static void FN(add_terms)(const Formula *formula, const REAL *z, const REAL *q, 
         else if (REAL_BITS == 64 || !whole) sums = FN(sum_products)(z, w, NULL, 1, 1, n, m, y - start);
         else {
             sums = FN(sum_products)(z, w, NULL, 1, 0, n, m, y - start);
-            sums.mass = formula->total_weight - (double)w[y]; /* in float64: digits to spare */
+            sums.mass = FN(weights_beside)(formula, w, n, y);
         }
         *mass += formula->even * sums.mass;
         *spread += formula->even * sums.spread;

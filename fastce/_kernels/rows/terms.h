@@ -146,16 +146,17 @@ INLINE void FN(sum_against_largest)(REAL *x, ptrdiff_t n_classes, ptrdiff_t i, i
 }
 
 /* d_y where classes have weights, in float64: it is all there is where the target is one-hot. And what is left of all
- * weights without the target's: of float32 weights a float64 has digits to spare for the difference. */
-INLINE void FN(find_own_terms)(const Formula *f, ptrdiff_t n_rows, int kind, const FN(Mixture) *a, Rows *rows)
+ * weights without the target's. */
+INLINE void FN(find_own_terms)(const Tile *tile, int kind, const FN(Mixture) *a, Rows *rows)
 {
+    const Formula *f = tile->formula;
     const REAL *w = (const REAL *)f->term_weight;
-    for (ptrdiff_t i = 0; i < n_rows; i++) {
+    for (ptrdiff_t i = 0; i < tile->n_rows; i++) {
         const double label_share = rows->weight[i] == 0 ? 0 : f->label_share; /* see replace_weightless */
         const ptrdiff_t y = a->target[i] < 0 ? 0 : a->target[i];
         const double w_y = f->class_weight[y];
         rows->own[i] = (kind == GIVEN ? f->even + f->share * a->q_y[i] : label_share + f->even) * w_y;
-        if (kind == BY_CLASS && REAL_BITS == 32) rows->mass[i] = f->total_weight - (double)w[y];
+        if (kind == BY_CLASS && REAL_BITS == 32) rows->mass[i] = FN(weights_beside)(f, w, tile->n_classes, y);
     }
 }
 
@@ -308,7 +309,7 @@ INLINE ptrdiff_t FN(rows_of_mixtures)(const Tile *tile, int kind, FN(Mixture) *a
         const FN(Ahead) ahead = FN(ahead_of)(&first, tile, i);
         FN(sum_against_largest)(x, n_classes, i, with_grad, &ahead, &units, a);
     }
-    if (f->class_weight) FN(find_own_terms)(f, n_rows, kind, a, rows);
+    if (f->class_weight) FN(find_own_terms)(tile, kind, a, rows);
     FN(Usual) usual = FN(usual)();
     for (ptrdiff_t i = 0; i < n_rows; i += LANES) FN(finish_terms)(tile, i, kind, a, rows, &usual);
     for (ptrdiff_t i = 0; with_grad && i < n_rows; i += LANES) FN(find_factors)(i, f->z_loss != 0, a);
