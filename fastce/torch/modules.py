@@ -141,8 +141,6 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
     torch.Size([])
     """
 
-    z_loss, temperature, softcap = 0.0, 1.0, None  # of modules that were pickled before they had them
-
     def __init__(
         self,
         *args: Any,

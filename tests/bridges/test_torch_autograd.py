@@ -690,14 +690,6 @@ def test_linear_cross_entropy_loss_passes_on(option):
     assert torch.equal(pickle.loads(pickle.dumps(criterion))(x, y), expected)
 
 
-def test_linear_cross_entropy_loss_of_older_pickles():
-    criterion, x, y = ft.LinearCrossEntropyLoss(16, 50), torch.randn(8, 16), torch.randint(50, (8,))
-    older = pickle.loads(pickle.dumps(criterion))
-    for name in ("z_loss", "temperature", "softcap"):
-        del older.__dict__[name]
-    assert torch.equal(older(x, y), criterion(x, y))
-
-
 def test_linear_cross_entropy_second_derivatives():
     x, w, y = (
         torch.randn(4, 3, requires_grad=True),
