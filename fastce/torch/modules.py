@@ -11,7 +11,22 @@ from fastce.torch import functional
 __all__ = ["BCEWithLogitsLoss", "CrossEntropyLoss", "FocalLoss", "LinearCrossEntropyLoss"]
 
 
-class CrossEntropyLoss(nn.CrossEntropyLoss):
+class _WithOptions(nn.Module):
+    """What fastce has beside the arguments of PyTorch's module."""
+
+    def __init__(
+        self,
+        *args: Any,
+        z_loss: float = 0.0,
+        temperature: float = 1.0,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.z_loss, self.temperature, self.softcap = z_loss, temperature, softcap
+
+
+class CrossEntropyLoss(_WithOptions, nn.CrossEntropyLoss):
     """:class:`torch.nn.CrossEntropyLoss`, and the options of fastce.
 
     Parameters
@@ -28,17 +43,6 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
     >>> CrossEntropyLoss(label_smoothing=0.1)(torch.zeros(2, 4), torch.tensor([0, 3]))
     tensor(1.3863)
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        z_loss: float = 0.0,
-        temperature: float = 1.0,
-        softcap: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.z_loss, self.temperature, self.softcap = z_loss, temperature, softcap
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch."""
@@ -121,7 +125,7 @@ class FocalLoss(nn.modules.loss._WeightedLoss):
         )
 
 
-class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
+class LinearCrossEntropyLoss(_WithOptions, nn.LinearCrossEntropyLoss):
     """:class:`torch.nn.LinearCrossEntropyLoss`: a linear layer and its loss, without the logits as a whole.
 
     Parameters
@@ -140,17 +144,6 @@ class LinearCrossEntropyLoss(nn.LinearCrossEntropyLoss):
     >>> criterion(torch.zeros(4, 8), torch.arange(4)).shape
     torch.Size([])
     """
-
-    def __init__(
-        self,
-        *args: Any,
-        z_loss: float = 0.0,
-        temperature: float = 1.0,
-        softcap: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.z_loss, self.temperature, self.softcap = z_loss, temperature, softcap
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch of features."""
