@@ -257,7 +257,11 @@ def test_strides_of_a_dimension_that_is_kept(shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(900, 10), (4, 21, 8, 9), (40, 128), (600, 7), (9, 4)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(900, 10), (4, 21, 8, 9), (40, 128), (600, 7), (9, 4), (20, 300), (2, 9000), (2, 200, 9), (2, 1500, 9)],
+    ids=str,
+)
 @pytest.mark.parametrize("scale", [1, 10, 30])
 def test_gradients_of_log_softmax(scale, shape, dtype):
     """By many gradients a row, and by one in the surest class, where g - p sum(g) has no digits."""

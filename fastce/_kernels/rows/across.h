@@ -125,7 +125,7 @@ INLINE void FN(lanes_sum)(const Tile *tile, REAL *x, ptrdiff_t start, ptrdiff_t 
     else FN(add_lanes)(tile, x, start, n, i, stage, exps, first, tally);
 }
 
-/* Notes as the rows' labels where the largest d_j stands first, or the largest q_j where that is the same. */
+/* Notes as the rows' labels where the largest d_j stands first, found by the q_j where these rise together. */
 static void FN(lanes_largest)(const Formula *formula, const REAL *q, const REAL *w, ptrdiff_t start, ptrdiff_t n,
                               ptrdiff_t i, FN(Tally) *tally, int64_t *label)
 {

@@ -75,8 +75,8 @@ static const REAL *FN(all_terms)(const Formula *formula, const REAL *q, const RE
     return d;
 }
 
-/* The label of row i, where its target is a distribution: the class of the largest d_j, where that is the same of the
- * largest q_j. Its term stays out of the sums; one-hot rows are then as exact as labels. */
+/* The label of row i, where its target is a distribution: the class of the largest d_j, found by the q_j where these rise
+ * together. Its term stays out of the sums; one-hot rows are then as exact as labels. */
 static void FN(find_label)(const Tile *tile, Rows *rows, ptrdiff_t i)
 {
     const REAL *w = (const REAL *)tile->formula->term_weight;
